@@ -1,0 +1,88 @@
+// Checks of the arrays that come from Python. Every error names the argument, what was expected and what came.
+#pragma once
+
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+
+#include <algorithm>
+#include <initializer_list>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "gatedrnn/spec.h"
+
+namespace gatedrnn::bindings {
+
+namespace py = pybind11;
+
+// Up to three axes; more never get this far. On the stack, since a step takes microseconds.
+class Shape {
+ public:
+  Shape(std::initializer_list<py::ssize_t> sizes) : count_(static_cast<int>(sizes.size())) {
+    std::copy(sizes.begin(), sizes.end(), sizes_);
+  }
+  int size() const { return count_; }
+  const py::ssize_t* begin() const { return sizes_; }
+  const py::ssize_t* end() const { return sizes_ + count_; }
+
+ private:
+  int count_;
+  py::ssize_t sizes_[3];
+};
+
+std::string text(const py::ssize_t* begin, const py::ssize_t* end);
+inline std::string text(const Shape& shape) { return text(shape.begin(), shape.end()); }
+inline std::string shape_text(const py::array& array) { return text(array.shape(), array.shape() + array.ndim()); }
+bool has_shape(const py::array& array, const Shape& shape);
+std::string type_name(py::handle object);
+
+// A value that was not what `name` expects.
+[[noreturn]] void refuse_type(const char* name, const std::string& expected, const std::string& got);
+[[noreturn]] void refuse_value(const char* name, const std::string& expected, const std::string& got);
+
+// `object` as an array of native floating-point numbers, or a TypeError.
+py::array float_array(const char* name, py::handle object);
+
+// A new C-contiguous array, its values not yet set.
+template <class T>
+py::array new_array(const Shape& shape) {
+  auto& numpy = py::detail::npy_api::get();
+  PyObject* array = numpy.PyArray_NewFromDescr_(numpy.PyArray_Type_, py::dtype::of<T>().release().ptr(), shape.size(),
+                                                shape.begin(), nullptr, nullptr, 0, nullptr);
+  if (!array) throw py::error_already_set();
+  return py::reinterpret_steal<py::array>(array);
+}
+
+// The same as C-contiguous T; converts only where needed.
+template <class T>
+py::array_t<T, py::array::c_style> contiguous(const py::array& array) {
+  using Contiguous = py::array_t<T, py::array::c_style | py::array::forcecast>;
+  Contiguous converted = Contiguous::ensure(array);
+  if (!converted) throw py::error_already_set();
+  return py::reinterpret_steal<py::array_t<T, py::array::c_style>>(converted.release());
+}
+
+// Whether kernels can read or write the array in place: aligned T, features next to each other.
+template <class T>
+bool usable_in_place(const py::array& array) {
+  constexpr auto size = static_cast<py::ssize_t>(sizeof(T));
+  if (array.dtype().num() != py::dtype::num_of<T>()) return false;
+  if (reinterpret_cast<std::uintptr_t>(array.data()) % sizeof(T) != 0) return false;
+  for (py::ssize_t axis = 0; axis < array.ndim(); ++axis)
+    if (array.strides(axis) % size != 0) return false;
+  const py::ssize_t last = array.ndim() - 1;
+  return array.shape(last) <= 1 || array.strides(last) == size;
+}
+
+// An integer, or a list or array of them, all in first .. last.
+std::vector<Index> integers(const char* name, const std::string& expected, py::handle object, Index first, Index last);
+
+// An integer per batch row in 0 .. steps, or nothing for None.
+std::optional<std::vector<Index>> lengths_argument(py::handle lengths, Index batch, Index steps);
+
+// A writable array of exactly this type and shape that shares no memory with the inputs.
+py::array out_argument(py::handle out, const py::dtype& dtype, const Shape& shape,
+                       const std::vector<py::array>& inputs);
+
+}  // namespace gatedrnn::bindings

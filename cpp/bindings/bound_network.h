@@ -1,0 +1,39 @@
+// The Python-visible network and its streams, one class for both value types.
+#pragma once
+
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+
+#include <memory>
+#include <string>
+
+#include "gatedrnn/network.h"
+
+namespace gatedrnn::bindings {
+
+namespace py = pybind11;
+
+class BoundStream {
+ public:
+  virtual ~BoundStream() = default;
+  virtual py::object step(py::handle x, py::handle out) = 0;
+  virtual py::object state() const = 0;
+  virtual void set_state(py::handle state) = 0;
+  virtual void reset(py::handle rows) = 0;
+  virtual Index batch_size() const = 0;
+};
+
+class BoundNetwork {
+ public:
+  virtual ~BoundNetwork() = default;
+  virtual py::tuple forward(py::handle x, py::handle state, py::handle lengths, py::handle out, bool batch_first) = 0;
+  virtual py::tuple reference(py::handle x, py::handle state, py::handle lengths, bool batch_first) = 0;
+  virtual Plan plan(Index steps, Index batch, int threads) const = 0;
+  virtual std::unique_ptr<BoundStream> stream(Index batch_size) = 0;
+};
+
+// `parameters` maps torch.nn's names to contiguous arrays of the dtype.
+std::unique_ptr<BoundNetwork> bind_network(const Spec& spec, bool bias, const py::dict& parameters,
+                                           const py::dtype& dtype);
+
+}  // namespace gatedrnn::bindings

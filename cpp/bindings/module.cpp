@@ -1,0 +1,89 @@
+// gatedrnn._core: the engine for Python.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "arrays.h"
+#include "bound_network.h"
+#include "gatedrnn/machine.h"
+#include "gatedrnn/threads.h"
+#include "tools.h"
+
+namespace gatedrnn::bindings {
+namespace {
+
+Cell cell_named(const std::string& name) {
+  if (name == "lstm") return Cell::lstm;
+  if (name == "lstm_peephole") return Cell::lstm_peephole;
+  if (name == "gru") return Cell::gru;
+  if (name == "gru_reset_before") return Cell::gru_reset_before;
+  if (name == "rnn_tanh") return Cell::rnn_tanh;
+  if (name == "rnn_relu") return Cell::rnn_relu;
+  refuse_value("cell", "lstm, lstm_peephole, gru, gru_reset_before, rnn_tanh or rnn_relu", "'" + name + "'");
+}
+
+std::unique_ptr<BoundNetwork> make_network(const std::string& cell, const py::dict& parameters, Index input_size,
+                                           Index hidden_size, Index num_layers, bool bidirectional, bool bias,
+                                           Index proj_size, const py::object& dtype) {
+  const Spec spec{cell_named(cell), input_size, hidden_size, num_layers, bidirectional ? 2 : 1, proj_size};
+  return bind_network(spec, bias, parameters, py::dtype::from_args(dtype));
+}
+
+py::dict plan_dict(const BoundNetwork& network, Index steps, Index batch, int threads) {
+  const Plan plan = network.plan(steps, batch, threads);
+  py::dict d;
+  d["threads"] = plan.threads();
+  d["direction_groups"] = plan.direction_groups;
+  d["row_groups"] = plan.row_groups;
+  d["unit_groups"] = plan.unit_groups;
+  d["block_rows"] = plan.block_rows;
+  d["cycles"] = plan.cycles;
+  return d;
+}
+
+void set_threads(int count) {
+  if (count < 1) refuse_value("n", "at least 1", std::to_string(count));
+  set_num_threads(count);
+}
+
+}  // namespace
+}  // namespace gatedrnn::bindings
+
+PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
+  using namespace gatedrnn;
+  using namespace gatedrnn::bindings;
+  active_table();  // an unknown GATEDRNN_ISA fails here, as an ImportError
+  py::register_exception_translator([](std::exception_ptr raised) {
+    try {
+      if (raised) std::rethrow_exception(raised);
+    } catch (const std::bad_alloc&) {
+      PyErr_SetString(PyExc_MemoryError, "not enough memory for the packed weights or the scratch of this call");
+    }
+  });
+  m.attr("__version__") = GATEDRNN_VERSION;
+
+  py::class_<BoundStream>(m, "Stream")
+      .def("step", &BoundStream::step, py::arg("x"), py::arg("out") = py::none())
+      .def_property("state", &BoundStream::state, &BoundStream::set_state)
+      .def("reset", &BoundStream::reset, py::arg("rows") = py::none())
+      .def_property_readonly("batch_size", &BoundStream::batch_size);
+
+  py::class_<BoundNetwork>(m, "Network")
+      .def(py::init(&make_network), py::arg("cell"), py::arg("parameters"), py::kw_only(), py::arg("input_size"),
+           py::arg("hidden_size"), py::arg("num_layers"), py::arg("bidirectional"), py::arg("bias"),
+           py::arg("proj_size"), py::arg("dtype"))
+      .def("__call__", &BoundNetwork::forward, py::arg("x"), py::arg("state"), py::arg("lengths"), py::arg("out"),
+           py::arg("batch_first"))
+      .def("reference", &BoundNetwork::reference, py::arg("x"), py::arg("state"), py::arg("lengths"),
+           py::arg("batch_first"))
+      .def("plan", &plan_dict, py::arg("steps"), py::arg("batch"), py::arg("threads"))
+      .def("stream", &BoundNetwork::stream, py::arg("batch_size"));
+
+  m.def("set_num_threads", &set_threads, py::arg("n"));
+  m.def("get_num_threads", &num_threads);
+  m.def("machine", &machine);
+  m.def("fingerprint", &fingerprint, py::arg("array"));
+  m.def("sigmoid", &gatedrnn::bindings::sigmoid, py::arg("x"));
+  m.def("tanh", &gatedrnn::bindings::tanh, py::arg("x"));
+  m.def("measure_fma", &measure_fma, py::arg("dtype"), py::arg("milliseconds"));
+  m.def("measure_bandwidth", &measure_bandwidth, py::arg("bytes"), py::arg("milliseconds"));
+}

@@ -1,0 +1,154 @@
+#include "tools.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cstring>
+#include <string>
+#include <vector>
+
+#include "arrays.h"
+#include "gatedrnn/machine.h"
+#include "gatedrnn/memory.h"
+#include "gatedrnn/threads.h"
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
+namespace gatedrnn::bindings {
+namespace {
+
+std::string processor_name() {
+#if defined(__x86_64__)
+  unsigned words[12] = {}, highest = __get_cpuid_max(0x80000000u, nullptr);
+  if (highest < 0x80000004u) return "x86-64";
+  for (unsigned i = 0; i < 3; ++i) {
+    unsigned* at = words + 4 * i;
+    __get_cpuid(0x80000002u + i, at, at + 1, at + 2, at + 3);
+  }
+  std::string name(reinterpret_cast<const char*>(words), sizeof words);
+  name = name.substr(0, name.find('\0'));
+  name.erase(name.find_last_not_of(' ') + 1);
+  return name;
+#elif defined(__aarch64__)
+  return "aarch64";
+#else
+  return "unknown";
+#endif
+}
+
+std::vector<std::string> names(const std::vector<const KernelTable*>& tables) {
+  std::vector<std::string> result;
+  for (const KernelTable* table : tables) result.emplace_back(table->name);
+  return result;
+}
+
+template <class T>
+using Map = void (*)(const T*, T*, Index) noexcept;
+
+template <class T>
+py::array map(Map<T> function, const py::array& x) {
+  if (x.ndim() != 1) refuse_value("x", "one dimension", shape_text(x));
+  const auto in = contiguous<T>(x);
+  py::array_t<T, py::array::c_style> out(in.size());
+  const FlushDenormals flush;
+  function(in.data(), out.mutable_data(), in.size());
+  return out;
+}
+
+// Calls `round` for about this long, in three windows, and returns the best rate of amount per second.
+template <class Round>
+double best_rate(double milliseconds, Round&& round) {
+  using Clock = std::chrono::steady_clock;
+  double best = 0;
+  for (int window = 0; window < 3; ++window) {
+    double amount = 0, seconds = 0;
+    const auto start = Clock::now();
+    do {
+      amount += round();
+      seconds = std::chrono::duration<double>(Clock::now() - start).count();
+    } while (seconds < milliseconds / 3000);
+    best = std::max(best, amount / seconds);
+  }
+  return best;
+}
+
+template <class T>
+double fma_rate(const Kernels<T>& kernels, double milliseconds) {
+  Buffer<T> sink(12 * kernels.lanes);
+  std::fill_n(sink.data(), sink.size(), T(0.5));
+  return best_rate(milliseconds, [&] { return kernels.fma_chain(20000, sink.data()); });
+}
+
+}  // namespace
+
+py::dict machine() {
+  py::list available, compiled;
+  for (const auto& name : names(available_tables())) available.append(name);
+  for (const auto& name : names(compiled_tables())) compiled.append(name);
+  py::dict d;
+  d["isa"] = active_table().name;
+  d["available"] = available;
+  d["compiled"] = compiled;
+  d["l1"] = caches().l1;
+  d["l2"] = caches().l2;
+  d["l3"] = caches().l3;
+  d["cpu"] = processor_name();
+  d["compiler"] = GATEDRNN_COMPILER;
+  d["threads"] = num_threads();
+  return d;
+}
+
+// Four interleaved multiplicative hashes, so that the multiplications' latency is hidden and memory sets the speed.
+std::uint64_t fingerprint(const py::array& array) {
+  if (!(array.flags() & py::array::c_style)) refuse_value("array", "a contiguous array", "strides");
+  const auto* bytes = static_cast<const unsigned char*>(array.data());
+  const auto size = static_cast<std::size_t>(array.nbytes());
+  constexpr std::uint64_t odd = 0x9e3779b97f4a7c15ull;
+  std::uint64_t lanes[4] = {1, 2, 3, size};
+  std::size_t at = 0;
+  const auto mix = [&](std::uint64_t& lane, std::size_t count) {
+    std::uint64_t word = 0;
+    std::memcpy(&word, bytes + at, count);
+    lane = (lane ^ word) * odd;
+    lane ^= lane >> 29;
+    at += count;
+  };
+  while (size - at >= 32)
+    for (std::uint64_t& lane : lanes) mix(lane, 8);
+  while (at < size) mix(lanes[0], std::min<std::size_t>(8, size - at));
+  std::uint64_t hash = 0;
+  for (const std::uint64_t lane : lanes) hash = (hash ^ lane ^ (lane >> 32)) * odd;
+  return hash;
+}
+
+py::array sigmoid(const py::array& x) {
+  if (x.dtype().num() == py::dtype::num_of<double>()) return map<double>(active_table().f64.sigmoid, x);
+  return map<float>(active_table().f32.sigmoid, float_array("x", x));
+}
+
+py::array tanh(const py::array& x) {
+  if (x.dtype().num() == py::dtype::num_of<double>()) return map<double>(active_table().f64.tanh, x);
+  return map<float>(active_table().f32.tanh, float_array("x", x));
+}
+
+double measure_fma(const py::object& dtype, double milliseconds) {
+  const bool wide = py::dtype::from_args(dtype).num() == py::dtype::num_of<double>();
+  return wide ? fma_rate(active_table().f64, milliseconds) : fma_rate(active_table().f32, milliseconds);
+}
+
+double measure_bandwidth(Index bytes, double milliseconds) {
+  const Kernels<float>& kernels = active_table().f32;
+  const Index round = 8 * kernels.lanes;
+  const Index count = std::max<Index>(round, bytes / static_cast<Index>(sizeof(float)) / round * round);
+  Buffer<float> data(count), sink(round);
+  std::fill_n(data.data(), count, 1.0f);
+  // Many short reads between two looks at the clock.
+  const Index repeats = std::max<Index>(1, (1 << 20) / (count * static_cast<Index>(sizeof(float))));
+  return best_rate(milliseconds, [&] {
+    for (Index i = 0; i < repeats; ++i) kernels.read(data.data(), count, sink.data());
+    return static_cast<double>(repeats * count) * sizeof(float);
+  });
+}
+
+}  // namespace gatedrnn::bindings

@@ -1,0 +1,20 @@
+// What the Python side needs beside networks: facts about the machine, probes, and the activations by themselves.
+#pragma once
+
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+
+#include "gatedrnn/spec.h"
+
+namespace gatedrnn::bindings {
+
+namespace py = pybind11;
+
+py::dict machine();
+std::uint64_t fingerprint(const py::array& array);
+py::array sigmoid(const py::array& x);
+py::array tanh(const py::array& x);
+double measure_fma(const py::object& dtype, double milliseconds);
+double measure_bandwidth(Index bytes, double milliseconds);
+
+}  // namespace gatedrnn::bindings

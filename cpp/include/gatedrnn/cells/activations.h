@@ -1,0 +1,98 @@
+// exp, sigmoid and tanh as fixed sequences of fused multiply-adds, one correctly rounded division and bit operations, so that
+// every machine and every vector width gives the same bits. `S` names the arithmetic: S::V is the value (a scalar or a
+// vector), S::T its element.
+//
+// exp(y): y = n ln 2 + r with n an integer and |r| <= ln 2 / 2; exp(r) - 1 = r + r^2 q(r) with a minimax polynomial q.
+// (Cody and Waite, Software Manual for the Elementary Functions, 1980, chapter 6; the coefficients are our own fit.)
+#pragma once
+
+namespace gatedrnn::cells {
+
+template <class T>
+struct ExpConstants;
+
+template <>
+struct ExpConstants<float> {
+  // Adding 1.5 * 2^23 rounds to an integer that then stands in the low bits of the mantissa; the exponent's bias comes along.
+  static constexpr float rounder = 12582912.0f + 127.0f;
+  static constexpr int mantissa_bits = 23;
+  static constexpr float log2e = 1.44269504088896341f;
+  static constexpr float ln2_high = 0.693145751953125f;  // 16 bits, so n * ln2_high is exact
+  static constexpr float ln2_low = 1.42860682030941723212e-6f;
+  static constexpr float smallest = -87.33f;  // above the smallest normal number
+  static constexpr float largest = 88.37f;    // n stays below 128
+  static constexpr float largest_for_ratio = 86.0f;
+  static constexpr float q[] = {0.5f, 0.16666576845993976311f, 0.041666554437685938899f, 0.0083632029715758549465f,
+                                0.0013926213466332443037f};
+};
+
+template <>
+struct ExpConstants<double> {
+  static constexpr double rounder = 6755399441055744.0 + 1023.0;
+  static constexpr int mantissa_bits = 52;
+  static constexpr double log2e = 1.44269504088896340736;
+  static constexpr double ln2_high = 0.693147180559890330187045;  // 42 bits
+  static constexpr double ln2_low = 5.497923018708371174712472e-14;
+  static constexpr double smallest = -708.39;
+  static constexpr double largest = 709.43;
+  static constexpr double largest_for_ratio = 706.0;
+  static constexpr double q[] = {0.50000000000000010262,     0.16666666666666667456,   0.041666666666623991516,
+                                 0.0083333333333300513464,   0.0013888888917281793308, 0.00019841269863105968748,
+                                 0.000024801521190217727651, 2.7557268378684192873e-6, 2.7620138719733995569e-7,
+                                 2.5100424157005066788e-8};
+};
+
+template <class S>
+struct Activations {
+  using V = typename S::V;
+  using T = typename S::T;
+  using C = ExpConstants<T>;
+
+  // exp(y) = scale * (1 + fraction)
+  struct Exp {
+    V scale, fraction;
+  };
+
+  // value = numerator / denominator; cells merge several of these into one division.
+  struct Ratio {
+    V numerator, denominator;
+  };
+
+  // y must lie in smallest .. largest, or be NaN.
+  static inline Exp exp_parts(V y) {
+    const V shifted = S::madd(y, S::set(C::log2e), S::set(C::rounder));
+    const V n = S::sub(shifted, S::set(C::rounder));
+    const V r = S::madd(n, S::set(-C::ln2_low), S::madd(n, S::set(-C::ln2_high), y));
+    constexpr int degree = sizeof(C::q) / sizeof(T) - 1;
+    V q = S::set(C::q[degree]);
+    for (int i = degree - 1; i >= 0; --i) q = S::madd(q, r, S::set(C::q[i]));
+    return {S::template shift_left<C::mantissa_bits>(shifted), S::madd(S::mul(r, r), q, r)};
+  }
+
+  // exp(-x), with x held above -limit so that products of the result stay finite.
+  static inline V exp_negated(V x, T limit) {
+    const V y = S::min(S::max(S::negate(x), S::set(C::smallest)), S::set(limit));
+    const Exp e = exp_parts(y);
+    return S::madd(e.scale, e.fraction, e.scale);
+  }
+
+  // sigmoid(x) = 1 / (1 + exp(-x)): the denominator.
+  static inline V sigmoid_denominator(V x) { return S::add(S::set(1), exp_negated(x, C::largest)); }
+
+  // tanh(x) = sign(x) * -expm1(-2|x|) / (2 + expm1(-2|x|)); the denominator lies in 1 .. 2.
+  static inline Ratio tanh_ratio(V x) {
+    const V y = S::max(S::mul(S::abs(x), S::set(-2)), S::set(C::smallest));
+    const Exp e = exp_parts(y);
+    const V expm1 = S::madd(e.scale, e.fraction, S::sub(e.scale, S::set(1)));
+    return {S::copy_sign(expm1, x), S::add(S::set(2), expm1)};
+  }
+
+  static inline V sigmoid(V x) { return S::div(S::set(1), sigmoid_denominator(x)); }
+
+  static inline V tanh(V x) {
+    const Ratio t = tanh_ratio(x);
+    return S::div(t.numerator, t.denominator);
+  }
+};
+
+}  // namespace gatedrnn::cells

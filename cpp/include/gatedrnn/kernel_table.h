@@ -1,0 +1,118 @@
+// The border between the engine (compiled once, for any machine) and the kernels (compiled once per instruction set).
+// Only plain structs and function pointers cross it.
+//
+// A cell's time step is one or two stages, and each stage is one matrix product over packed panels followed by
+// pointwise mathematics. Weights are interleaved, so that one panel yields every gate of the units it covers:
+//
+//     panel[k][gate][unit vector][lane]          with `lanes` lanes in a vector of this instruction set
+//
+// Before the recurrence, `project` leaves bias + x W_ih in the gates buffer, [panel][row][slot][unit vector][lane];
+// `step` continues the same chain of fused multiply-adds with h W_hh. The buffer is the only meeting point of the two, so
+// how many time steps are projected ahead can never change a bit.
+#pragma once
+
+#include "gatedrnn/spec.h"
+
+namespace gatedrnn {
+
+enum class Stage {
+  lstm,
+  lstm_peephole,
+  gru,                   // reset after the product
+  gru_before_gates,      // reset before the product: r and z, leaves r * h
+  gru_before_candidate,  // then n, from r * h
+  rnn_tanh,
+  rnn_relu,
+  linear,  // no activation: the LSTM's projection
+  count
+};
+
+// How the units and gates of a stage share a panel. `slots` counts the gate vectors per unit vector in the gates buffer. The
+// reset-after GRU keeps the two halves of its candidate apart: its slots are n_x, r, z, n_h; `project` fills the first
+// three and `step` the last three.
+struct StageLayout {
+  int gates;
+  int unit_vectors;
+  int slots;
+
+  constexpr int vectors() const { return gates * unit_vectors; }
+  constexpr int first_step_slot() const { return slots - gates; }
+};
+
+constexpr StageLayout stage_layout(Stage stage) {
+  switch (stage) {
+    case Stage::lstm:
+    case Stage::lstm_peephole: return {4, 1, 4};
+    case Stage::gru: return {3, 1, 4};
+    case Stage::gru_before_gates: return {2, 2, 2};
+    default: return {1, 4, 1};
+  }
+}
+
+// gates[panel][row] = bias[panel] + x[row] W[panel], for the panels first_panel .. last_panel.
+template <class T>
+struct ProjectArgs {
+  const T* const* x;  // [rows] pointers to `depth` values each
+  Index rows;
+  Index depth;
+  Index first_panel, last_panel;
+  const T* weights;  // [panel][depth][vectors][lanes]
+  const T* bias;     // [panel][slots * unit_vectors][lanes]
+  T* gates;          // [panel][row][slots * unit_vectors][lanes]
+  Index gates_panel_stride;
+};
+
+// One stage of one time step for `rows` rows, for the panels first_panel .. last_panel.
+template <class T>
+struct StepArgs {
+  Index rows;
+  Index depth;  // length of the recurrent product
+  Index units;  // units that exist; the last panel may cover more
+  Index first_panel, last_panel;
+  bool backwards;    // visit the panels from the last to the first
+  const T* weights;  // [panel][depth][vectors][lanes]
+  T* gates;          // as left by project; used up
+  Index gates_panel_stride;
+  Index state_stride;  // of every [rows][state_stride] array below
+  const T* operand;    // left side of the product: h[t-1]; r * h for the candidate; o * tanh(c) for the projection
+  const T* h;          // h[t-1]
+  T* h_next;           // h[t]
+  T* c;                // LSTM: c[t-1] on entry, c[t] on exit
+  T* reset_h;          // reset-before GRU: r * h, from the first stage to the second
+  T* update;           // reset-before GRU: what the second stage needs of z
+  const T* peephole;   // [panel][3][lanes]: i, f, o
+  T* const* y;         // [rows] pointers to the output rows of this step, or null
+};
+
+template <class T>
+struct Kernels {
+  int lanes;
+  void (*project[static_cast<int>(Stage::count)])(const ProjectArgs<T>&) noexcept;
+  void (*step[static_cast<int>(Stage::count)])(const StepArgs<T>&) noexcept;
+  // Elementwise, n values: the activations exactly as the cells compute them.
+  void (*sigmoid)(const T* x, T* y, Index n) noexcept;
+  void (*tanh)(const T* x, T* y, Index n) noexcept;
+  // Roofline probes: `fma_chain` does `count` rounds and returns the floating-point operations of one round times count.
+  double (*fma_chain)(Index count, T* sink) noexcept;
+  void (*read)(const T* data, Index n, T* sink) noexcept;
+};
+
+struct KernelTable {
+  const char* name;
+  Kernels<float> f32;
+  Kernels<double> f64;
+
+  template <class T>
+  const Kernels<T>& of() const;
+};
+
+template <>
+inline const Kernels<float>& KernelTable::of<float>() const {
+  return f32;
+}
+template <>
+inline const Kernels<double>& KernelTable::of<double>() const {
+  return f64;
+}
+
+}  // namespace gatedrnn

@@ -1,0 +1,79 @@
+// Aligned memory: buffers, and an arena that carves a workspace.
+#pragma once
+
+#include <cstdlib>
+#include <limits>
+#include <memory>
+#include <new>
+
+#include "gatedrnn/spec.h"
+
+namespace gatedrnn {
+
+constexpr std::size_t kAlignment = 64;  // a cache line, and the widest vector
+
+inline Index round_up(Index value, Index multiple) { return (value + multiple - 1) / multiple * multiple; }
+
+// Throws std::bad_alloc where that many bytes, with what alignment adds, could not be counted.
+template <class T>
+Index checked_bytes(Index count) {
+  constexpr Index most = std::numeric_limits<Index>::max() / 2 - 2 * static_cast<Index>(kAlignment);
+  if (count < 0 || count > most / static_cast<Index>(sizeof(T))) throw std::bad_alloc();
+  return count * static_cast<Index>(sizeof(T));
+}
+
+// Owns `size` uninitialised values of a trivial type.
+template <class T>
+class Buffer {
+ public:
+  Buffer() = default;
+  explicit Buffer(Index size) : size_(size) {
+    const std::size_t bytes = round_up(checked_bytes<T>(size) + 1, kAlignment);
+    data_.reset(static_cast<T*>(std::aligned_alloc(kAlignment, bytes)));
+    if (!data_) throw std::bad_alloc();
+  }
+
+  T* data() { return data_.get(); }
+  const T* data() const { return data_.get(); }
+  Index size() const { return size_; }
+
+ private:
+  struct Free {
+    void operator()(T* p) const { std::free(p); }
+  };
+  std::unique_ptr<T, Free> data_;
+  Index size_ = 0;
+};
+
+// Hands out aligned pieces of one block. With no block it only counts, so that the same code measures and carves.
+class Arena {
+ public:
+  explicit Arena(char* block = nullptr) : block_(block) {}
+
+  template <class T>
+  T* take(Index count) {
+    const Index at = used_;
+    used_ = checked_bytes<char>(round_up(at + checked_bytes<T>(count), kAlignment));
+    return block_ ? reinterpret_cast<T*>(block_ + at) : nullptr;
+  }
+  Index used() const { return used_; }
+
+ private:
+  char* block_;
+  Index used_ = 0;
+};
+
+// Memory that no one sees after a call; grows to the largest call and then stays.
+class Workspace {
+ public:
+  char* reserve(Index bytes) {
+    if (bytes > buffer_.size()) buffer_ = Buffer<char>(bytes);
+    return buffer_.data();
+  }
+  Index size() const { return buffer_.size(); }
+
+ private:
+  Buffer<char> buffer_;
+};
+
+}  // namespace gatedrnn

@@ -1,0 +1,33 @@
+// Everything that is decided before touching data: how many threads, what they share out, and how far to project ahead. A
+// plan never changes a result, only the time it takes.
+#pragma once
+
+#include "gatedrnn/machine.h"
+#include "gatedrnn/spec.h"
+
+namespace gatedrnn {
+
+struct Problem {
+  Spec spec;
+  Index steps;  // of the longest row
+  Index batch;
+  Index valid;     // sum of the rows' lengths
+  int value_size;  // bytes
+  int lanes;       // values in a vector
+};
+
+struct Plan {
+  // Threads form a grid. Directions and rows never meet within a layer; threads that share the units of the same rows meet
+  // at a barrier in every step.
+  int direction_groups = 1;
+  int row_groups = 1;
+  int unit_groups = 1;
+  Index block_rows = 1;  // (step, row) pairs whose inputs are projected ahead together
+  double cycles = 0;     // what the model expects
+
+  int threads() const { return direction_groups * row_groups * unit_groups; }
+};
+
+Plan make_plan(const Problem& problem, int max_threads, const Caches& caches);
+
+}  // namespace gatedrnn

@@ -1,0 +1,48 @@
+// Threads: how many, a team for the length of one call, and its barrier.
+//
+// The threads are our own and not OpenMP's: OpenMP's wait by spinning for milliseconds, for which a library cannot set a
+// limit of its own, and when the system puts two of them on one processor a call of 0.3 ms takes 12. These wait briefly and
+// then let others run, never hold a call up for a thread that does not come, and start anew in a forked child.
+#pragma once
+
+#include <atomic>
+
+namespace gatedrnn {
+
+// The most threads a call may use. The default respects affinity, control-group quota and OMP_NUM_THREADS.
+void set_num_threads(int count);
+int num_threads();
+
+using TeamFunction = void (*)(void* context, int thread);
+
+enum class Shares {
+  independent,  // each can be done by any thread at any time: whoever is free takes the next
+  together      // they meet at barriers, so all must be under way at once
+};
+
+// Runs function(context, 0 .. count-1), the caller taking part. Returns false, having run nothing, when there is no such team
+// now: another call has the threads, the system gives none, or those that have to work together do not come within
+// `patience` microseconds.
+bool run_team(int count, Shares shares, double patience, TeamFunction function, void* context);
+
+// Tells the processor that this thread waits for another.
+void relax();
+
+// Waits for everybody, spinning: steps are microseconds apart. After a while it lets others run, since the threads may share
+// a processor.
+class Barrier {
+ public:
+  explicit Barrier(int count = 1) : count_(count) {}
+  void reset(int count) {
+    count_ = count;
+    waiting_.store(0, std::memory_order_relaxed);
+  }
+  void wait();
+
+ private:
+  int count_;
+  alignas(64) std::atomic<int> waiting_{0};
+  alignas(64) std::atomic<unsigned> round_{0};
+};
+
+}  // namespace gatedrnn

@@ -1,0 +1,245 @@
+// The packed matrix product: tiles of R rows x P panels whose accumulators stay in registers over a slice of the depth.
+// Whatever the tile, each accumulator is one chain of fused multiply-adds in the order of k.
+#pragma once
+
+#include "gatedrnn/kernel_table.h"
+#include "simd.h"
+
+namespace gatedrnn::GATEDRNN_ISA {
+
+// Registers left for accumulators when one operand of each product is held and the other streams.
+constexpr int kAccumulators = sizeof(Simd<float>::V) == 64 ? 24 : 12;
+
+// With more than one row tile, this much of the weights stays in the first-level cache across the tiles.
+constexpr Index kSliceBytes = kAccumulators > 12 ? 32 << 10 : 16 << 10;
+
+// Weights that fit here stay in the second-level cache of any current server core; more comes from afar.
+constexpr Index kNearBytes = 448 << 10;
+
+// Weights beyond this come from memory, where reading a panel in halves defeats the hardware's prefetcher.
+constexpr Index kFarBytes = 8 << 20;
+
+constexpr int kMaxRows = 8;    // a panel has at least three vectors
+constexpr int kMaxPanels = 4;  // more only helps a single row, whose chains four panels already hide
+
+// Panels of four vectors can be worked in halves, which lets a tile be taller.
+constexpr int tile_vectors(int rows, int width) {
+  return rows * width > kAccumulators && width % 2 == 0 ? width / 2 : width;
+}
+
+constexpr int max_whole_rows(int width) {
+  const int fit = kAccumulators / width;
+  return fit < kMaxRows ? fit : kMaxRows;
+}
+
+constexpr int max_rows(int width) {
+  return width % 2 == 0 && max_whole_rows(width) < 6 ? max_whole_rows(width / 2) : max_whole_rows(width);
+}
+
+constexpr int max_panels(int rows, int width) {
+  const int fit = kAccumulators / (rows * width);
+  return fit < 1 ? 1 : fit < kMaxPanels ? fit : kMaxPanels;
+}
+
+// A block of vectors in memory: [panel][row][vectors][lanes].
+template <class T>
+struct Block {
+  T* data;
+  Index panel_stride, row_stride;
+};
+
+template <class T>
+struct TileArgs {
+  const T* x[kMaxRows];  // the rows of the left side, at the slice's beginning
+  const T* weights;      // the first panel, at the slice's beginning
+  Index panel_stride;
+  const T* prefetch;  // a cache line of the weights to come for each k, or null
+  Index depth;        // of the slice
+  Block<const T> in;
+  Block<T> out;
+};
+
+template <class T>
+constexpr Index line = 64 / sizeof(T);
+
+// Into the second-level cache: the first level is full of the slice at work. A kernel that waits for the third level at each
+// new slice loses a quarter of its time at middle batches.
+template <class T>
+GATEDRNN_INLINE void prefetch_line(const T* p) {
+  __builtin_prefetch(p, 0, 2);
+}
+
+// out = in + x W, for N of the W vectors that a panel is wide
+template <class S, int R, int P, int N, int W, bool prefetch>
+void multiply_tile(const TileArgs<typename S::T>& a) {
+  using V = typename S::V;
+  V acc[P][R][N];
+#pragma GCC unroll 8
+  for (int p = 0; p < P; ++p)
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+      for (int v = 0; v < N; ++v)
+        acc[p][r][v] = S::load(a.in.data + p * a.in.panel_stride + r * a.in.row_stride + v * S::lanes);
+
+  const typename S::T* w = a.weights;
+#pragma GCC unroll 4
+  for (Index k = 0; k < a.depth; ++k, w += W * S::lanes) {
+    if constexpr (prefetch) prefetch_line(a.prefetch + k * line<typename S::T>);
+    if constexpr (R < N) {  // hold the rows, stream the panel
+      V x[R];
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) x[r] = S::set(a.x[r][k]);
+#pragma GCC unroll 8
+      for (int p = 0; p < P; ++p)
+#pragma GCC unroll 8
+        for (int v = 0; v < N; ++v) {
+          const V wv = S::load(w + p * a.panel_stride + v * S::lanes);
+#pragma GCC unroll 8
+          for (int r = 0; r < R; ++r) acc[p][r][v] = S::madd(x[r], wv, acc[p][r][v]);
+        }
+    } else {  // hold the panel, stream the rows
+#pragma GCC unroll 8
+      for (int p = 0; p < P; ++p) {
+        V wv[N];
+#pragma GCC unroll 8
+        for (int v = 0; v < N; ++v) wv[v] = S::load(w + p * a.panel_stride + v * S::lanes);
+#pragma GCC unroll 8
+        for (int r = 0; r < R; ++r) {
+          const V x = S::set(a.x[r][k]);
+#pragma GCC unroll 8
+          for (int v = 0; v < N; ++v) acc[p][r][v] = S::madd(x, wv[v], acc[p][r][v]);
+        }
+      }
+    }
+  }
+
+#pragma GCC unroll 8
+  for (int p = 0; p < P; ++p)
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+      for (int v = 0; v < N; ++v)
+        S::store(a.out.data + p * a.out.panel_stride + r * a.out.row_stride + v * S::lanes, acc[p][r][v]);
+}
+
+template <class S, int R, int N, int W>
+GATEDRNN_INLINE void multiply_one_panel(const TileArgs<typename S::T>& a) {
+  return a.prefetch ? multiply_tile<S, R, 1, N, W, true>(a) : multiply_tile<S, R, 1, N, W, false>(a);
+}
+
+// `vectors` is W for whole panels, of which there may be several, or half of it.
+template <class S, int R, int W>
+GATEDRNN_INLINE void multiply_rows(int panels, int vectors, const TileArgs<typename S::T>& a) {
+  constexpr int half = W % 2 == 0 ? W / 2 : W;
+  if constexpr (R <= max_whole_rows(W)) {
+    constexpr int most = max_panels(R, W);
+    if constexpr (most >= 4)
+      if (panels == 4) return multiply_tile<S, R, 4, W, W, false>(a);
+    if constexpr (most >= 3)
+      if (panels == 3) return multiply_tile<S, R, 3, W, W, false>(a);
+    if constexpr (most >= 2)
+      if (panels == 2) return multiply_tile<S, R, 2, W, W, false>(a);
+    if (vectors == W) return multiply_one_panel<S, R, W, W>(a);
+  }
+  if constexpr (half < W && R <= max_rows(W)) return multiply_one_panel<S, R, half, W>(a);
+}
+
+template <class S, int W>
+void multiply(int rows, int panels, int vectors, const TileArgs<typename S::T>& a) {
+  switch (rows) {
+    case 1: return multiply_rows<S, 1, W>(panels, vectors, a);
+    case 2: return multiply_rows<S, 2, W>(panels, vectors, a);
+    case 3: return multiply_rows<S, 3, W>(panels, vectors, a);
+    case 4: return multiply_rows<S, 4, W>(panels, vectors, a);
+    case 5: return multiply_rows<S, 5, W>(panels, vectors, a);
+    case 6: return multiply_rows<S, 6, W>(panels, vectors, a);
+    case 7: return multiply_rows<S, 7, W>(panels, vectors, a);
+    case 8: return multiply_rows<S, 8, W>(panels, vectors, a);
+  }
+}
+
+// `count` things in parts that differ by at most one: a lone row in the last tile would cost as much as a full tile.
+struct EvenParts {
+  Index count, parts;
+
+  EvenParts(Index count, Index most) : count(count), parts((count + most - 1) / most) {}
+  Index begin(Index part) const { return part * (count / parts) + (part < count % parts ? part : count % parts); }
+};
+
+// A slice of the depth of some rows and panels, and of a panel's vectors.
+struct TilePlace {
+  Index panel;
+  int panels;
+  Index row;
+  int rows;
+  int vector, vectors;  // the first of them, and how many
+  Index begin;
+  bool last;  // nothing remains to be multiplied for these rows and panels
+};
+
+// How one product is cut into tiles.
+template <int W, class S>
+struct Tiling {
+  using T = typename S::T;
+  static constexpr Index width = W * S::lanes;  // of a panel
+
+  const EvenParts rows, panels;
+  const int vectors;  // of a panel that a tile covers at once
+  const Index slice;
+  const bool far;
+
+  Tiling(Index row_count, Index panel_count, Index depth)
+      : rows(row_count,
+             panel_count * depth * width * static_cast<Index>(sizeof(T)) > kFarBytes ? max_whole_rows(W) : max_rows(W)),
+        panels(panel_count, max_panels(tallest(), W)),
+        vectors(tile_vectors(tallest(), W)),
+        slice(rows.parts == 1 && vectors == W ? depth : slice_bytes() / (vectors * S::lanes * Index(sizeof(T)))),
+        far(panel_count * depth * width * static_cast<Index>(sizeof(T)) > kNearBytes) {}
+
+  // Halves of a panel read by a single tile gain nothing from depth, and lose the hardware's prefetching to it.
+  Index slice_bytes() const { return rows.parts == 1 ? kSliceBytes / 2 : kSliceBytes; }
+  int tallest() const { return static_cast<int>(rows.begin(1)); }
+};
+
+// Visits every tile of (rows x panels) for each slice of the depth. Panels outermost and rows innermost, so that a slice of
+// the weights, once in the first-level cache, serves all rows. The tile arrives with its weights filled in. `backwards` visits
+// the panels from the last to the first.
+template <int W, class S, class Visit>
+GATEDRNN_INLINE void for_each_tile(Index rows, Index first_panel, Index last_panel, Index depth,
+                                   const typename S::T* weights, bool backwards, Visit&& visit) {
+  using T = typename S::T;
+  if (rows == 0 || first_panel == last_panel) return;
+  const Tiling<W, S> tiling(rows, last_panel - first_panel, depth);
+  const Index width = tiling.width, panel_size = depth * width;
+  const auto part_at = [&](Index turn) { return backwards ? tiling.panels.parts - 1 - turn : turn; };
+  for (Index turn = 0; turn < tiling.panels.parts; ++turn) {
+    const Index part = part_at(turn), panel = first_panel + tiling.panels.begin(part);
+    const int panels = static_cast<int>(tiling.panels.begin(part + 1) - tiling.panels.begin(part));
+    const bool more = turn + 1 < tiling.panels.parts;
+    const Index next_panel = more ? first_panel + tiling.panels.begin(part_at(turn + 1)) : panel;
+    Index begin = 0;
+    do {
+      const Index end = depth - begin > tiling.slice ? begin + tiling.slice : depth;
+      const T* here = weights + panel * panel_size + begin * width;
+      const T* next = end < depth ? weights + panel * panel_size + end * width : weights + next_panel * panel_size;
+      Index fetched = 0;  // the tiles of this slice fetch the next one between them, a line for each k
+      for (int vector = 0; vector < W; vector += tiling.vectors) {
+        for (Index rp = 0; rp < tiling.rows.parts; ++rp, fetched += (end - begin) * line<T>) {
+          const Index row = tiling.rows.begin(rp);
+          TileArgs<T> tile;
+          tile.weights = here + vector * S::lanes;
+          tile.panel_stride = panel_size;
+          tile.depth = end - begin;
+          tile.prefetch = tiling.far && fetched < (end - begin) * width ? next + fetched : nullptr;
+          visit(TilePlace{panel, panels, row, static_cast<int>(tiling.rows.begin(rp + 1) - row), vector, tiling.vectors,
+                          begin, end == depth && vector + tiling.vectors == W},
+                tile);
+        }
+      }
+      begin = end;
+    } while (begin < depth);
+  }
+}
+
+}  // namespace gatedrnn::GATEDRNN_ISA

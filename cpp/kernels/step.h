@@ -1,0 +1,181 @@
+// One stage of a time step: the recurrent product, and on its last slice the cell, applied while the tile is in the
+// first-level cache.
+#pragma once
+
+#include "gatedrnn/cells/gru.h"
+#include "gatedrnn/cells/lstm.h"
+#include "gatedrnn/cells/rnn.h"
+#include "product.h"
+
+namespace gatedrnn::GATEDRNN_ISA {
+
+// Where one row's vector of units stands in the step's arrays.
+template <class S>
+struct UnitVector {
+  using T = typename S::T;
+  using V = typename S::V;
+
+  const StepArgs<T>& a;
+  Index row, unit;
+
+  Index at() const { return row * a.state_stride + unit; }
+  GATEDRNN_INLINE V load(const T* array) const { return S::load(array + at()); }
+  GATEDRNN_INLINE void store(T* array, V value) const { S::store(array + at(), value); }
+
+  // h[t], to the state and to the caller's output, which has no room for lanes past the last unit.
+  GATEDRNN_INLINE void store_h(V h) const {
+    store(a.h_next, h);
+    if (!a.y) return;
+    T* y = a.y[row] + unit;
+    if (unit + S::lanes <= a.units) return S::store(y, h);
+    const T* from = a.h_next + at();
+    for (Index i = 0; i < a.units - unit; ++i) y[i] = from[i];
+  }
+};
+
+// The cell on one vector of units, in two passes over the tile: one long chain of dependent operations per vector would leave
+// the processor waiting, two short ones overlap with their neighbours'. `z` holds the finished pre-activations, from which the
+// first pass may leave values for the second, and `slots` all of the row's slots in the gates buffer, both [slot][unit
+// vector][lanes]; `u` counts unit vectors and `panel` panels.
+template <class S>
+struct Place {
+  using T = typename S::T;
+  UnitVector<S> at;
+  T* z;
+  const T* slots;
+  int u;
+  Index panel;
+
+  GATEDRNN_INLINE typename S::V load(int vector) const { return S::load(z + vector * S::lanes); }
+  GATEDRNN_INLINE void store(int vector, typename S::V value) const { S::store(z + vector * S::lanes, value); }
+};
+
+template <class S, Stage stage>
+struct Finish;
+
+template <class S, bool peephole>
+struct FinishLstm {
+  using Cell = cells::Lstm<S>;
+  static constexpr bool two_passes = true;
+
+  static GATEDRNN_INLINE void first(const Place<S>& p) {
+    auto i = p.load(0), f = p.load(1), o = p.load(3), c = p.at.load(p.at.a.c);
+    if constexpr (peephole) {
+      i = S::madd(weight(p, 0), c, i);
+      f = S::madd(weight(p, 1), c, f);
+    }
+    c = Cell::next_cell(i, f, p.load(2), c);
+    p.at.store(p.at.a.c, c);
+    if constexpr (peephole) p.store(3, S::madd(weight(p, 2), c, o));
+  }
+
+  static GATEDRNN_INLINE void second(const Place<S>& p) { p.at.store_h(Cell::output(p.load(3), p.at.load(p.at.a.c))); }
+
+  static GATEDRNN_INLINE typename S::V weight(const Place<S>& p, int gate) {
+    return S::load(p.at.a.peephole + (p.panel * 3 + gate) * S::lanes);
+  }
+};
+
+template <class S>
+struct Finish<S, Stage::lstm> : FinishLstm<S, false> {};
+
+template <class S>
+struct Finish<S, Stage::lstm_peephole> : FinishLstm<S, true> {};
+
+template <class S>
+struct Finish<S, Stage::gru> {
+  using Cell = cells::Gru<S>;
+  static constexpr bool two_passes = true;
+
+  static GATEDRNN_INLINE void first(const Place<S>& p) {
+    p.store(2, Cell::candidate_reset_after(S::load(p.slots), p.load(0), p.load(2)));
+    p.store(1, Cell::update(p.load(1)));
+  }
+
+  static GATEDRNN_INLINE void second(const Place<S>& p) {
+    p.at.store_h(Cell::blend(p.load(1), p.load(2), p.at.load(p.at.a.h)));
+  }
+};
+
+template <class S>
+struct OnePass {
+  static constexpr bool two_passes = false;
+  static GATEDRNN_INLINE void second(const Place<S>&) {}
+};
+
+template <class S>
+struct Finish<S, Stage::gru_before_gates> : OnePass<S> {
+  using Cell = cells::Gru<S>;
+  static GATEDRNN_INLINE void first(const Place<S>& p) {
+    constexpr int unit_vectors = stage_layout(Stage::gru_before_gates).unit_vectors;
+    p.at.store(p.at.a.reset_h, Cell::reset(p.load(p.u), p.at.load(p.at.a.h)));
+    p.at.store(p.at.a.update, Cell::update(p.load(unit_vectors + p.u)));
+  }
+};
+
+template <class S>
+struct Finish<S, Stage::gru_before_candidate> : OnePass<S> {
+  static GATEDRNN_INLINE void first(const Place<S>& p) {
+    p.at.store_h(cells::Gru<S>::blend(p.at.load(p.at.a.update), p.load(p.u), p.at.load(p.at.a.h)));
+  }
+};
+
+template <class S>
+struct Finish<S, Stage::rnn_tanh> : OnePass<S> {
+  static GATEDRNN_INLINE void first(const Place<S>& p) { p.at.store_h(cells::Rnn<S>::tanh(p.load(p.u))); }
+};
+
+template <class S>
+struct Finish<S, Stage::rnn_relu> : OnePass<S> {
+  static GATEDRNN_INLINE void first(const Place<S>& p) { p.at.store_h(cells::Rnn<S>::relu(p.load(p.u))); }
+};
+
+template <class S>
+struct Finish<S, Stage::linear> : OnePass<S> {
+  static GATEDRNN_INLINE void first(const Place<S>& p) { p.at.store_h(p.load(p.u)); }
+};
+
+// The cell on a tile whose product is done, its pre-activations in the gates buffer.
+template <class S, Stage stage, void (*pass)(const Place<S>&)>
+GATEDRNN_INLINE void finish(const StepArgs<typename S::T>& a, const TilePlace& at) {
+  using T = typename S::T;
+  constexpr StageLayout layout = stage_layout(stage);
+  constexpr Index row_size = layout.slots * layout.unit_vectors * S::lanes;
+  constexpr Index step_slots = layout.first_step_slot() * layout.unit_vectors * S::lanes;
+  for (int p = 0; p < at.panels; ++p)
+    for (int r = 0; r < at.rows; ++r)
+      for (int u = 0; u < layout.unit_vectors; ++u) {
+        const Index panel = at.panel + p, unit = (panel * layout.unit_vectors + u) * S::lanes;
+        if (unit >= a.units) break;
+        T* slots = a.gates + panel * a.gates_panel_stride + (at.row + r) * row_size;
+        pass(Place<S>{{a, at.row + r, unit}, slots + step_slots, slots, u, panel});
+      }
+}
+
+template <class S, Stage stage>
+void step(const StepArgs<typename S::T>& a) noexcept {
+  using T = typename S::T;
+  constexpr StageLayout layout = stage_layout(stage);
+  constexpr int N = layout.vectors();
+  constexpr Index row_size = layout.slots * layout.unit_vectors * S::lanes;
+  constexpr Index step_slots = layout.first_step_slot() * layout.unit_vectors * S::lanes;
+  alignas(64) T zeros[N * S::lanes] = {};
+
+  for_each_tile<N, S>(a.rows, a.first_panel, a.last_panel, a.depth, a.weights, a.backwards,
+                      [&](const TilePlace& at, TileArgs<T>& tile) {
+                        T* z = a.gates + at.panel * a.gates_panel_stride + at.row * row_size + step_slots +
+                               at.vector * S::lanes;
+                        for (int r = 0; r < at.rows; ++r)
+                          tile.x[r] = a.operand + (at.row + r) * a.state_stride + at.begin;
+                        tile.out = {z, a.gates_panel_stride, row_size};
+                        tile.in = {z, a.gates_panel_stride, row_size};
+                        // Nothing was projected into a linear stage.
+                        if (stage == Stage::linear && at.begin == 0) tile.in = {zeros, 0, 0};
+                        multiply<S, N>(at.rows, at.panels, at.vectors, tile);
+                        if (!at.last) return;
+                        finish<S, stage, Finish<S, stage>::first>(a, at);
+                        if constexpr (Finish<S, stage>::two_passes) finish<S, stage, Finish<S, stage>::second>(a, at);
+                      });
+}
+
+}  // namespace gatedrnn::GATEDRNN_ISA

@@ -1,0 +1,112 @@
+#include "gatedrnn/packed.h"
+
+#include <algorithm>
+#include <initializer_list>
+
+namespace gatedrnn {
+namespace {
+
+using Gates = std::vector<Index>;  // positions in torch.nn's gate order
+
+// Panels of a (gates * units, depth) matrix: [panel][k][gate][unit vector][lane], zero where there is no unit.
+template <class T>
+Buffer<T> pack_panels(const T* matrix, const PackedStage<T>& to, const Gates& gates, Index depth) {
+  const Index width = to.units_per_panel();
+  Buffer<T> packed(to.panels * depth * static_cast<Index>(gates.size()) * width);
+  T* out = packed.data();
+  for (Index panel = 0; panel < to.panels; ++panel)
+    for (Index k = 0; k < depth; ++k)
+      for (const Index gate : gates)
+        for (Index i = 0; i < width; ++i) {
+          const Index unit = panel * width + i;
+          *out++ = unit < to.units ? matrix[(gate * to.units + unit) * depth + k] : T(0);
+        }
+  return packed;
+}
+
+// [panel][vector set][lane] of values that `value(set, unit)` gives.
+template <class T, class Value>
+Buffer<T> pack_vectors(const PackedStage<T>& to, Index sets, Value&& value) {
+  const Index width = to.units_per_panel();
+  Buffer<T> packed(to.panels * sets * width);
+  T* out = packed.data();
+  for (Index panel = 0; panel < to.panels; ++panel)
+    for (Index set = 0; set < sets; ++set)
+      for (Index i = 0; i < width; ++i) {
+        const Index unit = panel * width + i;
+        *out++ = unit < to.units ? value(set, unit) : T(0);
+      }
+  return packed;
+}
+
+template <class T>
+PackedStage<T> empty_stage(Stage stage, int lanes, Index units) {
+  PackedStage<T> packed{};
+  packed.stage = stage;
+  packed.layout = stage_layout(stage);
+  packed.lanes = lanes;
+  packed.units = units;
+  packed.panels = (units + packed.units_per_panel() - 1) / packed.units_per_panel();
+  return packed;
+}
+
+// A stage that multiplies both the input and the recurrent operand. The two products may list the gates in different orders.
+template <class T>
+PackedStage<T> pack_stage(Stage stage, const Spec& spec, Index input_size, const LayerParameters<T>& from, int lanes,
+                          const Gates& input_gates, const Gates& recurrent_gates) {
+  PackedStage<T> packed = empty_stage<T>(stage, lanes, spec.hidden_size);
+  packed.input_depth = input_size;
+  packed.recurrent_depth = spec.state_size();
+  packed.input = pack_panels(from.weight_ih, packed, input_gates, packed.input_depth);
+  packed.recurrent = pack_panels(from.weight_hh, packed, recurrent_gates, packed.recurrent_depth);
+  packed.bias = pack_vectors(packed, packed.layout.slots, [&](Index slot, Index unit) {
+    const Index H = spec.hidden_size;
+    if (stage == Stage::gru) {  // slots n_x, r, z, n_h
+      if (slot == 0) return from.bias_ih ? from.bias_ih[2 * H + unit] : T(0);
+      if (slot == 3) return from.bias_hh ? from.bias_hh[2 * H + unit] : T(0);
+    }
+    return bias_sum(from, input_gates[slot] * H + unit);
+  });
+  return packed;
+}
+
+template <class T>
+PackedStage<T> pack_projection(const Spec& spec, const LayerParameters<T>& from, int lanes) {
+  PackedStage<T> packed = empty_stage<T>(Stage::linear, lanes, spec.proj_size);
+  packed.recurrent_depth = spec.hidden_size;
+  packed.recurrent = pack_panels(from.weight_hr, packed, {0}, packed.recurrent_depth);
+  return packed;
+}
+
+}  // namespace
+
+template <class T>
+PackedLayer<T> pack_layer(const Spec& spec, Index layer, const LayerParameters<T>& from, int lanes) {
+  PackedLayer<T> packed;
+  packed.input_size = spec.layer_input_size(layer);
+  const auto add = [&](Stage stage, const Gates& input_gates, const Gates& recurrent_gates) {
+    packed.stages.push_back(pack_stage(stage, spec, packed.input_size, from, lanes, input_gates, recurrent_gates));
+  };
+  switch (spec.cell) {
+    case Cell::lstm: add(Stage::lstm, {0, 1, 2, 3}, {0, 1, 2, 3}); break;
+    case Cell::lstm_peephole:
+      add(Stage::lstm_peephole, {0, 1, 2, 3}, {0, 1, 2, 3});
+      packed.stages[0].peephole =
+          pack_vectors(packed.stages[0], 3, [&](Index gate, Index unit) { return from.peephole[gate][unit]; });
+      break;
+    case Cell::gru: add(Stage::gru, {2, 0, 1}, {0, 1, 2}); break;
+    case Cell::gru_reset_before:
+      add(Stage::gru_before_gates, {0, 1}, {0, 1});
+      add(Stage::gru_before_candidate, {2}, {2});
+      break;
+    case Cell::rnn_tanh: add(Stage::rnn_tanh, {0}, {0}); break;
+    case Cell::rnn_relu: add(Stage::rnn_relu, {0}, {0}); break;
+  }
+  if (spec.proj_size > 0) packed.stages.push_back(pack_projection(spec, from, lanes));
+  return packed;
+}
+
+template PackedLayer<float> pack_layer(const Spec&, Index, const LayerParameters<float>&, int);
+template PackedLayer<double> pack_layer(const Spec&, Index, const LayerParameters<double>&, int);
+
+}  // namespace gatedrnn

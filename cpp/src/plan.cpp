@@ -1,0 +1,90 @@
+#include "gatedrnn/plan.h"
+
+#include <algorithm>
+
+namespace gatedrnn {
+namespace {
+
+// The cost model, in processor cycles. Rough numbers of current x86 server cores: only their order of magnitude matters, and
+// only near the points where one thread and several cost the same.
+constexpr double kTeamCycles = 80000;     // starting and joining threads that have gone to sleep
+constexpr double kBarrierCycles = 1200;   // one meeting of all threads of a group
+constexpr double kStageCycles = 150;      // calling one stage of a step
+constexpr double kActivationCycles = 40;  // one vector of units through the cell
+constexpr double kGain = 0.9;             // several threads have to be worth it
+
+double bytes_per_cycle(double bytes, const Caches& caches) {
+  if (bytes <= 0.75 * caches.l1) return 64;
+  if (bytes <= 0.75 * caches.l2) return 28;
+  if (bytes <= 0.75 * caches.l3) return 12;
+  return 5;
+}
+
+int stage_count(const Spec& spec) {
+  return (spec.cell == Cell::gru_reset_before ? 2 : 1) + (spec.proj_size > 0 ? 1 : 0);
+}
+
+double layer_cycles(const Problem& p, const Plan& plan, Index input_size, const Caches& caches) {
+  const Spec& spec = p.spec;
+  const double rows = static_cast<double>((p.batch + plan.row_groups - 1) / plan.row_groups);
+  const double steps = static_cast<double>(p.valid) / static_cast<double>(p.batch);  // of the average row
+  const double macs_per_cycle = 2.0 * p.lanes;
+  const double H = static_cast<double>(spec.hidden_size), units = H / plan.unit_groups;
+  const double gates = static_cast<double>(gate_count(spec.cell));
+  const double recurrent_weights =
+      gates * units * static_cast<double>(spec.state_size()) + units * static_cast<double>(spec.proj_size);
+  const double bytes = recurrent_weights * p.value_size;
+
+  const double multiply = rows * recurrent_weights / macs_per_cycle;
+  const double stream = bytes / bytes_per_cycle(bytes, caches);
+  const double activate = rows * units / p.lanes * kActivationCycles;
+  const double meet = plan.unit_groups > 1 ? kBarrierCycles : 0;
+  const double step = std::max(multiply, stream) + activate + stage_count(spec) * (kStageCycles + meet);
+  const double project = rows * gates * units * static_cast<double>(input_size) / macs_per_cycle;
+  return std::max(1.0, static_cast<double>(spec.directions / plan.direction_groups)) * steps * (step + project);
+}
+
+double total_cycles(const Problem& p, const Plan& plan, const Caches& caches) {
+  double cycles = plan.threads() > 1 ? kTeamCycles : 0;
+  for (Index layer = 0; layer < p.spec.num_layers; ++layer)
+    cycles += layer_cycles(p, plan, p.spec.layer_input_size(layer), caches);
+  return cycles;
+}
+
+// As many rows as keep the gates in half of the second-level cache, but enough for a pass over the input weights to cost less
+// than writing and reading the gates: a row's share of the pass is G H I / rows values, its gates are 2 G H.
+Index choose_block_rows(const Problem& p, Index rows, const Caches& caches) {
+  constexpr Index fewest = 96, most = 2048, most_bytes = 4 << 20;
+  const Index row_bytes = (gate_count(p.spec.cell) + 1) * p.spec.hidden_size * p.value_size;
+  const Index enough = std::max(fewest, p.spec.input_size / 2);
+  const Index wanted =
+      std::min({std::max(enough, caches.l2 / 2 / row_bytes), most, std::max(fewest, most_bytes / row_bytes)});
+  return std::max(rows, std::min(wanted, rows * p.steps));
+}
+
+}  // namespace
+
+Plan make_plan(const Problem& p, int max_threads, const Caches& caches) {
+  Plan best;
+  if (p.batch > 0 && p.valid > 0) {
+    best.cycles = total_cycles(p, best, caches);
+    const double alone = best.cycles;
+    if (alone < kTeamCycles) max_threads = 1;
+    const Index narrowest_panels = std::max<Index>(1, p.spec.state_size() / (4 * p.lanes));
+    for (int directions = 1; directions <= std::min<int>(static_cast<int>(p.spec.directions), max_threads);
+         ++directions)
+      for (int rows = 1; rows <= std::min<Index>(max_threads / directions, p.batch); ++rows) {
+        const int left = max_threads / directions / rows;
+        for (const int units : {1, static_cast<int>(std::min<Index>(left, narrowest_panels))}) {
+          Plan plan{directions, rows, units, 1, 0};
+          if (plan.threads() == 1) continue;
+          plan.cycles = total_cycles(p, plan, caches);
+          if (plan.cycles < best.cycles && plan.cycles < kGain * alone) best = plan;
+        }
+      }
+  }
+  best.block_rows = choose_block_rows(p, (p.batch + best.row_groups - 1) / best.row_groups, caches);
+  return best;
+}
+
+}  // namespace gatedrnn

@@ -1,0 +1,228 @@
+#include "gatedrnn/threads.h"
+
+#include <algorithm>
+#include <chrono>
+#include <condition_variable>
+#include <cstdint>
+#include <cstdlib>
+#include <mutex>
+#include <system_error>
+#include <thread>
+#include <vector>
+
+#include "gatedrnn/machine.h"
+
+#if defined(__linux__)
+#include <sched.h>
+#endif
+#if defined(__unix__) || defined(__APPLE__)
+#include <pthread.h>
+#define GATEDRNN_HAS_FORK 1
+#endif
+
+namespace gatedrnn {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+constexpr int kSpins = 300;                                 // some ten microseconds
+constexpr auto kIdleSpin = std::chrono::microseconds(100);  // a worker's, after a job: the next call may follow at once
+
+int default_threads() {
+  int count = usable_processors();
+  if (const char* text = std::getenv("OMP_NUM_THREADS")) {
+    const int wanted = std::atoi(text);
+    if (wanted > 0) count = std::min(count, wanted);
+  }
+  return count;
+}
+
+std::atomic<int>& thread_setting() {
+  static std::atomic<int> count{default_threads()};
+  return count;
+}
+
+// Spins, then yields, until `done()`.
+template <class Done>
+void wait_until(Done&& done) {
+  for (int spins = 0; !done(); ++spins)
+    if (spins < kSpins)
+      relax();
+    else
+      std::this_thread::yield();
+}
+
+// Workers that take shares of one job at a time. The owner publishes a job by setting `open_`; a share is claimed by
+// counting it down. Whoever has claimed a share may read the job's fields, since the owner waits for all that were claimed.
+class Pool {
+ public:
+  bool run(int count, Shares shares, double patience, TeamFunction function, void* context) {
+    const std::unique_lock owner(owner_, std::try_to_lock);
+    if (!owner || !hire(count - 1)) return false;
+    keep_workers_off_this_processor();
+    function_ = function;
+    context_ = context;
+    decision_.store(shares == Shares::independent ? Decision::go : Decision::open, std::memory_order_relaxed);
+    finished_.store(0, std::memory_order_relaxed);
+    publish(count - 1);
+    return shares == Shares::independent ? work_along(count) : work_together(count, patience);
+  }
+
+ private:
+  enum class Decision { open, go, cancel };
+
+  static constexpr std::uint64_t kShareBits = 16, kShareMask = (1u << kShareBits) - 1;
+
+  bool hire(int workers) {
+    if (workers > static_cast<int>(kShareMask)) return false;
+    try {
+      while (static_cast<int>(workers_.size()) < workers) {
+        workers_.emplace_back([this] { serve(); });
+        placed_for_ = -1;
+      }
+    } catch (const std::system_error&) {  // the system gives no more threads
+      return false;
+    }
+    return true;
+  }
+
+  // The scheduler may wake a worker on the very processor that waits for it, and leave it there for milliseconds.
+  void keep_workers_off_this_processor() {
+#if defined(__linux__)
+    const int here = sched_getcpu();
+    if (here < 0 || here == placed_for_ || here >= CPU_SETSIZE) return;
+    cpu_set_t allowed;
+    if (sched_getaffinity(0, sizeof allowed, &allowed) != 0 || CPU_COUNT(&allowed) < 2) return;
+    CPU_CLR(here, &allowed);
+    for (std::thread& worker : workers_) pthread_setaffinity_np(worker.native_handle(), sizeof allowed, &allowed);
+    placed_for_ = here;
+#endif
+  }
+
+  void publish(int shares) {
+    const std::uint64_t generation = (open_.load(std::memory_order_relaxed) >> kShareBits) + 1;
+    open_.store(generation << kShareBits | static_cast<std::uint64_t>(shares));
+    if (sleepers_.load() == 0) return;
+    {
+      const std::lock_guard lock(mutex_);
+    }  // a worker between its last look and its sleep has the lock
+    wake_.notify_all();
+  }
+
+  // A share's number, from the last to 1, or 0 when none is open.
+  int claim() {
+    std::uint64_t seen = open_.load(std::memory_order_acquire);
+    while ((seen & kShareMask) != 0)
+      if (open_.compare_exchange_weak(seen, seen - 1, std::memory_order_acq_rel))
+        return static_cast<int>(seen & kShareMask);
+    return 0;
+  }
+
+  bool work_along(int count) {
+    function_(context_, 0);
+    int others = count - 1;
+    while (const int share = claim()) {  // a worker that is late finds its share done
+      function_(context_, share);
+      --others;
+    }
+    wait_until([&] { return finished_.load(std::memory_order_acquire) == others; });
+    return true;
+  }
+
+  bool work_together(int count, double patience) {
+    const Clock::time_point start = Clock::now();
+    while ((open_.load(std::memory_order_acquire) & kShareMask) != 0) {
+      relax();
+      if (std::chrono::duration<double, std::micro>(Clock::now() - start).count() > patience) break;
+    }
+    const int missing = static_cast<int>(open_.fetch_and(~kShareMask, std::memory_order_acq_rel) & kShareMask);
+    decision_.store(missing == 0 ? Decision::go : Decision::cancel, std::memory_order_release);
+    if (missing == 0) function_(context_, 0);
+    wait_until([&] { return finished_.load(std::memory_order_acquire) == count - 1 - missing; });
+    return missing == 0;
+  }
+
+  void serve() {
+    for (;;) {
+      await_work();
+      if (const int share = claim()) {
+        wait_until([&] { return decision_.load(std::memory_order_acquire) != Decision::open; });
+        if (decision_.load(std::memory_order_relaxed) == Decision::go) function_(context_, share);
+        finished_.fetch_add(1, std::memory_order_acq_rel);
+      }
+    }
+  }
+
+  void await_work() {
+    const auto work = [this] { return (open_.load() & kShareMask) != 0; };
+    const Clock::time_point start = Clock::now();
+    do {
+      for (int spins = 0; spins < kSpins / 10; ++spins) {
+        if (work()) return;
+        relax();
+      }
+    } while (Clock::now() - start < kIdleSpin);
+    std::unique_lock lock(mutex_);
+    sleepers_.fetch_add(1);
+    wake_.wait(lock, work);
+    sleepers_.fetch_sub(1);
+  }
+
+  std::mutex owner_;  // one job at a time
+  std::vector<std::thread> workers_;
+  [[maybe_unused]] int placed_for_ = -1;  // the processor that the workers avoid
+  TeamFunction function_ = nullptr;
+  void* context_ = nullptr;
+  alignas(64) std::atomic<std::uint64_t> open_{0};  // generation, and below it the shares nobody has claimed
+  alignas(64) std::atomic<int> finished_{0};
+  alignas(64) std::atomic<Decision> decision_{Decision::open};
+  std::atomic<int> sleepers_{0};
+  std::mutex mutex_;
+  std::condition_variable wake_;
+};
+
+// Never destroyed: the workers use it for as long as the process lives.
+std::atomic<Pool*> shared_pool{nullptr};
+
+Pool& pool() {
+  Pool* current = shared_pool.load(std::memory_order_acquire);
+  if (current) return *current;
+  auto* fresh = new Pool;
+  if (shared_pool.compare_exchange_strong(current, fresh, std::memory_order_acq_rel)) return *fresh;
+  delete fresh;  // another thread was first; this one has no workers yet
+  return *current;
+}
+
+#if defined(GATEDRNN_HAS_FORK)
+// The workers do not exist in a child, and the pool's locks are in whatever state the fork found them: the child gets a new one.
+[[maybe_unused]] const int fork_handler = pthread_atfork(nullptr, nullptr, [] { shared_pool.store(nullptr); });
+#endif
+
+}  // namespace
+
+void set_num_threads(int count) { thread_setting().store(count); }
+int num_threads() { return thread_setting().load(std::memory_order_relaxed); }
+
+bool run_team(int count, Shares shares, double patience, TeamFunction function, void* context) {
+  return pool().run(count, shares, patience, function, context);
+}
+
+void relax() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  __asm__ volatile("yield");
+#endif
+}
+
+void Barrier::wait() {
+  const unsigned round = round_.load(std::memory_order_relaxed);
+  if (waiting_.fetch_add(1, std::memory_order_acq_rel) + 1 == count_) {
+    waiting_.store(0, std::memory_order_relaxed);
+    round_.store(round + 1, std::memory_order_release);
+    return;
+  }
+  wait_until([&] { return round_.load(std::memory_order_acquire) != round; });
+}
+
+}  // namespace gatedrnn

@@ -1,0 +1,33 @@
+"""LSTM, GRU and RNN on the CPU: NumPy in, NumPy out, with the interface of ``torch.nn``.
+
+::
+
+    import gatedrnn as gr
+
+    module = gr.GRU(input_size, hidden_size)
+    module.load_state_dict(torch_module.state_dict())
+    output, state = module(x)  # x: (T, B, input_size)
+"""
+
+from __future__ import annotations
+
+try:
+    from gatedrnn import _core
+except ImportError as error:
+    # The extension itself refuses an instruction set that this machine lacks, and says so. What else fails is
+    # the install.
+    if "GATEDRNN_ISA" in str(error):
+        raise
+    raise ImportError(
+        f"gatedrnn cannot load its compiled part, gatedrnn._core: {error}. Python may have found the source "
+        "folder instead of an installed package, or the package was built for another Python or machine. "
+        "Install it again: 'pip install --force-reinstall gatedrnn', or 'pip install .' in its source folder."
+    ) from error
+
+from gatedrnn._config import get_num_threads, num_threads, set_num_threads, show_config
+from gatedrnn._modules import GRU, LSTM, RNN
+from gatedrnn._storage import load
+
+__all__ = ["GRU", "LSTM", "RNN", "get_num_threads", "load", "num_threads", "set_num_threads", "show_config"]
+
+__version__: str = _core.__version__

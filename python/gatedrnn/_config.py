@@ -1,0 +1,113 @@
+"""Threads, and what this build and machine have."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any, Literal, overload
+
+from gatedrnn import _checks, _core
+
+_MAX_THREADS = 1024
+
+
+def set_num_threads(n: int) -> None:
+    """Set how many threads a call may use, in the whole process.
+
+    A call uses fewer where that is faster; the results are the same bits for any number. The default respects
+    the process's processor affinity and its control group's quota.
+
+    Args:
+        n: From 1 to 1024.
+
+    Raises:
+        TypeError: `n` is not an integer.
+        ValueError: `n` is out of range.
+    """
+    _core.set_num_threads(_checked_count(n))
+
+
+def get_num_threads() -> int:
+    """Return how many threads a call may use."""
+    return _core.get_num_threads()
+
+
+def num_threads(n: int) -> contextlib.AbstractContextManager[None]:
+    """Make a context manager, also usable as a decorator, within which calls may use `n` threads.
+
+    ::
+
+        with gatedrnn.num_threads(1):
+            output, state = module(x)
+
+    The number from before comes back at the end, also after an exception. Like `set_num_threads` it acts on
+    the whole process, not only on the thread that enters it.
+
+    Args:
+        n: From 1 to 1024.
+
+    Raises:
+        TypeError: `n` is not an integer.
+        ValueError: `n` is out of range.
+    """
+    return _temporarily(_checked_count(n))
+
+
+@contextlib.contextmanager
+def _temporarily(count: int) -> Iterator[None]:
+    before = _core.get_num_threads()
+    _core.set_num_threads(count)
+    try:
+        yield
+    finally:
+        _core.set_num_threads(before)
+
+
+def _checked_count(n: object) -> int:
+    return _checks.integer("n", n, 1, _MAX_THREADS)
+
+
+@overload
+def show_config(mode: Literal["print"] = "print") -> None: ...
+@overload
+def show_config(mode: Literal["dict"]) -> dict[str, Any]: ...
+def show_config(mode: str = "print") -> dict[str, Any] | None:
+    """Tell the version, the instruction set in use and those available, threads, caches, build, CUDA.
+
+    Args:
+        mode: "print" to print it and return None, "dict" to return it. Caches are in bytes.
+
+    Raises:
+        TypeError: `mode` is not a string.
+        ValueError: `mode` is another string.
+    """
+    config = _config()
+    if _checks.choice("mode", mode, ("print", "dict")) == "dict":
+        return config
+    width = max(map(len, config))
+    for name, value in config.items():
+        print(f"{name:{width}}  {_written(value)}")
+    return None
+
+
+def _config() -> dict[str, Any]:
+    machine = _core.machine()
+    return {
+        "version": _core.__version__,
+        "processor": machine["cpu"],
+        "isa": machine["isa"],
+        "isa available": list(machine["available"]),
+        "isa compiled": list(machine["compiled"]),
+        "threads": _core.get_num_threads(),
+        "caches": {"l1": machine["l1"], "l2": machine["l2"], "l3": machine["l3"]},
+        "compiler": machine["compiler"],
+        "cuda": False,
+    }
+
+
+def _written(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "not built"
+    if isinstance(value, dict):
+        return ", ".join(f"{level.upper()} {size / 1024:.0f} KiB" for level, size in value.items())
+    return ", ".join(value) if isinstance(value, list) else str(value)

@@ -1,0 +1,82 @@
+"""The compiled engine; private to this package."""
+
+from collections.abc import Sequence
+from typing import Any, Generic, TypedDict, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+_Array = npt.NDArray[np.floating[Any]]
+_State = TypeVar("_State")  # an array, or the pair (h, c)
+
+__version__: str
+
+class Network:
+    """A whole stack (layers x directions), weights packed; immutable, safe to call from many threads."""
+
+    def __init__(
+        self,
+        cell: str,
+        parameters: dict[str, _Array],
+        *,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int,
+        bidirectional: bool,
+        bias: bool,
+        proj_size: int,
+        dtype: np.dtype[Any],
+    ) -> None: ...
+    def __call__(
+        self, x: _Array, state: Any, lengths: npt.ArrayLike | None, out: _Array | None, batch_first: bool
+    ) -> tuple[_Array, Any]: ...
+    def reference(
+        self, x: _Array, state: Any, lengths: npt.ArrayLike | None, batch_first: bool
+    ) -> tuple[_Array, Any]:
+        """Compute the same with plain scalar loops, in the same order of fused multiply-adds."""
+
+    def plan(self, steps: int, batch: int, threads: int) -> dict[str, object]:
+        """Tell what the engine would decide for such a call."""
+
+    def stream(self, batch_size: int) -> Stream[Any]: ...
+
+class Stream(Generic[_State]):
+    """Sequences that go forward together, one time step at a time."""
+
+    state: _State
+    @property
+    def batch_size(self) -> int: ...
+    def step(self, x: _Array, out: _Array | None = None) -> _Array:
+        """Advance by one time step: x (B, I) to (B, S), or (I,) to (S,) where B is 1."""
+
+    def reset(self, rows: int | Sequence[int] | npt.NDArray[np.integer[Any]] | None = None) -> None:
+        """Set the state of some rows, or of all, to zeros."""
+
+class _Machine(TypedDict):
+    isa: str
+    available: list[str]
+    compiled: list[str]
+    l1: int
+    l2: int
+    l3: int
+    cpu: str
+    compiler: str
+    threads: int
+
+def machine() -> _Machine: ...
+def set_num_threads(n: int) -> None: ...
+def get_num_threads() -> int: ...
+def fingerprint(array: npt.NDArray[Any]) -> int:
+    """Hash the bytes of a contiguous array to 64 bits."""
+
+def sigmoid(x: _Array) -> _Array:
+    """Apply the engine's own activation code to a 1-d array."""
+
+def tanh(x: _Array) -> _Array:
+    """Apply the engine's own activation code to a 1-d array."""
+
+def measure_fma(dtype: npt.DTypeLike, milliseconds: float) -> float:
+    """Measure the FLOP/s of one thread, in the instruction set in use."""
+
+def measure_bandwidth(bytes: int, milliseconds: float) -> float:
+    """Measure the bytes/s that one thread reads from a buffer of that size, again and again."""

@@ -1,0 +1,577 @@
+"""LSTM, GRU and RNN: constructor arguments and parameters here, everything else in `_core.Network`."""
+
+from __future__ import annotations
+
+import os
+import threading
+import warnings
+import weakref
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, overload
+
+import numpy as np
+
+from gatedrnn import _checks, _core
+from gatedrnn._parameters import IncompatibleKeys, ParameterStore, parameter_shapes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import numpy.typing as npt
+    from typing_extensions import Self
+
+    Array = npt.NDArray[np.floating[Any]]
+
+__all__ = ["GRU", "LSTM", "RNN"]
+
+_T = TypeVar("_T")
+_State = TypeVar("_State")  # an array, or the pair (h, c)
+
+_MAX_LAYERS = 1 << 16
+
+# What each constructor argument may be. A class takes those that it has.
+_OPTION_CHECKS: dict[str, Callable[[str, object], Any]] = {
+    "input_size": lambda name, value: _checks.integer(name, value, 1),
+    "hidden_size": lambda name, value: _checks.integer(name, value, 1),
+    "num_layers": lambda name, value: _checks.integer(name, value, 1, _MAX_LAYERS),
+    "nonlinearity": lambda name, value: _checks.choice(name, value, ("tanh", "relu")),
+    "bias": _checks.flag,
+    "batch_first": _checks.flag,
+    "dropout": _checks.probability,
+    "bidirectional": _checks.flag,
+    "proj_size": lambda name, value: _checks.integer(name, value, 0),
+    "peephole": _checks.flag,
+    "reset_after": _checks.flag,
+    "dtype": _checks.float_dtype,
+}
+
+_COMMON_DEFAULTS: dict[str, object] = {
+    "num_layers": 1,
+    "bias": True,
+    "batch_first": False,
+    "dropout": 0.0,
+    "bidirectional": False,
+    "dtype": np.dtype(np.float32),
+}
+
+
+class _Option(Generic[_T]):
+    """A constructor argument as a read-only attribute."""
+
+    def __init__(self, doc: str) -> None:
+        self.__doc__ = doc
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    @overload
+    def __get__(self, module: None, owner: type) -> Self: ...
+    @overload
+    def __get__(self, module: _Recurrent[Any], owner: type) -> _T: ...
+    def __get__(self, module: _Recurrent[Any] | None, owner: type) -> Self | _T:
+        if module is None:
+            return self
+        value: _T = module._options[self.name]
+        return value
+
+    def __set__(self, module: _Recurrent[Any], value: object) -> None:
+        raise AttributeError(f"{self.name}: fixed when the module is made, cannot be assigned")
+
+
+class _Recurrent(Generic[_State]):
+    """What all modules share. A cell adds data: gates, constructor arguments, the engine's name for it.
+
+    The pack, an engine `Network` made from the parameters, is immutable and replaced as a whole, so that a
+    call in another thread finishes with the one it took. While nobody outside holds the parameters' arrays,
+    only this class can change them, and `_network` is the pack, ready to use without a question. After they
+    were handed out `_network` stays None and every call compares fingerprints (see `_packed`).
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_batch_first",
+        "_handed_out",
+        "_lock",
+        "_network",
+        "_options",
+        "_pack",
+        "_store",
+    )
+
+    _gates: ClassVar[int]
+    _defaults: ClassVar[dict[str, object]]  # of the arguments after input_size and hidden_size
+
+    input_size = _Option[int]("Width of one time step of the input, I.")
+    hidden_size = _Option[int]("Number of hidden units, H.")
+    num_layers = _Option[int]("Layers, each fed with the output of the one below, L.")
+    bias = _Option[bool]("Whether there are bias parameters.")
+    batch_first = _Option[bool]("Whether x and the output are (B, T, ...) instead of (T, B, ...).")
+    dropout = _Option[float]("Probability of dropout between layers, in training only.")
+    bidirectional = _Option[bool]("Whether each layer also runs from the end to the start.")
+    dtype = _Option[np.dtype[Any]]("Type of parameters, states and outputs: float32 or float64.")
+
+    def _initialize(self, seed: object, **options: object) -> None:
+        """Finish a constructor: check the arguments, then draw the parameters."""
+        checked_seed = _checks.seed("seed", seed)
+        self._build(options)
+        if self.dropout > 0 and self.num_layers == 1:
+            warnings.warn(
+                f"dropout={self.dropout} has no effect with num_layers=1: it acts between layers",
+                UserWarning,
+                stacklevel=3,
+            )
+        self._store.draw(self.hidden_size**-0.5, checked_seed)
+
+    def _build(self, options: Mapping[str, object]) -> None:
+        """Set everything up but the parameters' numbers."""
+        self._options = self._checked(options)
+        self._batch_first = self.batch_first
+        self._store = ParameterStore(parameter_shapes(self._options, self._gates), self.dtype)
+        self._lock = threading.Lock()
+        self._handed_out = False
+        self._network: _core.Network | None = None
+        self._pack: tuple[int, _core.Network] | None = None
+        _all_modules.add(self)
+
+    @classmethod
+    def _checked(cls, options: Mapping[str, object]) -> dict[str, Any]:
+        checked = {name: _OPTION_CHECKS[name](name, value) for name, value in options.items()}
+        if checked.get("proj_size", 0) >= checked["hidden_size"]:
+            expected = f"less than hidden_size={checked['hidden_size']}"
+            raise ValueError(f"proj_size: expected {expected}, got {checked['proj_size']}")
+        return checked
+
+    @property
+    def _cell(self) -> str:
+        """The engine's name for the cell."""
+        raise NotImplementedError
+
+    def __call__(
+        self,
+        x: Array,
+        state: _State | None = None,
+        *,
+        lengths: npt.ArrayLike | None = None,
+        out: Array | None = None,
+    ) -> tuple[Array, _State]:
+        """Run over whole sequences; keep nothing.
+
+        With D directions (1 or 2) and S the width of h (`proj_size` where it is set, else `hidden_size`):
+
+        Args:
+            x: Input, (T, B, I), or (B, T, I) with `batch_first`, or (T, I) for a single row, in the module's
+                dtype. Any strides.
+            state: Initial state, zeros where None: h of shape (L*D, B, S); for LSTM the pair (h, c), c of
+                shape (L*D, B, H). Without B where x is unbatched.
+            lengths: B integers in 0..T, in any order: how many steps of each row are valid. Output past them
+                is 0, the final state is that of the row's last valid step (the initial state for a row of
+                length 0), and the reverse direction starts there.
+            out: Array to write the output into, of the output's shape and dtype; a new one where None.
+
+        Returns:
+            The output, (T, B, D*S) laid out like x, and the final state in the shape of `state`.
+
+        Raises:
+            TypeError: An argument has the wrong type or dtype.
+            ValueError: An argument has the wrong shape or value. In both cases nothing was written.
+        """
+        network = self._network or self._packed()
+        result: tuple[Array, _State] = network(x, state, lengths, out, self._batch_first)
+        return result
+
+    def stream(self, batch_size: int = 1) -> _core.Stream[_State]:
+        """Make a stream: `batch_size` sequences that go forward together, one time step at a time.
+
+        The steps give the same bits as one call over the whole sequences. A stream keeps the parameters that
+        the module has now. One stream belongs to one thread at a time; any number of streams share a module.
+
+        Args:
+            batch_size: Number of sequences, B.
+
+        Returns:
+            A stream with ``step(x, out=None)``, x (B, I) to output (B, S), ``state`` in the layout of a
+            call's, and ``reset(rows=None)``.
+
+        Raises:
+            TypeError: `batch_size` is not an integer.
+            ValueError: `batch_size` is below 1 or more than fits in memory, or the module is bidirectional:
+                its reverse direction would need the end of the sequence first.
+        """
+        batch_size = _checks.integer("batch_size", batch_size, 1)
+        if self.bidirectional:
+            raise ValueError("stream: expected a module with bidirectional=False, got bidirectional=True")
+        elements_per_row = self.input_size + self.num_layers * self.hidden_size
+        _checks.fitting("batch_size", batch_size * elements_per_row, self.dtype)
+        stream: _core.Stream[_State] = self._packed().stream(batch_size)
+        return stream
+
+    def state_dict(self) -> dict[str, Array]:
+        """Copy the parameters: names, shapes, gate order and key order of the same class in ``torch.nn``.
+
+        For layer k: ``weight_ih_lk`` (G*H, I or D*S), ``weight_hh_lk`` (G*H, S), ``bias_ih_lk`` and
+        ``bias_hh_lk`` (G*H), ``weight_hr_lk`` (P, H) with `proj_size`, ``weight_ci_lk``, ``weight_cf_lk`` and
+        ``weight_co_lk`` (H) with `peephole`; then the same with ``_reverse`` for the reverse direction.
+        """
+        with self._lock:
+            return {name: view.copy() for name, view in self._store.views.items()}
+
+    def load_state_dict(self, d: Mapping[str, object], strict: bool = True) -> IncompatibleKeys:
+        """Copy parameters in, after all of them were checked: on an error the module is as it was.
+
+        Args:
+            d: By name, NumPy arrays or tensors of any floating dtype (a ``state_dict()`` of ``torch.nn`` as
+                it is).
+            strict: Whether every name must match; False leaves what is missing as it is and ignores what is
+                unexpected.
+
+        Returns:
+            The named tuple (missing_keys, unexpected_keys).
+
+        Raises:
+            TypeError: `d` is not a mapping, or a value is not an array of floating-point numbers in native
+                byte order.
+            ValueError: Names do not match while `strict`, a shape is wrong, or a number is beyond the range
+                of the dtype.
+        """
+        if not isinstance(d, Mapping):
+            raise TypeError(f"d: expected a mapping of names to arrays, got {_checks.described(d)}")
+        keys = self._store.compare(d)
+        if _checks.flag("strict", strict) and any(keys):
+            raise ValueError(
+                f"d: expected the parameters of {self!r}, got missing keys {keys.missing_keys}, "
+                f"unexpected keys {keys.unexpected_keys}"
+            )
+        self._write({name: d[name] for name in self._store.views if name in d})
+        return keys
+
+    def parameters(self) -> dict[str, Array]:
+        """Hand out the module's own arrays by name: writing into them changes the module.
+
+        A change takes effect at the next call. To notice it, from now on every call reads all parameters once
+        and compares a 64-bit fingerprint (as fast as memory is read: about 10 to 100 microseconds per
+        megabyte); and a call after a change packs the weights again. `state_dict()` has copies and costs
+        later calls nothing. Do not write while another thread calls the module. Reading a parameter as an
+        attribute (``m.weight_ih_l0``) hands it out just the same.
+        """
+        self._hand_out()
+        return {name: view[...] for name, view in self._store.views.items()}
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write parameters and constructor arguments to a safetensors file, for `gatedrnn.load`.
+
+        The file appears as a whole or not at all. Any reader of safetensors can read the tensors.
+
+        Args:
+            path: Where to; a file that exists is replaced.
+
+        Raises:
+            TypeError: `path` is not a path.
+            OSError: The file cannot be written.
+        """
+        from gatedrnn import _storage
+
+        _storage.save(path, type(self), self._options, self.state_dict())
+
+    def _packed(self) -> _core.Network:
+        """Return the pack of the parameters as they are now, packing them first where they changed."""
+        network, pack = self._network, self._pack
+        if network is not None:
+            return network
+        if pack is not None and pack[0] == _core.fingerprint(self._store.flat):
+            return pack[1]
+        with self._lock:
+            fingerprint = _core.fingerprint(self._store.flat)
+            if self._pack is None or self._pack[0] != fingerprint:
+                self._pack = fingerprint, self._new_network()
+            if not self._handed_out:
+                self._network = self._pack[1]
+            return self._pack[1]
+
+    def _new_network(self) -> _core.Network:
+        return _core.Network(
+            self._cell,
+            self._store.views,
+            input_size=self.input_size,
+            hidden_size=self.hidden_size,
+            num_layers=self.num_layers,
+            bidirectional=self.bidirectional,
+            bias=self.bias,
+            proj_size=self._options.get("proj_size", 0),
+            dtype=self.dtype,
+        )
+
+    def _write(self, values: Mapping[str, object]) -> None:
+        accepted = self._store.accept(values)
+        with self._lock:
+            self._network = None
+            self._store.write(accepted)
+
+    def _hand_out(self) -> None:
+        with self._lock:
+            self._handed_out = True
+            self._network = None
+
+    def __getattr__(self, name: str) -> Array:
+        # Called only for what is no ordinary attribute. Own names start with "_": a half-made module has them
+        # not yet.
+        if not name.startswith("_") and name in self._store.views:
+            self._hand_out()
+            return self._store.views[name][...]
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not name.startswith("_") and name in self._store.views:
+            self._write({name: value})
+        else:
+            super().__setattr__(name, value)
+
+    def __dir__(self) -> list[str]:
+        return [*super().__dir__(), *self._store.views]
+
+    def __repr__(self) -> str:
+        parts = [str(self.input_size), str(self.hidden_size)]
+        for name, default in self._defaults.items():
+            value = self._options[name]
+            if value != default:
+                parts.append(f"{name}={str(value) if name == 'dtype' else value!r}")
+        return f"{type(self).__name__}({', '.join(parts)})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle, and copy, as class, constructor arguments and parameters: copies share nothing."""
+        state_of_subclass = getattr(self, "__dict__", None) or None
+        return _rebuild, (type(self), self._options, self.state_dict()), state_of_subclass
+
+
+def _rebuild(
+    cls: type[_Recurrent[Any]], options: Mapping[str, object], state: Mapping[str, object]
+) -> _Recurrent[Any]:
+    """Make a module of given parameters, without drawing any."""
+    module = cls.__new__(cls)
+    module._build(options)
+    module.load_state_dict(state)
+    return module
+
+
+_all_modules: weakref.WeakSet[_Recurrent[Any]] = weakref.WeakSet()
+
+
+def _renew_locks() -> None:
+    """In a forked child: threads that held a lock are gone, and would never release it."""
+    for module in _all_modules:
+        module._lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_locks)
+
+
+class LSTM(_Recurrent["tuple[Array, Array]"]):
+    """Long short-term memory; constructor, parameters and results like ``torch.nn.LSTM``.
+
+    With s the logistic function and * between vectors elementwise::
+
+        i = s(W_ii x + b_ii + W_hi h + b_hi [+ w_ci * c])       input gate
+        f = s(W_if x + b_if + W_hf h + b_hf [+ w_cf * c])       forget gate
+        g = tanh(W_ig x + b_ig + W_hg h + b_hg)                 candidate
+        c' = f * c + i * g
+        o = s(W_io x + b_io + W_ho h + b_ho [+ w_co * c'])      output gate
+        h' = o * tanh(c')                                       with proj_size: W_hr (o * tanh(c'))
+
+    The rows of a weight are the gates i, f, g, o. Sources: Hochreiter & Schmidhuber 1997; the forget gate:
+    Gers, Schmidhuber & Cummins 2000; the peepholes in brackets: Gers & Schmidhuber 2000; the projection: Sak,
+    Senior & Beaufays 2014. The state is the pair (h, c).
+
+    Args:
+        input_size: Width of one time step of the input, I.
+        hidden_size: Number of hidden units, H.
+        num_layers: Layers, each fed with the output of the one below.
+        bias: Whether to have bias parameters.
+        batch_first: Whether x and the output are (B, T, ...) instead of (T, B, ...).
+        dropout: Probability of dropout between layers; for training only, inference ignores it.
+        bidirectional: Whether each layer also runs from the end to the start; the outputs stand side by side.
+        proj_size: Width that h is projected to, below `hidden_size`; 0 for no projection.
+        peephole: Whether the gates see the memory cell through ``weight_ci_l0``, ``weight_cf_l0``,
+            ``weight_co_l0``.
+        dtype: float32 or float64, of parameters, states and all arithmetic.
+        seed: Integer of at least 0 that decides the initial parameters, uniform in +-1/sqrt(H); None for new
+            ones each time.
+
+    Raises:
+        TypeError: An argument has the wrong type.
+        ValueError: An argument has a value outside its range, or the parameters would fit in no memory.
+    """
+
+    __slots__ = ()
+    _gates = 4
+    _defaults = _COMMON_DEFAULTS | {"proj_size": 0, "peephole": False}
+
+    proj_size = _Option[int]("Width that h is projected to; 0: not projected.")
+    peephole = _Option[bool]("Whether the gates see the memory cell.")
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        *,
+        peephole: bool = False,
+        dtype: npt.DTypeLike = np.float32,
+        seed: int | None = None,
+    ) -> None:
+        self._initialize(
+            seed,
+            input_size=input_size,
+            hidden_size=hidden_size,
+            num_layers=num_layers,
+            bias=bias,
+            batch_first=batch_first,
+            dropout=dropout,
+            bidirectional=bidirectional,
+            proj_size=proj_size,
+            peephole=peephole,
+            dtype=dtype,
+        )
+
+    @property
+    def _cell(self) -> str:
+        return "lstm_peephole" if self.peephole else "lstm"
+
+
+class GRU(_Recurrent["Array"]):
+    """Gated recurrent unit in both of its forms; constructor, parameters and results like ``torch.nn.GRU``.
+
+    With s the logistic function and * between vectors elementwise::
+
+        r = s(W_ir x + b_ir + W_hr h + b_hr)                    reset gate
+        z = s(W_iz x + b_iz + W_hz h + b_hz)                    update gate
+        n = tanh(W_in x + b_in + r * (W_hn h + b_hn))           candidate, reset_after=True
+        n = tanh(W_in x + b_in + W_hn (r * h) + b_hn)           candidate, reset_after=False
+        h' = (1 - z) * n + z * h
+
+    The rows of a weight are the gates r, z, n in both forms. Sources: `reset_after=False` is the unit of Cho
+    et al. 2014 (there h' = z h + (1 - z) n as here); `reset_after=True` is the variant of cuDNN, which
+    PyTorch and Keras took over. Parameters trained for one form are wrong in the other.
+
+    Args:
+        input_size: Width of one time step of the input, I.
+        hidden_size: Number of hidden units, H.
+        num_layers: Layers, each fed with the output of the one below.
+        bias: Whether to have bias parameters.
+        batch_first: Whether x and the output are (B, T, ...) instead of (T, B, ...).
+        dropout: Probability of dropout between layers; for training only, inference ignores it.
+        bidirectional: Whether each layer also runs from the end to the start; the outputs stand side by side.
+        reset_after: Whether the reset gate acts after the candidate's matrix product (True) or on h before it
+            (False).
+        dtype: float32 or float64, of parameters, states and all arithmetic.
+        seed: Integer of at least 0 that decides the initial parameters, uniform in +-1/sqrt(H); None for new
+            ones each time.
+
+    Raises:
+        TypeError: An argument has the wrong type.
+        ValueError: An argument has a value outside its range, or the parameters would fit in no memory.
+    """
+
+    __slots__ = ()
+    _gates = 3
+    _defaults = _COMMON_DEFAULTS | {"reset_after": True}
+
+    reset_after = _Option[bool]("Whether the reset gate acts after the candidate's matrix product.")
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        *,
+        reset_after: bool = True,
+        dtype: npt.DTypeLike = np.float32,
+        seed: int | None = None,
+    ) -> None:
+        self._initialize(
+            seed,
+            input_size=input_size,
+            hidden_size=hidden_size,
+            num_layers=num_layers,
+            bias=bias,
+            batch_first=batch_first,
+            dropout=dropout,
+            bidirectional=bidirectional,
+            reset_after=reset_after,
+            dtype=dtype,
+        )
+
+    @property
+    def _cell(self) -> str:
+        return "gru" if self.reset_after else "gru_reset_before"
+
+
+class RNN(_Recurrent["Array"]):
+    """The plain recurrent network of Elman 1990; constructor, parameters and results like ``torch.nn.RNN``.
+
+    ::
+
+        h' = tanh(W_ih x + b_ih + W_hh h + b_hh)                or relu instead of tanh
+
+    Args:
+        input_size: Width of one time step of the input, I.
+        hidden_size: Number of hidden units, H.
+        num_layers: Layers, each fed with the output of the one below.
+        nonlinearity: "tanh" or "relu".
+        bias: Whether to have bias parameters.
+        batch_first: Whether x and the output are (B, T, ...) instead of (T, B, ...).
+        dropout: Probability of dropout between layers; for training only, inference ignores it.
+        bidirectional: Whether each layer also runs from the end to the start; the outputs stand side by side.
+        dtype: float32 or float64, of parameters, states and all arithmetic.
+        seed: Integer of at least 0 that decides the initial parameters, uniform in +-1/sqrt(H); None for new
+            ones each time.
+
+    Raises:
+        TypeError: An argument has the wrong type.
+        ValueError: An argument has a value outside its range, or the parameters would fit in no memory.
+    """
+
+    __slots__ = ()
+    _gates = 1
+    _defaults = _COMMON_DEFAULTS | {"nonlinearity": "tanh"}
+
+    nonlinearity = _Option[str]('"tanh" or "relu".')
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        nonlinearity: str = "tanh",
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        *,
+        dtype: npt.DTypeLike = np.float32,
+        seed: int | None = None,
+    ) -> None:
+        self._initialize(
+            seed,
+            input_size=input_size,
+            hidden_size=hidden_size,
+            num_layers=num_layers,
+            nonlinearity=nonlinearity,
+            bias=bias,
+            batch_first=batch_first,
+            dropout=dropout,
+            bidirectional=bidirectional,
+            dtype=dtype,
+        )
+
+    @property
+    def _cell(self) -> str:
+        return f"rnn_{self.nonlinearity}"

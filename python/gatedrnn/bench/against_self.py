@@ -1,0 +1,139 @@
+"""Ourselves against ourselves: what one form, type, layout or thread count costs next to another.
+
+Each measure divides our time for one thing by our time for another; a factor accounts for the work there is.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+import gatedrnn as gr
+from gatedrnn.bench.peers import Ours
+from gatedrnn.bench.shapes import GRID_SIZES, Problem, Shape, grid, matches, problem
+from gatedrnn.bench.timing import Contender
+
+MEASURED, BASE = "measured", "base"
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One question. `allowed` is the largest ratio aimed at, with one thread and with more.
+
+    `worst` says whether every shape is held to it, or the geometric mean.
+    """
+
+    name: str
+    title: str
+    allowed: tuple[float, float]
+    worst: bool
+    pairs: Callable[[int], Iterator[Pair]]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two ways to time: ratio = time of `measured` / (time of `base` * scale). Built when its turn comes."""
+
+    label: str
+    build: Callable[[], tuple[Contender, Contender]]
+    scale: float = 1.0
+
+
+def _ours(name: str, of: Problem, threads: int | None = None) -> Contender:
+    contender = replace(Ours.contenders(of)[0], name=name)
+    if threads is None:
+        return contender
+    return replace(contender, session=functools.partial(gr.num_threads, threads))
+
+
+def _gru_before(_: int) -> Iterator[Pair]:
+    def build(shape: Shape) -> tuple[Contender, Contender]:
+        before = problem(replace(shape, cell="GRU_BEFORE"), np.float32)
+        return _ours(MEASURED, before), _ours(BASE, problem(shape, np.float32))
+
+    for shape in grid("GRU"):
+        yield Pair(shape.label, functools.partial(build, shape))
+
+
+def _float64(_: int) -> Iterator[Pair]:
+    def build(shape: Shape) -> tuple[Contender, Contender]:
+        return _ours(MEASURED, problem(shape, np.float64)), _ours(BASE, problem(shape, np.float32))
+
+    for cell in ("LSTM", "GRU", "GRU_BEFORE"):
+        shape = Shape(cell, 256, 256, 16, 100)
+        yield Pair(shape.label, functools.partial(build, shape))
+
+
+def _ragged(_: int) -> Iterator[Pair]:
+    def build(shape: Shape) -> tuple[Contender, Contender]:
+        of = problem(shape, np.float32)
+        return _ours(MEASURED, of), _ours(BASE, replace(of, lengths=None))
+
+    for cell in ("LSTM", "GRU", "GRU_BEFORE"):
+        for hidden in (64, 128, 256):
+            shape = Shape(cell, hidden, hidden, 64, 400, shortest=10)
+            yield Pair(shape.label, functools.partial(build, shape), shape.row_steps() / (shape.B * shape.T))
+
+
+def _threads(threads: int) -> Iterator[Pair]:
+    many = max(threads, 2)
+
+    def build(shape: Shape) -> tuple[Contender, Contender]:
+        of = problem(shape, np.float32)
+        return _ours(MEASURED, of, many), _ours(BASE, of, 1)
+
+    for cell in ("LSTM", "GRU"):
+        for hidden, rows, steps in GRID_SIZES:
+            shape = Shape(cell, hidden, hidden, rows, steps)
+            yield Pair(shape.label, functools.partial(build, shape))
+
+
+def _denormal(_: int) -> Iterator[Pair]:
+    def build(shape: Shape) -> tuple[Contender, Contender]:
+        normal = problem(shape, np.float32)
+        # Without a bias every sum of denormal inputs is denormal too, and so is the state.
+        weights = {name: value * (value.ndim > 1) for name, value in normal.weights.items()}
+        normal = replace(normal, weights=weights)
+        return _ours(MEASURED, replace(normal, x=normal.x * np.float32(1e-40))), _ours(BASE, normal)
+
+    for cell in ("LSTM", "GRU"):
+        for rows in (1, 16):
+            shape = Shape(cell, 128, 128, rows, 100)
+            yield Pair(shape.label, functools.partial(build, shape))
+
+
+MEASURES = (
+    Measure("self-gru", "GRU, reset before the product / after it", (1.15, 1.3), False, _gru_before),
+    Measure("self-float64", "float64 / float32", (2.3, 2.3), True, _float64),
+    Measure("self-ragged", "ragged / (padded * sum(lengths) / (B * T))", (1.2, 1.3), True, _ragged),
+    Measure("self-threads", "two threads (or --threads) / one thread", (1.0, 1.0), True, _threads),
+    Measure("self-denormal", "denormal inputs / normal ones", (1.2, 1.2), True, _denormal),
+)
+
+
+def select(names: Sequence[str]) -> list[Measure]:
+    """The measures of these sets; "self" is all of them."""
+    return [measure for measure in MEASURES if measure.name in names or "self" in names]
+
+
+def pairs(measure: Measure, threads: int, only: Sequence[str]) -> list[Pair]:
+    """The pairs of a measure that `--only` keeps."""
+    return [pair for pair in measure.pairs(threads) if matches(pair.label, only)]
+
+
+def as_dict(measure: Measure, threads: int, rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """For JSON: the measure with its rows, and the number that is held against what is allowed."""
+    ratios = [row["ratio"] for row in rows]
+    return {
+        "set": measure.name,
+        "title": measure.title,
+        "allowed": measure.allowed[threads > 1],
+        "held_to": "largest" if measure.worst else "geometric mean",
+        "geometric_mean": float(np.exp(np.mean(np.log(ratios)))),
+        "largest": max(ratios),
+        "rows": rows,
+    }

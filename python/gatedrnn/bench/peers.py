@@ -1,0 +1,521 @@
+"""Ourselves and the peers, each built from the same torch-ordered weights and run at its best settings.
+
+A library prepares everything it can outside of the timing: weights are constants (so that it can repack
+them), inputs are bound once, outputs are allocated once where its interface allows. Where it offers several
+ways, the faster one is taken.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import importlib.metadata
+import importlib.util
+import itertools
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+
+import gatedrnn as gr
+from gatedrnn.bench.shapes import Array, Problem
+from gatedrnn.bench.timing import Contender, faster
+
+
+class UnsupportedError(Exception):
+    """The peer has no way to compute this problem; the message says what is missing."""
+
+
+class Peer(ABC):
+    """One library."""
+
+    name: ClassVar[str]
+    modules: ClassVar[tuple[str, ...]]  # the first one gives the version
+    held: ClassVar[bool] = False  # whether an environment variable holds it to an instruction set
+
+    def __init__(self, threads: int) -> None:
+        """Import the library and set its number of threads."""
+        self.threads = threads
+
+    @classmethod
+    def missing(cls) -> list[str]:
+        """Which modules are not installed."""
+        return [module for module in cls.modules if importlib.util.find_spec(module) is None]
+
+    @classmethod
+    def version(cls) -> str:
+        """The installed version."""
+        return importlib.metadata.version(cls.modules[0])
+
+    @abstractmethod
+    def contenders(self, problem: Problem) -> list[Contender]:
+        """Ways to compute the problem, the main one first. Raises UnsupportedError."""
+
+
+def _gates(problem: Problem, name: str, order: Sequence[int]) -> Array:
+    """A parameter with its gates in another order and a leading axis for the one direction."""
+    value = problem.weights[name]
+    blocks = value.reshape(problem.shape.gates, problem.shape.H, *value.shape[1:])
+    return np.ascontiguousarray(blocks[list(order)].reshape(1, *value.shape))
+
+
+def _parts(state: Any) -> tuple[Any, ...]:
+    return state if isinstance(state, tuple) else (state,)
+
+
+def _state_names(problem: Problem) -> tuple[str, ...]:
+    return ("h", "c") if problem.shape.cell == "LSTM" else ("h",)
+
+
+# ----------------------------------------------------------------------------------------------------
+class Ours:
+    """This library, called as its users call it."""
+
+    name = "gatedrnn"
+
+    @staticmethod
+    def module(problem: Problem) -> Any:
+        """The module with the problem's weights."""
+        shape = problem.shape
+        if shape.cell == "LSTM":
+            module: Any = gr.LSTM(shape.I, shape.H, dtype=problem.dtype)
+        elif shape.cell in ("GRU", "GRU_BEFORE"):
+            module = gr.GRU(shape.I, shape.H, reset_after=shape.cell == "GRU", dtype=problem.dtype)
+        else:
+            nonlinearity = "tanh" if shape.cell == "RNN" else "relu"
+            module = gr.RNN(shape.I, shape.H, nonlinearity=nonlinearity, dtype=problem.dtype)
+        module.load_state_dict(problem.weights)
+        return module
+
+    @classmethod
+    def contenders(cls, problem: Problem) -> list[Contender]:
+        """One call of the module; for streams a step, and beside it a call with the state fed back."""
+        module = cls.module(problem)
+        if not problem.shape.stream:
+            if problem.lengths is None:
+                run = functools.partial(module, problem.x)
+            else:
+                run = functools.partial(module, problem.x, lengths=problem.lengths)
+            return [Contender(cls.name, run, _our_arrays)]
+        stream = module.stream(problem.shape.B)
+        step = functools.partial(stream.step, problem.x[0])
+        call, reset = _fed_back(module, problem.x)
+        return [
+            Contender(cls.name, step, lambda y: _our_arrays((y[None], stream.state)), reset=stream.reset),
+            Contender(f"{cls.name} m(x)", call, _our_arrays, reset=reset, is_peer=False),
+        ]
+
+
+def _our_arrays(result: Any) -> list[Array]:
+    output, state = result
+    return [output, *(part[0] for part in _parts(state))]
+
+
+def _fed_back(module: Any, x: Any) -> tuple[Callable[[], Any], Callable[[], None]]:
+    """`module(x, state)` with the returned state as the next one; works for our modules and for PyTorch's."""
+    state: Any = None
+
+    def call() -> Any:
+        nonlocal state
+        result = module(x, state)
+        state = result[1]
+        return result
+
+    def reset() -> None:
+        nonlocal state
+        state = None
+
+    return call, reset
+
+
+# ----------------------------------------------------------------------------------------------------
+class PyTorch(Peer):
+    """torch.nn under inference_mode; its LSTM in float32 goes through oneDNN by itself."""
+
+    name = "PyTorch"
+    modules = ("torch",)
+    held = True  # ATEN_CPU_CAPABILITY, ONEDNN_MAX_CPU_ISA and MKL's variable
+
+    def __init__(self, threads: int) -> None:
+        """Import torch and set its threads."""
+        super().__init__(threads)
+        self.torch = importlib.import_module("torch")
+        self.torch.set_num_threads(threads)
+        with contextlib.suppress(RuntimeError):  # only possible before its first parallel work
+            self.torch.set_num_interop_threads(1)
+
+    def contenders(self, problem: Problem) -> list[Contender]:
+        """The module; for ragged rows with packing and padding around it, and beside it packed before."""
+        torch, shape = self.torch, problem.shape
+        module = self._module(problem)
+        x = torch.from_numpy(problem.x)
+        if shape.stream:
+            call, reset = _fed_back(module, x)
+            return [Contender(self.name, call, self._arrays, torch.inference_mode, reset)]
+        if problem.lengths is None:
+            run = functools.partial(module, x)
+            return [Contender(self.name, run, self._arrays, torch.inference_mode)]
+        return self._ragged(module, x, torch.from_numpy(problem.lengths))
+
+    def _ragged(self, module: Any, x: Any, lengths: Any) -> list[Contender]:
+        rnn, steps = self.torch.nn.utils.rnn, len(x)
+        packed = rnn.pack_padded_sequence(x, lengths, enforce_sorted=False)
+
+        def run() -> Any:
+            output, state = module(rnn.pack_padded_sequence(x, lengths, enforce_sorted=False))
+            return rnn.pad_packed_sequence(output, total_length=steps)[0], state
+
+        def unpack(result: Any) -> list[Array]:
+            return self._arrays((rnn.pad_packed_sequence(result[0], total_length=steps)[0], result[1]))
+
+        mode = self.torch.inference_mode
+        return [
+            Contender(self.name, run, self._arrays, mode, note="pack, run, pad"),
+            Contender(
+                f"{self.name} packed", lambda: module(packed), unpack, mode, note="packed before, left packed"
+            ),
+        ]
+
+    def _module(self, problem: Problem) -> Any:
+        shape, nn = problem.shape, self.torch.nn
+        if shape.cell == "GRU_BEFORE":
+            raise UnsupportedError("has no GRU with the reset gate before the product")
+        dtype = getattr(self.torch, problem.dtype.name)
+        if shape.cell in ("LSTM", "GRU"):
+            module = getattr(nn, shape.cell)(shape.I, shape.H, dtype=dtype)
+        else:
+            module = nn.RNN(
+                shape.I, shape.H, nonlinearity="tanh" if shape.cell == "RNN" else "relu", dtype=dtype
+            )
+        module.load_state_dict(
+            {name: self.torch.from_numpy(value) for name, value in problem.weights.items()}
+        )
+        return module.eval()
+
+    @staticmethod
+    def _arrays(result: Any) -> list[Array]:
+        output, state = result
+        return [output.numpy(), *(part[0].numpy() for part in _parts(state))]
+
+
+# ----------------------------------------------------------------------------------------------------
+class OnnxRuntime(Peer):
+    """One recurrent node; bound inputs and outputs, or a plain run, whichever is faster."""
+
+    name = "ONNX Runtime"
+    modules = ("onnxruntime", "onnx")
+
+    # Where torch's gates stand in ONNX's order: LSTM i,f,g,o -> i,o,f,c; GRU r,z,n -> z,r,h.
+    _ORDER: ClassVar[dict[str, tuple[int, ...]]] = {
+        "LSTM": (0, 3, 1, 2),
+        "GRU": (1, 0, 2),
+        "GRU_BEFORE": (1, 0, 2),
+        "RNN": (0,),
+        "RNN_RELU": (0,),
+    }
+    _NODE: ClassVar[dict[str, tuple[str, dict[str, Any]]]] = {
+        "LSTM": ("LSTM", {}),
+        "GRU": ("GRU", {"linear_before_reset": 1}),
+        "GRU_BEFORE": ("GRU", {"linear_before_reset": 0}),
+        "RNN": ("RNN", {"activations": ["Tanh"]}),
+        "RNN_RELU": ("RNN", {"activations": ["Relu"]}),
+    }
+
+    def __init__(self, threads: int) -> None:
+        """Import onnxruntime and onnx."""
+        super().__init__(threads)
+        self.runtime = importlib.import_module("onnxruntime")
+        self.onnx = importlib.import_module("onnx")
+
+    def contenders(self, problem: Problem) -> list[Contender]:
+        """The better one of a bound and a plain run."""
+        if problem.dtype != np.float32:
+            raise UnsupportedError(f"its recurrent operators do not compute in {problem.dtype.name}")
+        session = self._session(problem)
+        feeds: dict[str, Array] = {"X": problem.x}
+        if problem.lengths is not None:
+            feeds["sequence_lens"] = problem.lengths.astype(np.int32)
+        outputs = ["Y", *(f"Y_{name}" for name in _state_names(problem))]
+        if problem.shape.stream:
+            ways = [
+                self._stream_bound(problem, session, feeds),
+                self._stream_plain(problem, session, feeds, outputs),
+            ]
+        else:
+            ways = [self._bound(problem, session, feeds), self._plain(session, feeds, outputs)]
+        return [faster(ways)]
+
+    def _session(self, problem: Problem) -> Any:
+        options = self.runtime.SessionOptions()
+        options.intra_op_num_threads = self.threads
+        options.inter_op_num_threads = 1
+        options.execution_mode = self.runtime.ExecutionMode.ORT_SEQUENTIAL
+        options.graph_optimization_level = self.runtime.GraphOptimizationLevel.ORT_ENABLE_ALL
+        options.log_severity_level = 3
+        model = self._model(problem)
+        return self.runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+    def _model(self, problem: Problem) -> bytes:
+        helper, types = self.onnx.helper, self.onnx.TensorProto
+        shape, order = problem.shape, self._ORDER[problem.shape.cell]
+        constants = {
+            "W": _gates(problem, "weight_ih_l0", order),
+            "R": _gates(problem, "weight_hh_l0", order),
+            "B": np.concatenate([_gates(problem, f"bias_{side}_l0", order) for side in ("ih", "hh")], axis=1),
+        }
+        state = (1, shape.B, shape.H)
+        inputs: dict[str, tuple[int, Sequence[int]]] = {"X": (types.FLOAT, (shape.T, shape.B, shape.I))}
+        if problem.lengths is not None:
+            inputs["sequence_lens"] = (types.INT32, (shape.B,))
+        if shape.stream:
+            inputs |= {f"initial_{name}": (types.FLOAT, state) for name in _state_names(problem)}
+        outputs = {"Y": (shape.T, 1, shape.B, shape.H)} | {
+            f"Y_{name}": state for name in _state_names(problem)
+        }
+        slots = ["X", "W", "R", "B", "sequence_lens", *(f"initial_{name}" for name in _state_names(problem))]
+        operator, attributes = self._NODE[shape.cell]
+        used = [slot if slot in inputs or slot in constants else "" for slot in slots]
+        node = helper.make_node(operator, used, list(outputs), hidden_size=shape.H, **attributes)
+        graph = helper.make_graph(
+            [node],
+            "layer",
+            [helper.make_tensor_value_info(name, *kind) for name, kind in inputs.items()],
+            [helper.make_tensor_value_info(name, types.FLOAT, size) for name, size in outputs.items()],
+            initializer=[self.onnx.numpy_helper.from_array(value, name) for name, value in constants.items()],
+        )
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 14)], ir_version=8)
+        serialized: bytes = model.SerializeToString()
+        return serialized
+
+    def _zeros(self, problem: Problem, *size: int) -> Any:
+        return self.runtime.OrtValue.ortvalue_from_numpy(np.zeros(size, problem.dtype))
+
+    def _bound(self, problem: Problem, session: Any, feeds: Mapping[str, Array]) -> Contender:
+        shape = problem.shape
+        values = [self._zeros(problem, shape.T, 1, shape.B, shape.H)]
+        values += [self._zeros(problem, 1, shape.B, shape.H) for _ in _state_names(problem)]
+        inputs = {name: self.runtime.OrtValue.ortvalue_from_numpy(value) for name, value in feeds.items()}
+        binding = self._binding(problem, session, inputs, values)
+
+        def run() -> Any:
+            session.run_with_iobinding(binding)
+            return values
+
+        return Contender(self.name, run, _ort_value_arrays, note="io_binding")
+
+    def _binding(
+        self, problem: Problem, session: Any, inputs: Mapping[str, Any], outputs: Sequence[Any]
+    ) -> Any:
+        binding = session.io_binding()
+        for name, value in inputs.items():
+            binding.bind_ortvalue_input(name, value)
+        for name, value in zip(("Y", *(f"Y_{part}" for part in _state_names(problem))), outputs, strict=True):
+            binding.bind_ortvalue_output(name, value)
+        return binding
+
+    def _plain(self, session: Any, feeds: Mapping[str, Array], outputs: Sequence[str]) -> Contender:
+        run = functools.partial(session.run, list(outputs), dict(feeds))
+        return Contender(self.name, run, _ort_arrays, note="run")
+
+    def _stream_bound(self, problem: Problem, session: Any, feeds: Mapping[str, Array]) -> Contender:
+        """Two bindings that hand the state to each other: nothing is bound or copied between steps."""
+        shape, names = problem.shape, _state_names(problem)
+        inputs = {name: self.runtime.OrtValue.ortvalue_from_numpy(value) for name, value in feeds.items()}
+        output = self._zeros(problem, 1, 1, shape.B, shape.H)
+        states = [[self._zeros(problem, 1, shape.B, shape.H) for _ in names] for _ in range(2)]
+        bindings = []
+        for turn in range(2):
+            before = {f"initial_{name}": value for name, value in zip(names, states[turn], strict=True)}
+            values = [output, *states[1 - turn]]
+            bindings.append((self._binding(problem, session, inputs | before, values), values))
+        turns = itertools.cycle(bindings)
+
+        def run() -> Any:
+            binding, values = next(turns)
+            session.run_with_iobinding(binding)
+            return values
+
+        def reset() -> None:
+            for value in itertools.chain(*states):
+                value.update_inplace(np.zeros((1, shape.B, shape.H), problem.dtype))
+
+        return Contender(self.name, run, _ort_value_arrays, reset=reset, note="io_binding")
+
+    def _stream_plain(
+        self, problem: Problem, session: Any, feeds: Mapping[str, Array], outputs: Sequence[str]
+    ) -> Contender:
+        shape = problem.shape
+        names = [f"initial_{name}" for name in _state_names(problem)]
+        inputs = dict(feeds)
+
+        def run() -> Any:
+            result = session.run(outputs, inputs)
+            for name, value in zip(names, result[1:], strict=True):
+                inputs[name] = value
+            return result
+
+        def reset() -> None:
+            inputs.update({name: np.zeros((1, shape.B, shape.H), problem.dtype) for name in names})
+
+        reset()
+        return Contender(self.name, run, _ort_arrays, reset=reset, note="run")
+
+
+def _ort_arrays(result: Sequence[Array]) -> list[Array]:
+    output, *state = result
+    return [output[:, 0], *(part[0] for part in state)]
+
+
+def _ort_value_arrays(result: Sequence[Any]) -> list[Array]:
+    return _ort_arrays([value.numpy() for value in result])
+
+
+# ----------------------------------------------------------------------------------------------------
+class OpenVino(Peer):
+    """One sequence node, compiled for float32; the request is reused, its tensors are shared with NumPy."""
+
+    name = "OpenVINO"
+    modules = ("openvino",)
+    held = True  # its oneDNN reads ONEDNN_MAX_CPU_ISA
+
+    # Where torch's gates stand in OpenVINO's order: LSTM i,f,g,o -> f,i,c,o; GRU r,z,n -> z,r,h.
+    _ORDER: ClassVar[dict[str, tuple[int, ...]]] = OnnxRuntime._ORDER | {"LSTM": (1, 0, 2, 3)}
+
+    def __init__(self, threads: int) -> None:
+        """Import openvino."""
+        super().__init__(threads)
+        self.openvino = importlib.import_module("openvino")
+        self.ops = importlib.import_module("openvino.opset13")
+        self.core = self.openvino.Core()
+
+    def contenders(self, problem: Problem) -> list[Contender]:
+        """Its own layout (B, T, I), or ours with transposes around: the faster."""
+        if problem.dtype != np.float32:
+            raise UnsupportedError(f"its plug-in for CPUs does not compute in {problem.dtype.name}")
+        shape = problem.shape
+        if shape.stream:
+            return [self._stream(problem)]
+        if shape.B == 1 or shape.T == 1:  # both layouts are the same bytes
+            return [self._call(problem, time_first=False)]
+        return [faster([self._call(problem, time_first=False), self._call(problem, time_first=True)])]
+
+    def _compile(self, problem: Problem, *, time_first: bool) -> Any:
+        ops, shape, names = self.ops, problem.shape, _state_names(problem)
+        order = self._ORDER[shape.cell]
+        x = ops.parameter(
+            (shape.T, shape.B, shape.I) if time_first else (shape.B, shape.T, shape.I), np.float32, "x"
+        )
+        parameters = [x]
+        states: list[Any] = [ops.constant(np.zeros((shape.B, 1, shape.H), np.float32)) for _ in names]
+        if shape.stream:
+            states = [ops.parameter((shape.B, 1, shape.H), np.float32, name) for name in names]
+            parameters += states
+        lengths: Any = ops.constant(np.full(shape.B, shape.T, np.int32))
+        if problem.lengths is not None:
+            lengths = ops.parameter((shape.B,), np.int32, "lengths")
+            parameters.append(lengths)
+        weights = [_gates(problem, f"weight_{side}_l0", order) for side in ("ih", "hh")]
+        constants = [ops.constant(value) for value in (*weights, self._bias(problem, order))]
+        sequence = ops.transpose(x, (1, 0, 2)) if time_first else x
+        common = (sequence, *states, lengths, *constants, shape.H, "forward")
+        if shape.cell == "LSTM":
+            node = ops.lstm_sequence(*common)
+        elif shape.cell in ("GRU", "GRU_BEFORE"):
+            node = ops.gru_sequence(*common, linear_before_reset=shape.cell == "GRU")
+        else:
+            node = ops.rnn_sequence(*common, activations=["tanh" if shape.cell == "RNN" else "relu"])
+        output = ops.transpose(node.output(0), (2, 1, 0, 3)).output(0) if time_first else node.output(0)
+        results = [output, *(node.output(1 + index) for index in range(len(names)))]
+        model = self.openvino.Model(results, parameters, "layer")
+        return self.core.compile_model(
+            model,
+            "CPU",
+            {
+                "INFERENCE_NUM_THREADS": self.threads,
+                "PERFORMANCE_HINT": "LATENCY",
+                "NUM_STREAMS": 1,
+                "INFERENCE_PRECISION_HINT": "f32",
+            },
+        )
+
+    @staticmethod
+    def _bias(problem: Problem, order: Sequence[int]) -> Array:
+        """The summed biases; with the reset after the product the candidate's two stay apart."""
+        of_input, of_hidden = (_gates(problem, f"bias_{side}_l0", order) for side in ("ih", "hh"))
+        total: Array = of_input + of_hidden
+        if problem.shape.cell != "GRU":
+            return total
+        hidden = problem.shape.H
+        return np.concatenate(
+            [total[:, : 2 * hidden], of_input[:, 2 * hidden :], of_hidden[:, 2 * hidden :]], axis=1
+        )
+
+    def _inference(
+        self, compiled: Any, inputs: Sequence[Array], outputs: Sequence[Array]
+    ) -> Callable[[], Any]:
+        """A request on these arrays; its outputs are written into them and not turned into new ones."""
+        request = compiled.create_infer_request()
+        for index, value in enumerate(inputs):
+            request.set_input_tensor(index, self.openvino.Tensor(value, shared_memory=True))
+        for index, value in enumerate(outputs):
+            request.set_output_tensor(index, self.openvino.Tensor(value, shared_memory=True))
+
+        def infer(_alive: Any = (inputs, outputs)) -> None:  # a shared tensor does not own its memory
+            request.infer(share_outputs=True)
+
+        return infer
+
+    def _call(self, problem: Problem, *, time_first: bool) -> Contender:
+        shape = problem.shape
+        x = problem.x if time_first else np.ascontiguousarray(problem.x.swapaxes(0, 1))
+        inputs: list[Array] = [x] if problem.lengths is None else [x, problem.lengths.astype(np.int32)]
+        size = (shape.T, 1, shape.B, shape.H) if time_first else (shape.B, 1, shape.T, shape.H)
+        outputs = [np.zeros(size, np.float32)]
+        outputs += [np.zeros((shape.B, 1, shape.H), np.float32) for _ in _state_names(problem)]
+        infer = self._inference(self._compile(problem, time_first=time_first), inputs, outputs)
+
+        def run() -> Any:
+            infer()
+            return outputs
+
+        def arrays(result: Sequence[Array]) -> list[Array]:
+            output, *state = result
+            return [
+                output[:, 0] if time_first else output[:, 0].swapaxes(0, 1),
+                *(part[:, 0] for part in state),
+            ]
+
+        return Contender(self.name, run, arrays, note="(T, B, I)" if time_first else "(B, T, I)")
+
+    def _stream(self, problem: Problem) -> Contender:
+        """Two requests that hand the state to each other in shared memory."""
+        shape, names = problem.shape, _state_names(problem)
+        compiled = self._compile(problem, time_first=False)
+        x = np.ascontiguousarray(problem.x.swapaxes(0, 1))
+        output = np.zeros((shape.B, 1, 1, shape.H), np.float32)
+        states = [[np.zeros((shape.B, 1, shape.H), np.float32) for _ in names] for _ in range(2)]
+        requests = []
+        for turn in range(2):
+            after = states[1 - turn]
+            values = [output, *after]
+            requests.append((self._inference(compiled, [x, *states[turn]], values), values))
+        turns = itertools.cycle(requests)
+
+        def run() -> Any:
+            infer, values = next(turns)
+            infer()
+            return values
+
+        def reset() -> None:
+            for value in itertools.chain(*states):
+                value.fill(0)
+
+        def arrays(result: Sequence[Array]) -> list[Array]:
+            return [result[0][:, 0].swapaxes(0, 1), *(part[:, 0] for part in result[1:])]
+
+        return Contender(self.name, run, arrays, reset=reset)
+
+
+PEERS: dict[str, type[Peer]] = {"pytorch": PyTorch, "onnxruntime": OnnxRuntime, "openvino": OpenVino}

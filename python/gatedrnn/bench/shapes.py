@@ -1,0 +1,186 @@
+"""The named sets of shapes, and the data of one shape.
+
+One layer, one direction everywhere: every peer has that, and stacks of layers are sums of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+
+CELLS = ("LSTM", "GRU", "GRU_BEFORE", "RNN", "RNN_RELU")
+GATES = {"LSTM": 4, "GRU": 3, "GRU_BEFORE": 3, "RNN": 1, "RNN_RELU": 1}
+
+# (activations, other roundings) from the pre-activations to the new state.
+_POINTWISE = {"LSTM": (5, 4), "GRU": (3, 4), "GRU_BEFORE": (3, 4), "RNN": (1, 0), "RNN_RELU": (0, 0)}
+_ACTIVATION_ULP = 8  # what any library's own sigmoid or tanh may be off by
+_MEMORY_STEPS = 16  # random weights of order 1 / sqrt(H) let an old error fade by about this many steps
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One problem: a cell, its sizes, and how its rows' lengths are drawn.
+
+    `shortest` None means that every row has T steps; otherwise lengths are log-uniform from `shortest` to T.
+    `stream` asks for single steps with the state carried over, instead of whole sequences.
+    """
+
+    cell: str
+    I: int  # noqa: E741 (the usual name)
+    H: int
+    B: int
+    T: int
+    shortest: int | None = None
+    stream: bool = False
+
+    @property
+    def label(self) -> str:
+        """A unique name, by which `--only` finds the shape."""
+        steps = f"T={self.T}" if self.shortest is None else f"T={self.shortest}..{self.T}"
+        sizes = f"H={self.H} B={self.B} {steps}"
+        if self.I != self.H:
+            sizes = f"I={self.I} {sizes}"
+        return f"{self.cell} {sizes}" + (" stream" if self.stream else "")
+
+    @property
+    def gates(self) -> int:
+        """How many gates the cell has."""
+        return GATES[self.cell]
+
+    def lengths(self) -> Array | None:
+        """(B,) int64, the same at every call; None where all rows are full."""
+        if self.shortest is None:
+            return None
+        rng = np.random.default_rng(20240229)
+        low, high = np.log(self.shortest), np.log(self.T + 1)
+        return np.exp(rng.uniform(low, high, self.B)).astype(np.int64).clip(self.shortest, self.T)
+
+    def row_steps(self) -> int:
+        """How many (row, step) pairs are to be computed."""
+        lengths = self.lengths()
+        return self.B * self.T if lengths is None else int(lengths.sum())
+
+    def flops(self) -> float:
+        """Multiplications and additions of the two matrix products."""
+        return 2.0 * self.gates * self.H * (self.I + self.H) * self.row_steps()
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A shape with its numbers: torch-ordered weights and x (T, B, I), C-contiguous."""
+
+    shape: Shape
+    weights: dict[str, Array]
+    x: Array
+    lengths: Array | None
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """float32 or float64."""
+        return self.x.dtype
+
+    def tolerance(self, steps: int) -> float:
+        """The largest difference between two libraries' states after `steps` steps that rounding explains.
+
+        A pre-activation is a sum of n = 2 + I + H products; its rounding error is of order sqrt(n) eps.
+        Activations and pointwise arithmetic add theirs. Errors of the last few steps add up, older ones
+        fade. Two libraries: twice that.
+        """
+        shape = self.shape
+        activations, arithmetic = _POINTWISE[shape.cell]
+        per_step = np.sqrt(2 + shape.I + shape.H) + activations * _ACTIVATION_ULP + arithmetic
+        return float(2 * np.finfo(self.dtype).eps * per_step * min(max(steps, 1), _MEMORY_STEPS))
+
+
+def problem(shape: Shape, dtype: npt.DTypeLike, seed: int = 0) -> Problem:
+    """Draw weights as torch.nn does (uniform within 1 / sqrt(H)) and normal inputs."""
+    rng = np.random.default_rng(seed)
+    rows = shape.gates * shape.H
+    sizes = {
+        "weight_ih_l0": (rows, shape.I),
+        "weight_hh_l0": (rows, shape.H),
+        "bias_ih_l0": (rows,),
+        "bias_hh_l0": (rows,),
+    }
+    bound = 1 / np.sqrt(shape.H)
+    draw: Any = np.dtype(dtype).type
+    weights = {name: (rng.random(size, draw) * 2 - 1) * draw(bound) for name, size in sizes.items()}
+    x = rng.standard_normal((shape.T, shape.B, shape.I), draw)
+    lengths = shape.lengths()
+    if lengths is not None:  # what a user's padding holds is not to be computed with
+        x[np.arange(shape.T)[:, None] >= lengths] = 0
+    return Problem(shape, weights, x, lengths)
+
+
+GRID_SIZES = (
+    (64, 1, 1), (128, 1, 1), (256, 1, 1),
+    (64, 1, 100), (128, 1, 100), (256, 1, 100), (512, 1, 100), (1024, 1, 50),
+    (64, 16, 100), (128, 16, 100), (256, 16, 100), (512, 16, 50), (1024, 16, 25),
+    (128, 64, 100), (256, 64, 100), (512, 64, 25),
+    (128, 256, 50), (512, 128, 25),
+)  # fmt: skip
+_STREAM_SIZES = tuple((hidden, rows) for rows in (1, 16, 256) for hidden in (64, 128, 256, 512))
+
+
+def grid(cell: str) -> list[Shape]:
+    """The 18 shapes that the README's numbers are about; the input is as wide as the state."""
+    return [Shape(cell, hidden, hidden, rows, steps) for hidden, rows, steps in GRID_SIZES]
+
+
+def deepbench(cell: str) -> list[Shape]:
+    """Baidu DeepBench's RNN inference shapes: 69 for servers, 3 for devices (rnn_problems.h, I = H).
+
+    Its vanilla RNN has a ReLU. The device list's LSTM (256, 1, 150) stands in the server list too and is run
+    once. DeepBench leaves the input product out; here it is part of the layer, for everybody.
+    """
+    if cell == "LSTM":
+        sizes = [(hidden, rows, 25) for hidden in (512, 1024, 2048) for rows in (1, 2, 4)]
+        sizes += [(hidden, rows, steps) for hidden, steps in ((1536, 50), (256, 150)) for rows in (1, 2, 4)]
+    elif cell in ("GRU", "GRU_BEFORE"):
+        sizes = [
+            (hidden, rows, steps)
+            for hidden in (2816, 2048, 1536, 2560)
+            for steps in (1500, 750, 375, 187)
+            for rows in (1, 2, 4)
+        ]
+        sizes += [(hidden, rows, steps) for hidden, steps in ((512, 1), (1024, 1500)) for rows in (1, 2, 4)]
+    else:
+        cell = "RNN_RELU"
+        sizes = [(32, 1, 672), (64, 1, 96)]
+    return [Shape(cell, hidden, hidden, rows, steps) for hidden, rows, steps in sizes]
+
+
+def streaming(cell: str) -> list[Shape]:
+    """One step at a time, with 1, 16 and 256 sessions."""
+    return [Shape(cell, hidden, hidden, rows, 1, stream=True) for hidden, rows in _STREAM_SIZES]
+
+
+def ragged(cell: str) -> list[Shape]:
+    """64 rows with lengths log-uniform from 10 to 400."""
+    return [Shape(cell, hidden, hidden, 64, 400, shortest=10) for hidden in (64, 128, 256, 512)]
+
+
+SETS: dict[str, tuple[Callable[[str], list[Shape]], tuple[str, ...]]] = {
+    "grid": (grid, ("LSTM", "GRU")),
+    "deepbench": (deepbench, ("LSTM", "GRU", "RNN")),
+    "streaming": (streaming, ("LSTM", "GRU")),
+    "ragged": (ragged, ("LSTM", "GRU")),
+}
+
+
+def select(name: str, cells: Sequence[str] | None, only: Sequence[str]) -> list[Shape]:
+    """A set's shapes for some cells (None: the set's own) whose label contains any of `only` (none: all)."""
+    rule, default_cells = SETS[name]
+    shapes = [shape for cell in cells or default_cells for shape in rule(cell)]
+    return [shape for shape in shapes if matches(shape.label, only)]
+
+
+def matches(label: str, only: Sequence[str]) -> bool:
+    """Whether `--only` keeps this label. A blank at its end is kept, so that "T=1 " does not find "T=100"."""
+    return not only or any(part in f"{label} " for part in only)

@@ -1,0 +1,56 @@
+"""The command ``gatedrnn``."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+import gatedrnn as gr
+
+_COMMANDS = {
+    "demo": "pronounce words with a real pretrained GRU model",
+    "bench": "time gatedrnn and its peers side by side",
+    "config": "print version, instruction sets, threads and caches",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: The arguments after ``gatedrnn``; None for those of the process.
+
+    Returns:
+        The exit status.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    command = _parser().parse_args(arguments[:1]).command
+    rest = arguments[1:]
+    if command == "config":
+        return _config(rest)
+    # Only now: they need packages that gatedrnn itself does not.
+    status: int = importlib.import_module(f"gatedrnn.{command}").main(rest)
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    commands = "\n".join(f"  {name:8} {text}" for name, text in _COMMANDS.items())
+    parser = argparse.ArgumentParser(
+        prog="gatedrnn",
+        usage="gatedrnn [-h] [--version] {" + ",".join(_COMMANDS) + "} ...",
+        description="Recurrent networks on the CPU.",
+        epilog=f"commands:\n{commands}\n\n'gatedrnn COMMAND --help' explains a command.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"gatedrnn {gr.__version__}")
+    parser.add_argument("command", choices=_COMMANDS, metavar="COMMAND", help="what to do")
+    return parser
+
+
+def _config(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="gatedrnn config", description=f"To {_COMMANDS['config']}.")
+    parser.parse_args(arguments)
+    gr.show_config()
+    return 0

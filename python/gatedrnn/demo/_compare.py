@@ -1,0 +1,100 @@
+"""Run several computations of the same model on the same words, time each, and compare the phonemes."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import gatedrnn as gr
+
+_WARM_UP_WORDS = 8
+
+
+@dataclass(frozen=True)
+class Engine:
+    """One way to compute the model."""
+
+    name: str
+    pronounce: Callable[[Sequence[str]], list[list[str]]]
+    batch_size: int
+    seconds_at_most: float = float("inf")  # a slower run takes evenly spaced words instead of all
+
+
+@dataclass(frozen=True)
+class Run:
+    """What an engine made of the words, and in how many seconds."""
+
+    engine: Engine
+    phonemes: dict[str, list[str]]
+    seconds: float
+
+    @property
+    def rate(self) -> float:
+        """Words per second."""
+        return len(self.phonemes) / self.seconds
+
+
+def installed(module: str) -> bool:
+    """Tell whether a top-level module can be imported, without importing it."""
+    return importlib.util.find_spec(module) is not None
+
+
+@contextlib.contextmanager
+def num_threads(count: int) -> Iterator[None]:
+    """Hold gatedrnn, PyTorch and (by threadpoolctl) NumPy's matrix products to `count` threads."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(gr.num_threads(count))
+        if installed("threadpoolctl"):
+            limits = importlib.import_module("threadpoolctl").threadpool_limits
+            stack.enter_context(limits(limits=count, user_api="blas"))
+        torch = sys.modules.get("torch")
+        if torch is not None:
+            stack.callback(torch.set_num_threads, torch.get_num_threads())
+            torch.set_num_threads(count)
+        yield
+
+
+def run(engine: Engine, words: Sequence[str], *, show_progress: bool) -> Run:
+    """Warm the engine up, then pronounce all words batch by batch; only the engine's own time counts."""
+    words = _affordable(engine, words)
+    batches = [words[start : start + engine.batch_size] for start in range(0, len(words), engine.batch_size)]
+    engine.pronounce(batches[0])
+    phonemes: dict[str, list[str]] = {}
+    seconds = 0.0
+    for batch in _progress(batches, engine.name, show_progress):
+        start_time = time.perf_counter()
+        pronounced = engine.pronounce(batch)
+        seconds += time.perf_counter() - start_time
+        phonemes.update(zip(batch, pronounced, strict=True))
+    return Run(engine, phonemes, max(seconds, 1e-9))
+
+
+def _affordable(engine: Engine, words: Sequence[str]) -> Sequence[str]:
+    if engine.seconds_at_most == float("inf"):
+        return words
+    trial = words[:_WARM_UP_WORDS]
+    engine.pronounce(trial)
+    start_time = time.perf_counter()
+    engine.pronounce(trial)
+    expected = (time.perf_counter() - start_time) / len(trial) * len(words)
+    return words[:: max(1, int(expected // engine.seconds_at_most) + 1)]
+
+
+def _progress(batches: list[Sequence[str]], name: str, show: bool) -> Iterator[Sequence[str]]:
+    if not show or not installed("tqdm"):
+        yield from batches
+        return
+    bar: Any = importlib.import_module("tqdm").tqdm
+    # disable=None: no bar where standard error is not a terminal.
+    yield from bar(batches, desc=name, unit="batch", leave=False, disable=None)
+
+
+def differences(ours: Run, other: Run) -> list[str]:
+    """Return the words that both runs pronounced, but differently."""
+    return [word for word, phonemes in other.phonemes.items() if ours.phonemes[word] != phonemes]

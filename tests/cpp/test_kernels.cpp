@@ -1,0 +1,160 @@
+// Every kernel table that this machine can run against the reference: bit by bit where multiplication and addition are fused,
+// within a derived tolerance where not. One thread; what plans do is in test_plans.
+#include <algorithm>
+
+#include "check.h"
+#include "networks.h"
+
+namespace gatedrnn {
+namespace wide {
+extern const KernelTable table;  // vectors of 64 bytes made of scalars: the tiles of AVX-512 on any machine
+}
+
+namespace test {
+namespace {
+
+std::vector<const KernelTable*> tested_tables() {
+  std::vector<const KernelTable*> tables = available_tables();
+  tables.push_back(&wide::table);
+  return tables;
+}
+
+constexpr Index kOddSizes[] = {1, 7, 9, 15, 17, 31, 33, 129};
+
+// From these the kernels choose other paths (cpp/kernels/product.h): more weights than the second-level cache holds, and more
+// than the last one may. A slice is 128 deep, which the sizes above exceed.
+constexpr Index kNear = 448 << 10, kFar = 8 << 20;
+
+// The left side's room in the second-level cache, and the rows that one pass over the weights has at least.
+constexpr Index kLeft = 192 << 10, kBlockRows = 48;
+
+// The fewest weights that one stage of this cell has per unit and unit of depth.
+Index gates_in_narrowest_stage(Cell cell) { return cell == Cell::gru_reset_before ? 1 : gate_count(cell); }
+
+template <class T>
+class KernelTest {
+ public:
+  explicit KernelTest(const NamedCell& cell) : cell_(cell) {}
+
+  void run() {
+    odd_sizes();
+    panel_counts();
+    weights_beyond(kNear, {1, 2, 3, 5, 6, 7, 9, 17}, 2);
+    weights_beyond(kFar, {1, 3, 4, 7, 13}, 1);
+    rows_beyond_the_cache();
+    options();
+    mistakes_are_seen();
+  }
+
+ private:
+  // Each size as I and as H and as B, and every tile height: 1 to 9 rows, and more in several tiles.
+  void odd_sizes() {
+    constexpr int count = static_cast<int>(std::size(kOddSizes));
+    for (int i = 0; i < count; ++i)
+      for (const Index rows : {1, 2, 3, 4, 5, 6, 7, 8, 9, 15, 16, 17, 31, 33, 129})
+        compare({kOddSizes[(3 * i + rows) % count], kOddSizes[i], 2, rows});
+  }
+
+  // 1 to 17 panels, however wide the vectors and however many of them a panel has.
+  void panel_counts() {
+    for (const Index hidden : {47, 49, 63, 65, 127, 255})
+      for (const Index rows : {1, 2, 3, 4, 6, 8}) compare({3, hidden, 2, rows});
+  }
+
+  void weights_beyond(Index bytes, std::initializer_list<Index> rows, Index steps) {
+    const Index per_unit = gates_in_narrowest_stage(cell_.cell) * static_cast<Index>(sizeof(T));
+    // With a projection the recurrent depth is half of H.
+    const Index square = static_cast<Index>(std::sqrt(double(bytes) / double(per_unit) * (cell_.projection ? 2 : 1)));
+    const Index narrow = 33;  // units of a network with a wide input
+    for (const Index batch : rows) {
+      compare({1, square + 2, steps, batch});
+      if (batch < 9) compare({bytes / per_unit / narrow + 2, narrow, 1, batch});
+    }
+  }
+
+  // Several blocks of rows: the left side of the product is larger than its part of the cache.
+  void rows_beyond_the_cache() {
+    const Index wide = kLeft / kBlockRows / static_cast<Index>(sizeof(T)) + 2;
+    for (const Index batch : {kBlockRows - 1, kBlockRows, kBlockRows + 1, 2 * kBlockRows + 1})
+      compare({wide, 17, 1, batch});
+    compare({1, wide * (cell_.projection ? 2 : 1), 1, kBlockRows + 1});
+  }
+
+  void options() {
+    for (const bool bias : {false, true})
+      for (const bool states : {false, true})
+        for (const Index directions : {1, 2}) compare({17, 33, 4, 5, 2, directions, {4, 0, 1, 3, 4}, bias, states});
+    compare({9, 17, 0, 3});
+    compare({9, 17, 3, 4, 1, 2, {0, 0, 0, 0}});
+  }
+
+  void compare(const Shape& shape) {
+    const Problem<T> problem(cell_, shape);
+    const Results<T> expected = problem.reference();
+    for (const KernelTable* table : tested_tables()) {
+      const Results<T> got = computed(problem, *table, shape);
+      const double tolerance = problem.tolerance(expected.largest());
+      CHECK_NOTHING_WRONG(
+          has_fused_multiply_add(*table) ? expected.difference(got) : expected.difference(got, tolerance),
+          std::string(table->name) + ", " + problem.name());
+    }
+  }
+
+  static Results<T> computed(const Problem<T>& problem, const KernelTable& table, const Shape& shape) {
+    const Network<T> network(problem.spec, problem.parameters, table);
+    Workspace workspace;
+    Results<T> results;
+    CHECK(
+        network.run(problem.sequence(results), workspace, network.plan(shape.steps, shape.batch, problem.valid(), 1)));
+    return results;
+  }
+
+  // The comparisons above would notice a wrong last weight of each sum, and the bitwise one a change of order.
+  void mistakes_are_seen() {
+    const Shape shape{17, 33, 2, 5};
+    const Problem<T> problem(cell_, shape);
+    const Results<T> expected = problem.reference();
+    for (const int which : {0, 1}) {
+      Problem<T> wrong(cell_, shape);
+      std::vector<T>& matrix = wrong.matrix(which);
+      const std::size_t depth = which == 0 ? shape.input_size : problem.spec.state_size();
+      for (std::size_t last = depth - 1; last < matrix.size(); last += depth) matrix[last] += T(0.25);
+      for (const KernelTable* table : tested_tables()) {
+        const Results<T> got = computed(wrong, *table, shape);
+        CHECK(!expected.difference(got).empty());
+        CHECK(!expected.difference(got, problem.tolerance(expected.largest())).empty());
+      }
+    }
+    Problem<T> reordered(cell_, shape);  // the same sums, from the last input to the first
+    std::vector<T>& weights = reordered.matrix(0);
+    for (std::size_t row = 0; row < weights.size(); row += shape.input_size)
+      std::reverse(weights.begin() + row, weights.begin() + row + shape.input_size);
+    for (Index t = 0; t < shape.steps; ++t)
+      for (Index b = 0; b < shape.batch; ++b) std::reverse(reordered.x(t, b), reordered.x(t, b) + shape.input_size);
+    for (const KernelTable* table : tested_tables()) {
+      const Results<T> got = computed(reordered, *table, shape);
+      CHECK(!expected.difference(got).empty());
+      CHECK_NOTHING_WRONG(expected.difference(got, problem.tolerance(expected.largest())), "reordered");
+    }
+  }
+
+  const NamedCell cell_;
+};
+
+}  // namespace
+}  // namespace test
+}  // namespace gatedrnn
+
+int main() {
+  using namespace gatedrnn;
+  const auto available = available_tables();
+  for (const KernelTable* table : compiled_tables()) {
+    const bool runs = std::find(available.begin(), available.end(), table) != available.end();
+    std::printf("%s: %s\n", table->name, runs ? "tested" : "NOT TESTED, this machine does not support it");
+  }
+  for (const test::NamedCell& cell : test::kCells) {
+    test::KernelTest<float>(cell).run();
+    test::KernelTest<double>(cell).run();
+  }
+  return test::finish("test_kernels");
+}

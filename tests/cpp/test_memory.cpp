@@ -1,0 +1,203 @@
+// Buffers, the arena and the workspace: alignment, sizes that overflow, and a steady state without allocations.
+#include <atomic>
+#include <cstdint>
+#include <cstdlib>
+#include <new>
+
+#include "check.h"
+#include "networks.h"
+
+// ---- Every allocation of this program's own code is counted ---------------------------------------------------------------
+// The linker is told to send calls of the C functions here (--wrap); operator new is replaced.
+
+namespace {
+std::atomic<long> allocations{0};
+}
+
+extern "C" {
+void* __real_malloc(std::size_t size);
+void* __real_calloc(std::size_t count, std::size_t size);
+void* __real_realloc(void* old, std::size_t size);
+void* __real_aligned_alloc(std::size_t alignment, std::size_t size);
+int __real_posix_memalign(void** result, std::size_t alignment, std::size_t size);
+
+void* __wrap_malloc(std::size_t size) {
+  ++allocations;
+  return __real_malloc(size);
+}
+void* __wrap_calloc(std::size_t count, std::size_t size) {
+  ++allocations;
+  return __real_calloc(count, size);
+}
+void* __wrap_realloc(void* old, std::size_t size) {
+  ++allocations;
+  return __real_realloc(old, size);
+}
+void* __wrap_aligned_alloc(std::size_t alignment, std::size_t size) {
+  ++allocations;
+  return __real_aligned_alloc(alignment, size);
+}
+int __wrap_posix_memalign(void** result, std::size_t alignment, std::size_t size) {
+  ++allocations;
+  return __real_posix_memalign(result, alignment, size);
+}
+}
+
+// The other forms of new all come here. Not inlined, or the compiler takes the pairs for mismatched.
+[[gnu::noinline]] void* operator new(std::size_t size) {
+  ++allocations;
+  void* p = __real_malloc(size > 0 ? size : 1);
+  if (!p) throw std::bad_alloc();
+  return p;
+}
+[[gnu::noinline]] void operator delete(void* p) noexcept { std::free(p); }
+[[gnu::noinline]] void operator delete(void* p, std::size_t) noexcept { std::free(p); }
+
+namespace gatedrnn::test {
+namespace {
+
+constexpr Index kLargest = std::numeric_limits<Index>::max();
+
+bool aligned(const void* p) { return reinterpret_cast<std::uintptr_t>(p) % kAlignment == 0; }
+
+void check_allocations_are_counted() {
+  long before = allocations;
+  int* volatile number = new int(1);  // volatile, or the compiler leaves both out
+  delete number;
+  CHECK(allocations > before);
+  before = allocations;
+  {
+    const Buffer<float> buffer(10);
+  }
+  CHECK(allocations > before);
+  before = allocations;
+  void* volatile p = std::malloc(3);
+  std::free(p);
+  CHECK(allocations > before);
+}
+
+void check_buffer() {
+  for (const Index size : {0, 1, 7, 64, 1000}) {
+    Buffer<double> buffer(size);
+    CHECK(buffer.data() != nullptr);
+    CHECK(aligned(buffer.data()));
+    CHECK_EQUAL(size, buffer.size());
+    for (Index i = 0; i < size; ++i) buffer.data()[i] = 1;
+  }
+  CHECK(Buffer<float>().data() == nullptr);
+  for (const Index size : {Index(-1), -kLargest, kLargest, kLargest - 1, kLargest - 63, kLargest - 64, kLargest / 8,
+                           kLargest / 8 + 1, kLargest / 4, kLargest / 2}) {
+    CHECK_THROWS(std::bad_alloc, Buffer<double>(size));
+    CHECK_THROWS(std::bad_alloc, Buffer<char>(size < kLargest / 2 ? kLargest / 2 : size));
+  }
+}
+
+// The same pieces whether measured or carved, each aligned, none overlapping.
+Index carve(Arena& arena, char* block) {
+  char* free_from = block;
+  const auto take = [&](auto value, Index count) {
+    using Value = decltype(value);
+    Value* piece = arena.take<Value>(count);
+    CHECK_EQUAL(block == nullptr, piece == nullptr);
+    CHECK_EQUAL(Index(0), arena.used() % static_cast<Index>(kAlignment));
+    if (!block) return;
+    CHECK(aligned(piece));
+    CHECK(reinterpret_cast<char*>(piece) >= free_from);
+    std::memset(static_cast<void*>(piece), 0x5a, count * sizeof(Value));
+    free_from = reinterpret_cast<char*>(piece + count);
+    CHECK(free_from <= block + arena.used());
+  };
+  for (const Index count : {0, 1, 3, 16, 17, 63, 64, 65, 1000}) {
+    take(char(), count);
+    take(float(), count);
+    take(double(), count);
+    take(Index(), count);
+  }
+  return arena.used();
+}
+
+void check_arena() {
+  Arena measure;
+  const Index measured = carve(measure, nullptr);
+  Buffer<char> block(measured);
+  Arena arena(block.data());
+  CHECK_EQUAL(measured, carve(arena, block.data()));
+
+  for (const Index count : {kLargest, kLargest - 1, kLargest / 8, kLargest / 8 + 1, kLargest / 4}) {
+    Arena overflowing;
+    overflowing.take<char>(1);
+    CHECK_THROWS(std::bad_alloc, overflowing.take<double>(count));
+  }
+  Arena adding;
+  adding.take<char>(kLargest / 4);
+  CHECK_THROWS(std::bad_alloc, adding.take<char>(kLargest / 4));
+  CHECK_THROWS(std::bad_alloc, adding.take<char>(-1));
+}
+
+void check_workspace() {
+  Workspace workspace;
+  CHECK_EQUAL(Index(0), workspace.size());
+  char* large = workspace.reserve(1000);
+  CHECK_EQUAL(Index(1000), workspace.size());
+  CHECK(workspace.reserve(10) == large);
+  CHECK_EQUAL(Index(1000), workspace.size());
+  CHECK_THROWS(std::bad_alloc, workspace.reserve(kLargest));
+  CHECK_THROWS(std::bad_alloc, workspace.reserve(kLargest / 2));
+  CHECK(workspace.reserve(1000) == large);  // the failure left it as it was
+}
+
+template <class T>
+void check_steady_state(const NamedCell& cell, const Shape& shape, const Plan& plan) {
+  const Problem<T> problem(cell, shape);
+  const Network<T> network(problem.spec, problem.parameters, *available_tables().back());
+  Workspace workspace;
+  Results<T> first, second;
+  const Sequence<T> cold = problem.sequence(first), warm = problem.sequence(second);
+  const long before = allocations;
+  CHECK(network.run(cold, workspace, plan));
+  CHECK(allocations > before);
+  const Index size = workspace.size();
+  CHECK(size > 0);
+  const long after = allocations;
+  CHECK(network.run(warm, workspace, plan));
+  CHECK_EQUAL(after, allocations.load());
+  CHECK_EQUAL(size, workspace.size());
+  CHECK_NOTHING_WRONG(first.difference(second), problem.name());
+  network.run(warm, workspace);  // with a plan of its own
+  const Index grown = workspace.size();
+  const long settled = allocations;
+  network.run(warm, workspace);
+  CHECK_EQUAL(settled, allocations.load());
+  CHECK_EQUAL(grown, workspace.size());
+}
+
+// Scratch does not depend on the number of steps (but for two directions in several layers, which have a sequence between).
+Index scratch(Index steps, Index batch, Index directions) {
+  const Problem<float> problem(kCells[0], {8, 24, steps, batch, 1, directions});
+  const Network<float> network(problem.spec, problem.parameters, *available_tables().back());
+  Workspace workspace;
+  Results<float> results;
+  CHECK(network.run(problem.sequence(results), workspace, network.plan(steps, batch, steps * batch, 1)));
+  return workspace.size();
+}
+
+}  // namespace
+}  // namespace gatedrnn::test
+
+int main() {
+  using namespace gatedrnn;
+  using namespace gatedrnn::test;
+  check_allocations_are_counted();
+  check_buffer();
+  check_arena();
+  check_workspace();
+  for (const NamedCell& cell : kCells) {
+    const Shape ragged{17, 33, 6, 5, 3, 2, {6, 0, 1, 3, 6}}, one_step{17, 33, 1, 1};
+    check_steady_state<float>(cell, ragged, {1, 1, 1, 8, 0});
+    check_steady_state<double>(cell, one_step, {1, 1, 1, 1, 0});
+    check_steady_state<float>(cell, ragged, {2, 1, 2, 8, 2e12});  // cycles: it waits for its threads
+  }
+  for (const Index directions : {1, 2})
+    for (const Index batch : {1, 3}) CHECK_EQUAL(scratch(4000, batch, directions), scratch(12000, batch, directions));
+  return finish("test_memory");
+}

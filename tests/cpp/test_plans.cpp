@@ -1,0 +1,202 @@
+// A plan never changes a bit: any split of directions, rows and units among threads, and any number of rows projected ahead.
+// And what make_plan promises, and what happens when there are no threads to be had.
+#include <algorithm>
+#include <atomic>
+#include <thread>
+
+#include "check.h"
+#include "gatedrnn/threads.h"
+#include "networks.h"
+
+namespace gatedrnn::test {
+namespace {
+
+// A call waits for its threads a tenth of the time that it expects to take: these are given a minute.
+constexpr double kPatientCycles = 2e12;
+
+std::string text(const Plan& plan) {
+  std::ostringstream out;
+  out << "plan " << plan.direction_groups << "x" << plan.row_groups << "x" << plan.unit_groups << " block "
+      << plan.block_rows;
+  return out.str();
+}
+
+std::vector<Plan> plans_for(const Shape& shape) {
+  std::vector<Plan> plans;
+  for (int directions = 1; directions <= shape.directions; ++directions)
+    for (const int rows : {1, 2, 3})
+      for (const int units : {1, 2, 3}) {
+        const Index fewest = std::max<Index>(1, (shape.batch + rows - 1) / rows);
+        for (const Index block_rows : {fewest, fewest + 1, 3 * fewest + 2, Index(1001)})
+          plans.push_back({directions, rows, units, block_rows, kPatientCycles});
+      }
+  // By size, so that the runtime seldom has to start and stop threads.
+  std::stable_sort(plans.begin(), plans.end(), [](const Plan& a, const Plan& b) { return a.threads() < b.threads(); });
+  return plans;
+}
+
+template <class T>
+void compare_plans(const NamedCell& cell, const Shape& shape) {
+  const Problem<T> problem(cell, shape);
+  for (const KernelTable* table : available_tables()) {
+    const Network<T> network(problem.spec, problem.parameters, *table);
+    Workspace workspace;
+    Results<T> expected;
+    CHECK(network.run(problem.sequence(expected), workspace, Plan{1, 1, 1, 1001, 0}));
+    if (has_fused_multiply_add(*table))
+      CHECK_NOTHING_WRONG(problem.reference().difference(expected), std::string(table->name) + ", " + problem.name());
+    for (const Plan& plan : plans_for(shape)) {
+      Results<T> got;
+      CHECK(network.run(problem.sequence(got), workspace, plan));
+      CHECK_NOTHING_WRONG(expected.difference(got),
+                          std::string(table->name) + ", " + problem.name() + ", " + text(plan));
+    }
+    Results<T> chosen;
+    network.run(problem.sequence(chosen), workspace);
+    CHECK_NOTHING_WRONG(expected.difference(chosen), "the plan of its own choice, " + problem.name());
+  }
+}
+
+template <class T>
+void compare_plans(const NamedCell& cell) {
+  for (const Index layers : {1, 3})
+    for (const Index directions : {1, 2}) {
+      compare_plans<T>(cell, {9, 67, 6, 5, layers, directions, {6, 0, 1, 3, 6}});
+      compare_plans<T>(cell, {17, 33, 3, 4, layers, directions});
+    }
+  compare_plans<T>(cell, {7, 33, 5, 1, 2, 2});
+  compare_plans<T>(cell, {7, 9, 5, 2, 2, 1, {2, 5}});
+  compare_plans<T>(cell, {7, 129, 4, 3, 2, 2, {0, 0, 0}});
+  compare_plans<T>(cell, {7, 17, 0, 3, 2, 2});
+}
+
+// ---- make_plan ------------------------------------------------------------------------------------------------------------
+
+constexpr Caches kCaches[] = {
+    {32 << 10, 512 << 10, 8 << 20}, {48 << 10, 2 << 20, 32 << 20}, {16 << 10, 16 << 10, 16 << 10}};
+
+struct PlanSpace {
+  long several_threads = 0, several_units = 0, several_rows = 0, several_directions = 0;
+};
+
+void check_promises(const gatedrnn::Problem& problem, int threads, const Caches& caches, PlanSpace& seen) {
+  const Plan plan = make_plan(problem, threads, caches);
+  const Index batch = std::max<Index>(1, problem.batch);
+  CHECK(plan.direction_groups >= 1 && plan.row_groups >= 1 && plan.unit_groups >= 1);
+  CHECK(plan.threads() <= threads);
+  CHECK(plan.direction_groups <= problem.spec.directions);
+  CHECK(plan.row_groups <= batch);
+  // Every thread has a whole panel, however wide the panel.
+  CHECK(plan.unit_groups == 1 || plan.unit_groups * 4 * problem.lanes <= problem.spec.state_size());
+  CHECK(plan.block_rows >= (problem.batch + plan.row_groups - 1) / plan.row_groups);
+  CHECK(plan.block_rows <= std::max<Index>(1, problem.batch) * std::max<Index>(1, problem.steps));
+  const Plan alone = make_plan(problem, 1, caches);
+  CHECK_EQUAL(1, alone.threads());
+  CHECK(plan.cycles <= alone.cycles);
+  const bool empty = problem.batch == 0 || problem.valid == 0;
+  if (empty) CHECK_EQUAL(1, plan.threads());
+  seen.several_threads += plan.threads() > 1;
+  seen.several_units += plan.unit_groups > 1;
+  seen.several_rows += plan.row_groups > 1;
+  seen.several_directions += plan.direction_groups > 1;
+}
+
+void check_make_plan() {
+  PlanSpace seen;
+  for (const NamedCell& cell : kCells)
+    for (const Index hidden : {1, 31, 64, 257, 1024})
+      for (const Index batch : {0, 1, 3, 16, 255})
+        for (const Index steps : {0, 1, 25, 1000})
+          for (const Index directions : {1, 2})
+            for (const int threads : {1, 2, 3, 7, 64})
+              for (const Caches& caches : kCaches)
+                for (const int lanes : {4, 16}) {
+                  const Spec spec{cell.cell, hidden, hidden, 2, directions, cell.projection ? (hidden + 1) / 2 : 0};
+                  check_promises({spec, steps, batch, steps * batch, 4, lanes}, threads, caches, seen);
+                  check_promises({spec, steps, batch, steps * batch / 3, 4, lanes}, threads, caches, seen);
+                }
+  // The sweep reached plans of every kind.
+  CHECK(seen.several_threads > 0 && seen.several_units > 0 && seen.several_rows > 0 && seen.several_directions > 0);
+
+  const Caches& caches = kCaches[1];
+  for (const NamedCell& cell : kCells) {
+    const Spec small{cell.cell, 16, 16, 1, 1, cell.projection ? 8 : 0};
+    CHECK_EQUAL(1, make_plan({small, 1, 1, 1, 4, 8}, 64, caches).threads());
+    CHECK_EQUAL(1, make_plan({small, 2, 4, 8, 4, 8}, 64, caches).threads());
+    const Spec large{cell.cell, 1024, 1024, 1, 1, cell.projection ? 512 : 0};
+    CHECK_EQUAL(2, make_plan({large, 25, 64, 25 * 64, 4, 8}, 2, caches).threads());
+    CHECK_EQUAL(2, make_plan({large, 25, 1, 25, 4, 8}, 2, caches).unit_groups);
+  }
+}
+
+// ---- No threads -----------------------------------------------------------------------------------------------------------
+
+// Another call has the threads, for as long as an instance lives.
+class ThreadsTaken {
+ public:
+  ThreadsTaken()
+      : thread_([this] {
+          const auto hold = [](void* self, int) {
+            static_cast<ThreadsTaken*>(self)->taken_ = true;
+            while (!static_cast<ThreadsTaken*>(self)->released_) relax();
+          };
+          CHECK(run_team(2, Shares::independent, 0, hold, this));
+        }) {
+    while (!taken_) relax();
+  }
+  ~ThreadsTaken() {
+    released_ = true;
+    thread_.join();
+  }
+
+ private:
+  std::atomic<bool> taken_{false}, released_{false};
+  std::thread thread_;
+};
+
+// With a plan that cannot be had nothing runs; a call without a plan finds another way.
+void check_without_threads() {
+  const Shape shape{65, 129, 200, 6, 1, 2};
+  const Problem<float> problem(kCells[0], shape);
+  const Network<float> network(problem.spec, problem.parameters, *available_tables().back());
+  Workspace workspace;
+  Results<float> expected, untouched;
+  CHECK(network.run(problem.sequence(expected), workspace, Plan{1, 1, 1, 6, 0}));
+  problem.sequence(untouched);
+  const int before = num_threads();
+  set_num_threads(4);
+  CHECK(network.plan(shape.steps, shape.batch, shape.steps * shape.batch, num_threads()).threads() > 1);
+  {
+    const ThreadsTaken taken;
+    for (const Plan& plan : {Plan{2, 1, 1, 6, kPatientCycles}, Plan{1, 2, 1, 3, 0}, Plan{1, 1, 2, 6, 0}}) {
+      Results<float> got;
+      CHECK(!network.run(problem.sequence(got), workspace, plan));
+      CHECK_NOTHING_WRONG(untouched.difference(got), "after a refused " + text(plan));
+    }
+    Results<float> got;
+    network.run(problem.sequence(got), workspace);
+    CHECK_NOTHING_WRONG(expected.difference(got), "without threads");
+  }
+  for (int i = 0; i < 200; ++i) {  // with no patience a team comes or does not; either way nothing is half done
+    Results<float> got;
+    const bool ran = network.run(problem.sequence(got), workspace, Plan{1, 1, 3, 6, -1e9});
+    CHECK_NOTHING_WRONG((ran ? expected : untouched).difference(got), "without patience");
+    if (i % 4 == 0) std::this_thread::sleep_for(std::chrono::microseconds(300));  // workers have gone to sleep
+  }
+  set_num_threads(before);
+}
+
+}  // namespace
+}  // namespace gatedrnn::test
+
+int main() {
+  using namespace gatedrnn;
+  using namespace gatedrnn::test;
+  check_make_plan();
+  check_without_threads();
+  for (const NamedCell& cell : kCells) {
+    compare_plans<float>(cell);
+    if (cell.projection || cell.cell == Cell::gru_reset_before) compare_plans<double>(cell);  // those of two stages
+  }
+  return finish("test_plans");
+}

@@ -1,0 +1,263 @@
+// Barrier, teams, and the floating-point mode. With the argument "one": that OMP_NUM_THREADS=1 is respected.
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cfenv>
+#include <thread>
+#include <vector>
+
+#include "check.h"
+#include "gatedrnn/threads.h"
+#include "networks.h"
+
+namespace gatedrnn::test {
+namespace {
+
+// Each thread publishes its round in plain memory; after the barrier everybody has to see everybody's.
+void check_barrier(int count, int rounds) {
+  Barrier barrier(7);
+  barrier.reset(count);
+  struct alignas(64) Slot {
+    int round = 0;
+  };
+  std::vector<Slot> slots(count);
+  std::atomic<long> mistakes{0}, seen{0};
+  std::vector<std::thread> threads;
+  for (int t = 0; t < count; ++t)
+    threads.emplace_back([&, t] {
+      for (int round = 1; round <= rounds; ++round) {
+        slots[t].round = round;
+        barrier.wait();
+        for (const Slot& slot : slots) mistakes += slot.round != round;
+        ++seen;
+        barrier.wait();  // nobody goes on before all have looked
+      }
+    });
+  for (std::thread& thread : threads) thread.join();
+  CHECK_EQUAL(0L, mistakes.load());
+  CHECK_EQUAL(static_cast<long>(count) * rounds, seen.load());
+}
+
+constexpr double kPatience = 60e6;  // microseconds
+
+struct Team {
+  std::vector<std::atomic<int>> calls = std::vector<std::atomic<int>>(16);
+  int count = 0;
+  std::atomic<int> arrived{0};
+
+  // Every share once if it ran, none if it did not.
+  void check(bool ran) {
+    for (int i = 0; i < 16; ++i) CHECK_EQUAL(ran && i < count ? 1 : 0, calls[i].load());
+  }
+
+  static void share(void* context, int thread) { ++static_cast<Team*>(context)->calls[thread]; }
+
+  // Ends only if all shares are under way at once.
+  static void meeting_share(void* context, int thread) {
+    Team& team = *static_cast<Team*>(context);
+    ++team.calls[thread];
+    ++team.arrived;
+    while (team.arrived < team.count) std::this_thread::yield();
+  }
+};
+
+void check_team(int count) {
+  Team apart, together;
+  apart.count = together.count = count;
+  CHECK(run_team(count, Shares::independent, 0, Team::share, &apart));
+  apart.check(true);
+  CHECK(run_team(count, Shares::together, kPatience, Team::meeting_share, &together));
+  together.check(true);
+}
+
+// Without patience: all or nothing.
+void check_impatient_teams() {
+  for (int i = 0; i < 2000; ++i) {
+    Team team;
+    team.count = 4;
+    team.check(run_team(team.count, Shares::together, i % 3 - 1, Team::meeting_share, &team));
+  }
+}
+
+// Several callers at once: each call runs whole or not at all, and at least one of them gets the threads.
+void check_teams_at_once() {
+  std::atomic<long> ran{0}, mistakes{0};
+  std::vector<std::thread> callers;
+  for (int caller = 0; caller < 4; ++caller)
+    callers.emplace_back([&, caller] {
+      for (int i = 0; i < 500; ++i) {
+        Team team;
+        team.count = 2 + i % 3;
+        const Shares shares = (i + caller) % 2 ? Shares::independent : Shares::together;
+        const bool complete = run_team(team.count, shares, 50, Team::share, &team);
+        ran += complete;
+        for (int s = 0; s < 16; ++s) mistakes += team.calls[s] != (complete && s < team.count ? 1 : 0);
+      }
+    });
+  for (std::thread& caller : callers) caller.join();
+  CHECK_EQUAL(0L, mistakes.load());
+  CHECK(ran > 0);
+}
+
+void check_thread_setting() {
+  const int before = num_threads();
+  CHECK(before >= 1);
+  CHECK(before <= usable_processors());
+  set_num_threads(5);
+  CHECK_EQUAL(5, num_threads());
+  set_num_threads(before);
+}
+
+// ---- Denormals --------------------------------------------------------------------------------------------------------------
+
+// Are denormals both made and read?
+bool denormals_live() {
+  volatile float smallest = std::numeric_limits<float>::min(), half = 0.5f, grow = 1e30f;
+  volatile float made = smallest * half;
+  volatile float denormal = std::numeric_limits<float>::denorm_min();
+  volatile float read = denormal * grow;
+  return made > 0.0f && read > 0.0f;
+}
+
+// Is neither?
+bool denormals_flushed() {
+  volatile float smallest = std::numeric_limits<float>::min(), half = 0.5f, grow = 1e30f;
+  volatile float made = smallest * half;
+  volatile float denormal = std::numeric_limits<float>::denorm_min();
+  volatile float read = denormal * grow;
+  return made == 0.0f && read == 0.0f;
+}
+
+void check_flush_denormals() {
+  CHECK(denormals_live());
+  {
+    const FlushDenormals outer;
+    CHECK(denormals_flushed());
+    {
+      const FlushDenormals inner;
+      CHECK(denormals_flushed());
+    }
+    CHECK(denormals_flushed());  // as it was before the inner one
+  }
+  CHECK(denormals_live());
+
+  CHECK_EQUAL(0, std::fesetround(FE_UPWARD));
+  {
+    const FlushDenormals flush;
+    CHECK_EQUAL(FE_UPWARD, std::fegetround());
+  }
+  CHECK_EQUAL(FE_UPWARD, std::fegetround());
+  CHECK_EQUAL(0, std::fesetround(FE_TONEAREST));
+}
+
+// A call leaves every thread's mode as it was, and runs in its own.
+void check_mode_after_run() {
+  const Problem<float> problem(kCells[0], {9, 67, 4, 6, 1, 1});
+  const Network<float> network(problem.spec, problem.parameters, *available_tables().back());
+  Workspace workspace;
+  Results<float> results;
+  const Sequence<float> sequence = problem.sequence(results);
+  for (const int threads : {1, 2, 3}) {
+    CHECK(network.run(sequence, workspace, Plan{1, 1, threads, 6, 2e12}));  // cycles: it waits for its threads
+    CHECK(denormals_live());
+    std::atomic<int> live{0};
+    const auto look = [](void* context, int) { *static_cast<std::atomic<int>*>(context) += denormals_live(); };
+    CHECK(run_team(threads, Shares::together, kPatience, look, &live));
+    CHECK_EQUAL(threads, live.load());
+  }
+}
+
+// ---- fork ---------------------------------------------------------------------------------------------------------------------
+
+// What a call needs of memory.
+struct Room {
+  Workspace workspace;
+  Results<float> results;
+};
+
+struct Child {
+  const Network<float>& network;
+  const Problem<float>& problem;
+  const Results<float>& expected;
+
+  bool right(const Plan& plan) const {
+    Room room;
+    return right(plan, room);
+  }
+
+  bool right(const Plan& plan, Room& room) const {
+    return network.run(problem.sequence(room.results), room.workspace, plan) &&
+           expected.difference(room.results).empty();
+  }
+
+  // One thread, several, and a child of its own. 0, or which of them went wrong.
+  int run(int generation) const {
+    alarm(120);  // instead of hanging
+    if (!right({1, 1, 1, 6, 0})) return 1;
+    if (!right({1, 1, 2, 6, 2e12}) || !right({1, 2, 1, 3, 0})) return 2;
+    return generation > 0 && fork_and_run(generation - 1) != 0 ? 3 : 0;
+  }
+
+  // The child's status; -1 where it did not end by itself.
+  int fork_and_run(int generation) const {
+    const pid_t child = fork();
+    if (child == 0) _exit(run(generation));
+    int status = -1;
+    if (child < 0 || waitpid(child, &status, 0) != child || !WIFEXITED(status)) return -1;
+    return WEXITSTATUS(status);
+  }
+};
+
+// A child has none of the parent's threads, whatever these were doing, and has to compute all the same, with threads again.
+void check_fork() {
+  const Problem<float> problem(kCells[0], {17, 129, 20, 6, 1, 1});
+  const Network<float> network(problem.spec, problem.parameters, *available_tables().back());
+  const Results<float> expected = [&] {
+    Results<float> results;
+    Workspace workspace;
+    CHECK(network.run(problem.sequence(results), workspace, Plan{1, 1, 1, 6, 0}));
+    return results;
+  }();
+  const Child child{network, problem, expected};
+  CHECK(child.right({1, 1, 2, 6, 2e12}));  // there are threads
+  CHECK_EQUAL(0, child.fork_and_run(1));
+  CHECK(child.right({1, 1, 2, 6, 2e12}));  // the parent goes on as before
+
+  std::atomic<bool> done{false};
+  std::atomic<long> wrong{0};
+  const Plan by_rows{1, 2, 1, 3, 0};
+  Room room;  // the busy thread allocates nothing: AddressSanitizer's allocator may not be forked with its locks held
+  CHECK(child.right(by_rows, room));
+  std::thread busy([&] {  // forks come in the middle of its calls
+    while (!done) wrong += !child.right(by_rows, room);
+  });
+  for (int i = 0; i < 10; ++i) CHECK_EQUAL(0, child.fork_and_run(0));
+  done = true;
+  busy.join();
+  CHECK_EQUAL(0L, wrong.load());
+}
+
+}  // namespace
+}  // namespace gatedrnn::test
+
+int main(int argc, char** argv) {
+  using namespace gatedrnn;
+  using namespace gatedrnn::test;
+  if (argc == 2 && std::string(argv[1]) == "one") {
+    CHECK_EQUAL(1, num_threads());
+    return finish("test_threads one");
+  }
+  check_thread_setting();
+  check_barrier(1, 1000);
+  check_barrier(2, 20000);
+  check_barrier(3, 3000);
+  check_barrier(4, 3000);
+  for (int count = 1; count <= 6; ++count) check_team(count);
+  check_impatient_teams();
+  check_teams_at_once();
+  check_flush_denormals();
+  check_mode_after_run();
+  check_fork();
+  return finish("test_threads");
+}

@@ -1,0 +1,144 @@
+"""What several test files need: modules by cell name, random data, comparison of bits, child processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+import gatedrnn as gr
+import reference
+from gatedrnn import _core
+from tolerance import assert_close, wide
+
+CLASSES = {
+    "lstm": (gr.LSTM, {}),
+    "lstm_peephole": (gr.LSTM, {"peephole": True}),
+    "gru": (gr.GRU, {}),
+    "gru_reset_before": (gr.GRU, {"reset_after": False}),
+    "rnn_tanh": (gr.RNN, {}),
+    "rnn_relu": (gr.RNN, {"nonlinearity": "relu"}),
+}
+CELLS = tuple(CLASSES)
+# With the projection, which is an option of a cell and not one, but changes as much in the engine.
+CELLS_AND_PROJECTION = (*CELLS, "lstm_projected")
+DTYPES = (np.float32, np.float64)
+
+# Which kernels run here, and whether they promise the same bits as every other machine's.
+ISA = _core.machine()["isa"]
+FMA_ISAS = [isa for isa in _core.machine()["available"] if isa != "baseline"]
+HAS_FMA = ISA != "baseline"
+
+
+def build(cell, input_size=5, hidden_size=7, *, seed=0, dtype=np.float32, **options):
+    """A module with every parameter drawn from `seed`, uniform in +-1/sqrt(H)."""
+    if cell == "lstm_projected":
+        cell = "lstm"
+        options["proj_size"] = (hidden_size + 1) // 2
+    constructor, own = CLASSES[cell]
+    module = constructor(input_size, hidden_size, dtype=dtype, **own, **options)
+    rng = np.random.default_rng([seed, input_size, hidden_size])
+    bound = hidden_size**-0.5
+    values = {k: rng.uniform(-bound, bound, v.shape).astype(dtype) for k, v in module.state_dict().items()}
+    module.load_state_dict(values)
+    return module
+
+
+def normal(shape, *, seed=0, dtype=np.float32):
+    return np.random.default_rng(seed).standard_normal(shape).astype(dtype)
+
+
+def directions(module):
+    return 1 + module.bidirectional
+
+
+def state_of(module, batch, *, seed=1):
+    """A random initial state for `batch` rows; `batch=None` means unbatched."""
+    rows = () if batch is None else (batch,)
+    lead = (module.num_layers * directions(module), *rows)
+    h = normal((*lead, getattr(module, "proj_size", 0) or module.hidden_size), seed=seed, dtype=module.dtype)
+    if not isinstance(module, gr.LSTM):
+        return h
+    return h, normal((*lead, module.hidden_size), seed=seed + 1, dtype=module.dtype)
+
+
+def flat(result):
+    """All arrays of `(output, state_n)`, in order."""
+    output, state = result
+    return [output, *state] if isinstance(state, tuple) else [output, state]
+
+
+def assert_same_bits(actual, expected):
+    """Arrays, or `(output, state_n)`: the same dtype, shape and bytes."""
+    if isinstance(actual, tuple):
+        actual, expected = flat(actual), flat(expected)
+        assert len(actual) == len(expected)
+    else:
+        actual, expected = [actual], [expected]
+    for a, e in zip(actual, expected, strict=True):
+        assert a.dtype == e.dtype
+        assert a.shape == e.shape
+        bits = f"u{a.dtype.itemsize}"
+        np.testing.assert_array_equal(np.ascontiguousarray(a).view(bits), np.ascontiguousarray(e).view(bits))
+
+
+def truth(module, cell, x, state=None, lengths=None, dtype=None):
+    """The reference's `(output, state_n)` for this module, in a wider type than the module's own."""
+    return reference.forward(
+        cell,
+        module.state_dict(),
+        x,
+        state,
+        lengths,
+        layers=module.num_layers,
+        directions=directions(module),
+        batch_first=module.batch_first,
+        dtype=dtype or wide(module.dtype),
+    )
+
+
+def check(module, cell, x, state=None, lengths=None):
+    """Run the module, compare dtype and numbers with the reference, and return what it returned."""
+    result = module(x, state, lengths=lengths)
+    assert all(a.dtype == module.dtype for a in flat(result))
+    steps = x.shape[1] if x.ndim == 3 and module.batch_first else x.shape[0]
+    width = max(module.input_size, directions(module) * module.hidden_size if module.num_layers > 1 else 0)
+    assert_close(
+        flat(result),
+        flat(truth(module, cell, x, state, lengths)),
+        cell=cell,
+        accumulations=2 + width + module.hidden_size + getattr(module, "proj_size", 0),
+        steps=steps,
+        layers=module.num_layers,
+    )
+    return result
+
+
+def run_python(code, *arguments, isa=None, timeout=120, check_status=True):
+    """Run `code` in a new interpreter that can import this directory; its last line is JSON and is returned.
+
+    `code` is text, or the path of a script. A child that hangs is ended by the time-out and fails the test.
+    With `check_status=False` the finished process itself is returned.
+    """
+    environment = {k: v for k, v in os.environ.items() if k != "GATEDRNN_ISA"}
+    environment["PYTHONPATH"] = os.pathsep.join(
+        [str(Path(__file__).parent), environment.get("PYTHONPATH", "")]
+    )
+    if isa is not None:
+        environment["GATEDRNN_ISA"] = isa
+    child = subprocess.run(
+        [sys.executable, *([code] if isinstance(code, Path) else ["-c", code]), *map(str, arguments)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+    if not check_status:
+        return child
+    assert child.returncode == 0, child.stderr
+    return json.loads(child.stdout.splitlines()[-1])

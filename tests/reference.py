@@ -1,0 +1,127 @@
+"""The meaning of gatedrnn: a whole stack of layers and directions, as plainly as NumPy can say it.
+
+No speed, no cleverness. Everything runs in `dtype`, by default float64. Shapes: x (T, B, I), or (B, T, I)
+with batch_first, or (T, I); h (L * D, B, P or H); c (L * D, B, H). Parameters carry names, shapes and gate
+orders of `torch.nn`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+CELLS = ("lstm", "lstm_peephole", "gru", "gru_reset_before", "rnn_tanh", "rnn_relu")
+
+
+def sigmoid(x):
+    e = np.exp(-np.abs(x))  # never overflows
+    return np.where(x >= 0, 1, e) / (1 + e)
+
+
+def lstm(p, x, state):
+    """Gates i, f, g, o. Through peepholes, whose weight is else 0, i and f see the old c, o the new one."""
+    h, c = state
+    i, f, g, o = np.split(
+        x @ p["weight_ih"].T + p["bias_ih"] + h @ p["weight_hh"].T + p["bias_hh"], 4, axis=1
+    )
+    c_new = sigmoid(f + p.get("weight_cf", 0) * c) * c + sigmoid(i + p.get("weight_ci", 0) * c) * np.tanh(g)
+    h_new = sigmoid(o + p.get("weight_co", 0) * c_new) * np.tanh(c_new)
+    return (h_new @ p["weight_hr"].T if "weight_hr" in p else h_new), c_new
+
+
+def gru(p, x, state, reset_after=True):
+    """Gates r, z, n. The reset gate acts on the candidate's hidden product, or on the h that goes into it."""
+    (h,) = state
+    x_r, x_z, x_n = np.split(x @ p["weight_ih"].T + p["bias_ih"], 3, axis=1)
+    h_r, h_z, h_n = np.split(h @ p["weight_hh"].T + p["bias_hh"], 3, axis=1)
+    r, z = sigmoid(x_r + h_r), sigmoid(x_z + h_z)
+    if reset_after:
+        n = np.tanh(x_n + r * h_n)
+    else:
+        u_n, b_n = (np.split(p[name], 3)[2] for name in ("weight_hh", "bias_hh"))
+        n = np.tanh(x_n + (r * h) @ u_n.T + b_n)
+    return ((1 - z) * n + z * h,)
+
+
+def rnn(p, x, state, activation=np.tanh):
+    (h,) = state
+    return (activation(x @ p["weight_ih"].T + p["bias_ih"] + h @ p["weight_hh"].T + p["bias_hh"]),)
+
+
+STEP = {
+    "lstm": lstm,
+    "lstm_peephole": lstm,
+    "gru": gru,
+    "gru_reset_before": lambda p, x, state: gru(p, x, state, reset_after=False),
+    "rnn_tanh": rnn,
+    "rnn_relu": lambda p, x, state: rnn(p, x, state, activation=lambda z: np.maximum(z, 0)),
+}
+
+
+def direction(step, p, x, state, lengths, reverse):
+    """One layer in one direction. A row outside its length keeps its state and puts out zeros.
+
+    So the reverse direction, which comes from the end, starts to change it at the row's own last valid step.
+    """
+    output = np.zeros((*x.shape[:2], state[0].shape[1]), x.dtype)
+    for t in reversed(range(len(x))) if reverse else range(len(x)):
+        valid = (t < lengths)[:, None]
+        state = tuple(np.where(valid, new, old) for new, old in zip(step(p, x[t], state), state, strict=True))
+        output[t] = np.where(valid, state[0], 0)
+    return output, state
+
+
+def forward(
+    cell,
+    parameters,
+    x,
+    state=None,
+    lengths=None,
+    *,
+    layers=1,
+    directions=1,
+    batch_first=False,
+    dtype=np.float64,
+):
+    """`output, state_n` of the whole stack; `state` and `state_n` are h, and for LSTM the pair (h, c)."""
+    is_lstm = cell.startswith("lstm")
+    x = np.asarray(x, dtype)
+    unbatched = x.ndim == 2
+    if unbatched:
+        x = x[:, None]
+    elif batch_first:
+        x = x.swapaxes(0, 1)
+    if state is not None:
+        state = tuple(np.asarray(s, dtype) for s in (state if is_lstm else (state,)))
+        state = tuple(s[:, None] for s in state) if unbatched else state
+    lengths = np.full(x.shape[1], len(x)) if lengths is None else np.asarray(lengths)
+
+    final = []
+    for layer in range(layers):
+        outputs = []
+        for reverse in range(directions):
+            suffix = f"_l{layer}" + "_reverse" * reverse
+            p = {
+                k.removesuffix(suffix): np.asarray(v, dtype)
+                for k, v in parameters.items()
+                if k.endswith(suffix)
+            }
+            p = {
+                "bias_ih": np.zeros(len(p["weight_ih"]), dtype),
+                "bias_hh": np.zeros(len(p["weight_ih"]), dtype),
+            } | p
+            if state is None:
+                sizes = (p["weight_hh"].shape[1], p["weight_hh"].shape[0] // 4)[: 1 + is_lstm]
+                start = tuple(np.zeros((x.shape[1], size), dtype) for size in sizes)
+            else:
+                start = tuple(s[layer * directions + reverse] for s in state)
+            output, end = direction(STEP[cell], p, x, start, lengths, reverse)
+            outputs.append(output)
+            final.append(end)
+        x = np.concatenate(outputs, axis=2)
+
+    state_n = tuple(np.stack(parts) for parts in zip(*final, strict=True))
+    if unbatched:
+        x, state_n = x[:, 0], tuple(s[:, 0] for s in state_n)
+    elif batch_first:
+        x = x.swapaxes(0, 1)
+    return x, (state_n if is_lstm else state_n[0])

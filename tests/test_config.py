@@ -1,0 +1,103 @@
+"""Which kernels run, how to force others, and what importing costs."""
+
+from __future__ import annotations
+
+import subprocess
+
+import pytest
+
+import gatedrnn as gr
+from gatedrnn import _core
+from helpers import ISA, run_python
+
+ISA_CODE = "import json; from gatedrnn import _core; print(json.dumps(_core.machine()))"
+AVAILABLE = _core.machine()["available"]
+
+
+def test_show_config(capsys):
+    result = gr.show_config()
+    text = capsys.readouterr().out + str(result or "")
+    assert gr.__version__ in text
+    assert ISA in text
+    assert str(gr.get_num_threads()) in text
+    assert "cuda" in text.lower()
+    for isa in AVAILABLE:
+        assert isa in text
+
+
+def test_machine():
+    machine = _core.machine()
+    assert machine["isa"] in machine["available"]
+    assert set(machine["available"]) <= set(machine["compiled"])
+    assert "baseline" in machine["available"]
+    assert machine["threads"] == gr.get_num_threads()
+    assert 0 < machine["l1"] <= machine["l2"]
+
+
+@pytest.mark.parametrize("isa", AVAILABLE)
+def test_forced_isa_is_what_runs(isa):
+    assert run_python(ISA_CODE, isa=isa)["isa"] == isa
+
+
+def test_best_isa_is_the_default():
+    assert run_python(ISA_CODE)["isa"] == AVAILABLE[-1]
+
+
+@pytest.mark.parametrize("isa", AVAILABLE)
+def test_forced_isa_computes(isa):
+    """The numbers are right on every instruction set, whatever is promised about the bits."""
+    code = """
+import json
+import numpy as np
+from helpers import CELLS, DTYPES, build, check, normal, state_of
+for cell in CELLS:
+    for dtype in DTYPES:
+        for batch in (1, 3, 9, 40):
+            module = build(cell, 17, 33, dtype=dtype, num_layers=2, bidirectional=True)
+            x = normal((5, batch, 17), dtype=dtype)
+            check(module, cell, x, state_of(module, batch))
+            check(module, cell, x, state_of(module, batch), np.arange(batch) % 6)
+            unpacked = build(cell, 17, 33, dtype=dtype)
+            check(unpacked, cell, x)
+print(json.dumps(True))
+"""
+    assert run_python(code, isa=isa) is True
+
+
+@pytest.mark.parametrize("name", ["sse9", "AVX", "avx2 ", "baseline,avx2", "none"])
+def test_unknown_isa_is_an_error_at_import(name):
+    child = run_python("import gatedrnn", isa=name, check_status=False)
+    assert child.returncode == 1
+    last = child.stderr.strip().splitlines()[-1]
+    assert last.startswith("ImportError")
+    assert "GATEDRNN_ISA" in last
+    assert name in last
+
+
+@pytest.mark.parametrize("isa", [i for i in ("avx512", "avx2", "neon") if i not in AVAILABLE])
+def test_isa_that_this_machine_lacks_is_an_error_at_import(isa):
+    child = run_python("import gatedrnn", isa=isa, check_status=False)
+    assert child.returncode == 1
+    assert "GATEDRNN_ISA" in child.stderr
+    assert isa in child.stderr
+
+
+def test_import_is_light():
+    code = """
+import json, sys
+import gatedrnn
+heavy = ("safetensors", "torch", "onnx", "onnxruntime", "openvino", "matplotlib", "tqdm", "scipy")
+print(json.dumps([name for name in heavy if name in sys.modules]))
+"""
+    assert run_python(code) == []
+
+
+def test_import_prints_nothing():
+    child = run_python("import gatedrnn", check_status=False)
+    assert (child.returncode, child.stdout, child.stderr) == (0, "", "")
+
+
+def test_run_python_ends_a_child_that_hangs():
+    """The safety net under the tests of processes: a hang fails, it does not last."""
+    with pytest.raises(subprocess.TimeoutExpired):
+        run_python("import time; time.sleep(60)", timeout=1)

@@ -1,0 +1,57 @@
+"""Every Python block of README.md and docs/*.md runs: a page's blocks in order, in one namespace."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+BLOCK = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+LINK = re.compile(r"\]\(([^)#:]+)\)")  # to a file: no address, no place within the page
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+# Blocks that import these are passed over where they are missing; only the extra `peers` brings them.
+OPTIONAL = ("torch",)
+
+
+def name_of(page):
+    return page.relative_to(ROOT).as_posix()
+
+
+pages = pytest.mark.parametrize("page", PAGES, ids=name_of)
+
+
+def blocks_of(page):
+    """(number of lines before the block, its code) for each block."""
+    text = page.read_text(encoding="utf-8")
+    return [(text.count("\n", 0, match.start(1)), match[1]) for match in BLOCK.finditer(text)]
+
+
+def can_run(code):
+    imported = [name for name in OPTIONAL if re.search(rf"^(import|from) {name}\b", code, re.MULTILINE)]
+    return all(importlib.util.find_spec(name) for name in imported)
+
+
+@pages
+def test_python_blocks_run(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where examples save their files
+    namespace = {"__name__": page.stem}
+    for lines_before, code in blocks_of(page):
+        if can_run(code):  # in a traceback the line numbers are those of the page
+            exec(compile("\n" * lines_before + code, str(page), "exec"), namespace)
+
+
+@pages
+def test_links_lead_somewhere(page):
+    targets = LINK.findall(page.read_text(encoding="utf-8"))
+    assert [target for target in targets if not (page.parent / target).exists()] == []
+
+
+def test_there_are_examples():
+    """The tests above would say nothing if the blocks were not found."""
+    counts = {name_of(page): len(blocks_of(page)) for page in PAGES}
+    wanted = ("which-gru", "lengths", "streaming", "threads-and-containers", "same-bits", "errors")
+    assert counts["README.md"] == 1
+    assert all(counts[f"docs/{name}.md"] >= 2 for name in wanted)

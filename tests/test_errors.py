@@ -1,0 +1,460 @@
+"""Bad input to calls, streams and settings: a named ValueError or TypeError, and the module unharmed."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+
+import hypothesis
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+
+import gatedrnn as gr
+from helpers import CELLS, assert_same_bits, build, normal, state_of
+
+# What a message may not contain: the names of C++ types, of the binding library, or an address.
+INTERNAL = re.compile(r"std::|pybind11|py::|_object|incompatible|arg0|kwargs|0x[0-9a-f]{5}")
+T, B, WIDTH, H = 4, 3, 5, 7
+
+
+@contextlib.contextmanager
+def refused(name, *kinds):
+    """The block raises one of `kinds`; the message names the argument, what was expected and what came."""
+    with pytest.raises(kinds or (ValueError, TypeError)) as caught:
+        yield
+    message = str(caught.value)
+    assert re.search(rf"\b{name}\b", message), message
+    assert "expected" in message, message
+    assert "got" in message, message
+    assert not INTERNAL.search(message), message
+
+
+@pytest.fixture
+def gru():
+    return build("gru", num_layers=2)
+
+
+@pytest.fixture
+def lstm():
+    return build("lstm", proj_size=3)
+
+
+@contextlib.contextmanager
+def unharmed(module):
+    """Before and after the block the module gives the same bits."""
+    x = normal((T, B, WIDTH))
+    before = module(x)
+    yield
+    assert_same_bits(module(x), before)
+
+
+def read_only(a):
+    a.flags.writeable = False
+    return a
+
+
+X = normal((T, B, WIDTH))
+WRONG_ARRAYS = {
+    "none": (None, TypeError),
+    "text": ("text", TypeError),
+    "number": (1.5, TypeError),
+    "object": (object(), TypeError),
+    "dictionary": ({}, TypeError),
+    "integers": (X.astype(np.int64), TypeError),
+    "unsigned": (X.astype(np.uint8), TypeError),
+    "bool": (X > 0, TypeError),
+    "complex": (X.astype(np.complex64), TypeError),
+    "objects": (X.astype(object), TypeError),
+    "strings": (X.astype("U8"), TypeError),
+    "records": (np.zeros((T, B), [("a", "f4")]), TypeError),
+    "dates": (X.astype("M8[s]"), TypeError),
+    "long double": (X.astype(np.longdouble), TypeError),
+    "big endian": (X.astype(">f4"), TypeError),
+    "big endian double": (X.astype(">f8"), TypeError),
+}
+X_ONLY = {
+    "rank 0": (np.array(1, np.float32), ValueError),
+    "rank 1": (X[0, 0], ValueError),
+    "rank 4": (X[None], ValueError),
+    "width": (X[:, :, :4], ValueError),
+    "wider": (normal((T, B, 6)), ValueError),
+    "no width": (X[:, :, :0], ValueError),
+    "unbatched width": (X[0, :, :4], ValueError),
+}
+
+
+@pytest.mark.parametrize("bad", [k for k in WRONG_ARRAYS | X_ONLY if k != "none"] + ["none"])
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_x(bad, batch_first):
+    module = build("gru", batch_first=batch_first)
+    value, kind = (WRONG_ARRAYS | X_ONLY)[bad]
+    with unharmed(module), refused("x", kind):
+        module(value)
+
+
+@pytest.mark.parametrize("shape", [(2**50, 3, 5), (3, 2**50, 5), (2**30, 2**28, 5)])
+def test_x_too_large_for_any_memory(gru, shape):
+    """A stride of zero makes such an array cheap to ask for; its output is not."""
+    value = np.broadcast_to(np.float32(0), shape)
+    with unharmed(gru), pytest.raises((ValueError, MemoryError)) as caught:
+        gru(value)
+    assert not INTERNAL.search(str(caught.value))
+
+
+@pytest.mark.parametrize("bad", [k for k in WRONG_ARRAYS if k != "none"])
+def test_state_of_gru(gru, bad):
+    value, kind = WRONG_ARRAYS[bad]
+    with unharmed(gru), refused("state", kind):
+        gru(X, value)
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (2, 3, 8),
+        (2, 2, 7),
+        (1, 3, 7),
+        (3, 7),
+        (2, 7),
+        (7,),
+        (),
+        (2, 3, 7, 1),
+        (0, 3, 7),
+        (2, 0, 7),
+        (2, 3, 0),
+    ],
+)
+def test_shape_of_state_of_gru(gru, shape):
+    with unharmed(gru), refused("state", ValueError):
+        gru(X, np.zeros(shape, np.float32))
+
+
+def test_unbatched_x(gru):
+    """Its state has no batch axis, and its one length is that of x."""
+    with refused("state", ValueError):
+        gru(X[:, 0], np.zeros((2, 1, H), np.float32))
+    with refused("lengths", ValueError):
+        gru(X[:, 0], lengths=[T])
+
+
+H0, C0 = np.zeros((1, B, 3), np.float32), np.zeros((1, B, H), np.float32)
+
+
+@pytest.mark.parametrize(
+    "state",
+    [H0, (H0,), (H0, C0, C0), (C0, H0), (H0, H0), [], (H0[0], C0), (H0, C0[:, :2]), "hc", 3, {}],
+    ids=lambda s: type(s).__name__ + (f"_{len(s)}" if hasattr(s, "__len__") else ""),
+)
+def test_state_of_lstm(lstm, state):
+    """With a projection, h and c differ in width, so the wrong order shows."""
+    with unharmed(lstm), refused("state"):
+        lstm(X, state)
+
+
+@pytest.mark.parametrize("bad", [k for k in WRONG_ARRAYS if k != "none"])
+@pytest.mark.parametrize("place", [0, 1])
+def test_parts_of_state_of_lstm(lstm, bad, place):
+    value, kind = WRONG_ARRAYS[bad]
+    state = [H0, C0]
+    state[place] = value
+    with unharmed(lstm), refused("state", kind):
+        lstm(X, tuple(state))
+
+
+def test_pair_for_a_cell_with_one_state(gru):
+    h = state_of(gru, B)
+    with unharmed(gru), refused("state", TypeError):
+        gru(X, (h, h))
+
+
+LENGTHS = {
+    "number": (3, (TypeError, ValueError)),
+    "text": ("123", (TypeError, ValueError)),
+    "object": (object(), TypeError),
+    "few": ([1, 2], ValueError),
+    "many": ([1, 2, 3, 4], ValueError),
+    "empty": ([], (ValueError, TypeError)),
+    "rank 0": (np.array(3), ValueError),
+    "rank 2": (np.array([[1, 2, 3]]), ValueError),
+    "negative": ([1, -1, 3], ValueError),
+    "too long": ([1, 2, T + 1], ValueError),
+    "huge": ([1, 2, 2**62], ValueError),
+    "huge unsigned": (np.array([1, 2, 2**64 - 1], np.uint64), ValueError),
+    "beyond 64 bits": ([1, 2, 2**70], (ValueError, TypeError)),
+    "floats": ([1.0, 2.0, 3.0], TypeError),
+    "float array": (np.array([1.0, 2.0, 3.0], np.float32), TypeError),
+    "nan": ([1, 2, np.nan], TypeError),
+    "bool": (np.array([True, False, True]), TypeError),
+    "complex": (np.array([1j, 2, 3]), TypeError),
+    "strings": (["1", "2", "3"], TypeError),
+    "objects": (np.array([1, 2, 3], object), TypeError),
+    "none inside": ([1, None, 3], TypeError),
+    "ragged": ([[1], [2, 3], 4], (TypeError, ValueError)),
+    "big endian": (np.array([1, 2, 3], ">i8"), TypeError),
+}
+
+
+@pytest.mark.parametrize("bad", LENGTHS)
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_lengths(bad, batch_first):
+    module = build("gru", batch_first=batch_first)
+    value, kind = LENGTHS[bad]
+    with unharmed(module), refused("lengths", *(kind if isinstance(kind, tuple) else (kind,))):
+        module(X.swapaxes(0, 1) if batch_first else X, lengths=value)
+
+
+OUT = {
+    "text": ("text", TypeError),
+    "list": ([[0.0]], TypeError),
+    "object": (object(), TypeError),
+    "double": (np.zeros((T, B, H)), TypeError),
+    "half": (np.zeros((T, B, H), np.float16), TypeError),
+    "integers": (np.zeros((T, B, H), np.int32), TypeError),
+    "objects": (np.zeros((T, B, H), object), TypeError),
+    "big endian": (np.zeros((T, B, H), ">f4"), TypeError),
+    "width": (np.zeros((T, B, H + 1), np.float32), ValueError),
+    "steps": (np.zeros((T + 1, B, H), np.float32), ValueError),
+    "rows": (np.zeros((T, 1, H), np.float32), ValueError),
+    "rank 2": (np.zeros((T, H), np.float32), ValueError),
+    "rank 4": (np.zeros((1, T, B, H), np.float32), ValueError),
+    "empty": (np.zeros((0, B, H), np.float32), ValueError),
+    "read-only": (read_only(np.zeros((T, B, H), np.float32)), ValueError),
+    "onto itself": (
+        np.lib.stride_tricks.as_strided(np.zeros(H, np.float32), (T, B, H), (0, 0, 4)),
+        ValueError,
+    ),
+    "rows overlap": (
+        np.lib.stride_tricks.as_strided(np.zeros(99, np.float32), (T, B, H), (84, 4, 4)),
+        ValueError,
+    ),
+}
+
+
+@pytest.mark.parametrize("bad", OUT)
+def test_out(gru, bad):
+    value, kind = OUT[bad]
+    before = value.copy() if isinstance(value, np.ndarray) else None
+    with unharmed(gru), refused("out", kind):
+        gru(X, out=value)
+    if before is not None:
+        np.testing.assert_array_equal(value, before)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("bidirectional", [True, False])
+def test_out_may_not_share_memory_with_x_or_state(cell, bidirectional):
+    module = build(cell, 10, 5 if bidirectional else 10, bidirectional=bidirectional)
+    memory = normal(T * B * 10 + 10)
+    for start in (0, 10):
+        x, out = memory[: T * B * 10].reshape(T, B, 10), memory[start:][: T * B * 10].reshape(T, B, 10)
+        before = memory.copy()
+        with refused("out", ValueError):
+            module(x, out=out)
+        np.testing.assert_array_equal(memory, before)
+
+    x = normal((T, B, 10))
+    state = state_of(module, B)
+    h = state[0] if isinstance(state, tuple) else state
+    out = np.zeros((T, B, 10), np.float32)
+    inside = out.reshape(-1)[: h.size].reshape(h.shape)
+    with refused("out", ValueError):
+        module(x, (inside, state[1]) if isinstance(state, tuple) else inside, out=out)
+    assert not out.any()
+
+
+def test_bad_state_leaves_out_alone(gru):
+    out = np.full((T, B, H), 3, np.float32)
+    with refused("lengths", ValueError):
+        gru(X, lengths=[1, 2, 9], out=out)
+    with refused("state", ValueError):
+        gru(X, np.zeros((1, 2, 3), np.float32), out=out)
+    assert (out == 3).all()
+
+
+def test_no_such_argument(gru):
+    """Only x and state go by place; the others have to be named, and must exist."""
+    for call in (
+        lambda: gru(),
+        lambda: gru(X, None, [1, 2, 3]),
+        lambda: gru(X, length=[1, 2, 3]),
+    ):
+        with unharmed(gru), pytest.raises(TypeError) as caught:
+            call()
+        assert not INTERNAL.search(str(caught.value))
+
+
+# --- streams --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bad", [0, -1, 1.0, "1", None, True, [1], 2**62, 2**70])
+def test_batch_size(gru, bad):
+    with unharmed(gru), pytest.raises((ValueError, TypeError, MemoryError)) as caught:
+        gru.stream(bad)
+    assert not INTERNAL.search(str(caught.value))
+    if not isinstance(caught.value, MemoryError):
+        assert "batch_size" in str(caught.value)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_no_stream_of_a_bidirectional_module(cell):
+    with pytest.raises(ValueError, match="bidirectional"):
+        build(cell, bidirectional=True).stream()
+
+
+STEP_X = {
+    "rank 0": (np.array(1, np.float32), ValueError),
+    "rank 3": (X, ValueError),
+    "rows": (X[0, :2], ValueError),
+    "no rows": (X[0, :0], ValueError),
+    "width": (X[0, :, :4], ValueError),
+    "one row": (X[0, 0], ValueError),
+}
+
+
+@pytest.mark.parametrize("bad", WRONG_ARRAYS | STEP_X)
+def test_step(gru, bad):
+    value, kind = (WRONG_ARRAYS | STEP_X)[bad]
+    stream = gru.stream(B)
+    stream.step(X[0])
+    before = stream.state
+    with refused("x", kind):
+        stream.step(value)
+    assert_same_bits(stream.state, before)
+
+
+@pytest.mark.parametrize("bad", OUT)
+def test_out_of_step(gru, bad):
+    value, kind = OUT[bad]
+    if isinstance(value, np.ndarray) and value.ndim == 3 and value.shape != (T, B, H):
+        value = value[:1]
+    elif isinstance(value, np.ndarray) and value.ndim == 3:
+        value = value[0]
+    stream = gru.stream(B)
+    before = stream.state
+    with refused("out", kind):
+        stream.step(X[0], out=value)
+    assert_same_bits(stream.state, before)
+
+
+def test_out_of_step_may_not_share_memory_with_x():
+    module = build("gru", H, H)
+    memory = normal((B, H))
+    stream = module.stream(B)
+    with refused("out", ValueError):
+        stream.step(memory, out=memory)
+
+
+@pytest.mark.parametrize("bad", [k for k in WRONG_ARRAYS if k != "none"])
+def test_state_of_stream(gru, bad):
+    value, kind = WRONG_ARRAYS[bad]
+    stream = gru.stream(B)
+    stream.step(X[0])
+    before = stream.state
+    with refused("state", kind):
+        stream.state = value
+    assert_same_bits(stream.state, before)
+
+
+@pytest.mark.parametrize("shape", [(2, 2, 7), (2, 3, 8), (1, 3, 7), (3, 7), (2, 7), ()])
+def test_shape_of_state_of_stream(gru, shape):
+    with refused("state", ValueError):
+        gru.stream(B).state = np.zeros(shape, np.float32)
+
+
+def test_bad_pair_changes_neither_part(lstm):
+    """h is good, c is not: both stay."""
+    stream = lstm.stream(B)
+    stream.step(X[0])
+    before = stream.state
+    with refused("state", ValueError):
+        stream.state = (H0, C0[:, :1])
+    with refused("state"):
+        stream.state = H0
+    for now, old in zip(stream.state, before, strict=True):
+        assert_same_bits(now, old)
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        3,
+        -1,
+        [0, 3],
+        [-1],
+        2**70,
+        1.0,
+        [1.0],
+        "0",
+        [[0]],
+        np.array([True, False, True]),
+        [None],
+        object(),
+        [[0], [1, 2]],
+    ],
+)
+def test_rows_of_reset(gru, rows):
+    stream = gru.stream(B)
+    stream.step(X[0])
+    before = stream.state
+    with refused("rows"):
+        stream.reset(rows)
+    assert_same_bits(stream.state, before)
+
+
+# --- settings -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bad", [0, -1, 1.5, "2", None, True, [2], 2**31, 2**70, np.nan])
+def test_number_of_threads(bad):
+    before = gr.get_num_threads()
+    with pytest.raises((ValueError, TypeError), match=r"\bn\b|num_threads") as caught:
+        gr.set_num_threads(bad)
+    assert not INTERNAL.search(str(caught.value))
+    with pytest.raises((ValueError, TypeError)), gr.num_threads(bad):
+        pass
+    assert gr.get_num_threads() == before
+
+
+# --- any shapes at all ----------------------------------------------------------------------------
+
+shapes = st.lists(st.integers(0, 6), max_size=4).map(tuple)
+# Shapes near the right ones, so that some calls are good ones.
+near = st.one_of(shapes, st.tuples(st.integers(0, 6), st.integers(0, 4), st.just(WIDTH)))
+
+
+@hypothesis.settings(max_examples=300, deadline=None, derandomize=True, database=None)
+@hypothesis.given(
+    cell=st.sampled_from(CELLS),
+    batch_first=st.booleans(),
+    x_shape=near,
+    h_shape=st.one_of(st.none(), shapes, st.tuples(st.just(1), st.integers(0, 4), st.just(H))),
+    lengths=st.one_of(st.none(), st.lists(st.integers(-1, 7), max_size=4)),
+)
+def test_any_shapes(cell, batch_first, x_shape, h_shape, lengths):
+    """A call with any shapes works where our own small rule says so, and is refused by name where not."""
+    module = build(cell, batch_first=batch_first)
+    state = None if h_shape is None else np.zeros(h_shape, np.float32)
+    if state is not None and cell.startswith("lstm"):
+        state = (state, state)
+    wrong = []
+    if len(x_shape) not in (2, 3) or x_shape[-1] != WIDTH:
+        wrong = ["x"]
+    else:
+        rows = x_shape[:-1] if len(x_shape) == 2 else (x_shape[:2][:: -1 if batch_first else 1])
+        steps, batch = (rows[0], None) if len(x_shape) == 2 else rows
+        if h_shape is not None and h_shape != ((1, H) if batch is None else (1, batch, H)):
+            wrong.append("state")
+        if lengths is not None and (
+            batch is None or len(lengths) != batch or not all(0 <= n <= steps for n in lengths)
+        ):
+            wrong.append("lengths")
+    x = np.zeros(x_shape, np.float32)
+    if wrong:
+        with refused("|".join(wrong), ValueError, TypeError):
+            module(x, state, lengths=lengths)
+    else:
+        output, state_n = module(x, state, lengths=lengths)
+        assert output.shape == (*x_shape[:-1], H)
+        for part in state_n if isinstance(state_n, tuple) else (state_n,):
+            assert part.shape == ((1, H) if batch is None else (1, batch, H))

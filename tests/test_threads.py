@@ -1,0 +1,214 @@
+"""Many Python threads, forked and spawned processes, and the number of threads a call may use."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+
+import numpy as np
+import pytest
+
+import gatedrnn as gr
+from helpers import CELLS, assert_same_bits, build, normal, run_python, state_of
+
+linux = pytest.mark.skipif(
+    not hasattr(os, "sched_setaffinity"), reason="only Linux tells and sets a process's CPUs"
+)
+
+
+def together(works, timeout=120):
+    """Run all functions at once, each in its own thread; give their results, or raise the first exception."""
+    results, errors = [None] * len(works), []
+    barrier = threading.Barrier(len(works))
+
+    def run(k):
+        try:
+            barrier.wait()
+            results[k] = works[k]()
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=run, args=(k,), daemon=True) for k in range(len(works))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout)
+        assert not thread.is_alive(), "a thread hangs"
+    if errors:
+        raise errors[0]
+    return results
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_eight_python_threads_share_a_module(cell, threads):
+    """Different shapes at once, over and over, some ragged: everyone gets what it gets alone."""
+    module = build(cell, 17, 65, num_layers=2, bidirectional=True)
+    shapes = [(1, 1), (5, 2), (3, 7), (20, 3), (2, 40), (0, 3), (9, 16), (4, 64)]
+    with gr.num_threads(threads):
+        inputs = [
+            (normal((t, b, 17), seed=b), state_of(module, b), np.arange(b) % (t + 1)) for t, b in shapes
+        ]
+        expected = [module(x, state, lengths=lengths) for x, state, lengths in inputs]
+
+        def repeat(x, state, lengths):
+            return lambda: [module(x, state, lengths=lengths) for _ in range(10)]
+
+        for results, e in zip(together([repeat(*i) for i in inputs]), expected, strict=True):
+            for result in results:
+                assert_same_bits(result, e)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_eight_python_threads_with_a_stream_each(cell):
+    module = build(cell, 17, 33, num_layers=2)
+    inputs = [normal((25, 1, 17), seed=k) for k in range(8)]
+    expected = [module(x) for x in inputs]
+
+    def run(x):
+        stream = module.stream()
+        return np.stack([stream.step(x_t) for x_t in x]), stream.state
+
+    for result, e in zip(together([lambda x=x: run(x) for x in inputs]), expected, strict=True):
+        assert_same_bits(result, e)
+
+
+def test_threads_that_share_a_stream_are_told():
+    """A step in another thread's step is refused by name; the stream goes on, having made the others only."""
+    module = build("lstm", 65, 257)
+    x = np.broadcast_to(normal(65), (64, 65)).copy()
+    stream = module.stream(64)
+
+    def run():
+        refused = 0
+        for _ in range(20):
+            try:
+                stream.step(x)
+            except RuntimeError as error:
+                refused += "stream: in use" in str(error)
+        return refused
+
+    made = 4 * 20 - sum(together([run] * 4))
+    assert made >= 1
+    assert_same_bits(stream.step(x), module(np.broadcast_to(x, (made + 1, 64, 65)))[0][-1])
+
+
+def test_module_changes_while_others_call_it():
+    """Each result is that of the old weights or that of the new ones, never a mixture."""
+    module, other = build("lstm", 17, 65, seed=1), build("lstm", 17, 65, seed=2)
+    x = normal((6, 9, 17))
+    values = [module.state_dict(), other.state_dict()]
+    allowed = {module(x)[0].tobytes(), other(x)[0].tobytes()}
+
+    def write():
+        for k in range(30):
+            module.load_state_dict(values[k % 2])
+
+    def read():
+        return {module(x)[0].tobytes() for _ in range(30)}
+
+    for seen in together([write, read, read, read])[1:]:
+        assert seen <= allowed
+
+
+# A large call, so that the parent's worker threads exist, then children; each sends back its bits.
+CHILDREN = """
+import hashlib, json, multiprocessing, sys
+import gatedrnn as gr
+from helpers import build, flat, normal
+
+def digest(threads):
+    gr.set_num_threads(threads)
+    module = build("lstm", 65, 257)
+    results = [module(normal((4, b, 65))) for b in (1, 64)]
+    stream = module.stream()
+    stream.step(normal(65))
+    return hashlib.sha256(b"".join(a.tobytes() for r in results for a in flat(r))).hexdigest()
+
+if __name__ == "__main__":
+    method, threads = sys.argv[1], int(sys.argv[2])
+    before = digest(threads)
+    with multiprocessing.get_context(method).Pool(2) as pool:
+        children = pool.map(digest, [1, threads])
+    print(json.dumps([before, *children, digest(threads)]))
+"""
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_child_processes(method, threads, tmp_path):
+    """A parent that has used its worker threads, then children: they do not hang, and have the same bits."""
+    if method == "fork" and sys.platform == "win32":
+        pytest.skip("there is no fork on this system")
+    script = tmp_path / "children.py"  # a file, as the children of "spawn" import the main script by its path
+    script.write_text(CHILDREN, encoding="utf-8")
+    digests = run_python(script, method, threads, timeout=100)
+    assert len(digests) == 4
+    assert len(set(digests)) == 1
+
+
+@linux
+def test_fork_in_a_python_thread():
+    """A fork out of a thread other than the main one, while another is inside a call."""
+    code = """
+import json, os, threading
+import gatedrnn as gr
+from helpers import build, normal
+gr.set_num_threads(2)
+module = build("gru", 65, 257)
+x = normal((20, 64, 65))
+expected = module(x)[0].tobytes()
+stop = threading.Event()
+def busy():
+    while not stop.is_set():
+        module(x)
+codes = []
+def fork():
+    for _ in range(5):
+        child = os.fork()
+        if child == 0:
+            os._exit(0 if module(x)[0].tobytes() == expected else 1)
+        codes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+threads = [threading.Thread(target=busy), threading.Thread(target=fork)]
+for t in threads: t.start()
+threads[1].join(); stop.set(); threads[0].join()
+print(json.dumps(codes))
+"""
+    assert run_python(code, timeout=60) == [0] * 5
+
+
+def test_num_threads_is_a_context_manager():
+    before = gr.get_num_threads()
+    assert before >= 1
+    with gr.num_threads(before + 1):
+        assert gr.get_num_threads() == before + 1
+        with gr.num_threads(1):
+            assert gr.get_num_threads() == 1
+        assert gr.get_num_threads() == before + 1
+    assert gr.get_num_threads() == before
+    with pytest.raises(RuntimeError, match="inside"), gr.num_threads(before + 2):
+        raise RuntimeError("inside")
+    assert gr.get_num_threads() == before
+
+
+def test_set_num_threads():
+    gr.set_num_threads(3)
+    assert gr.get_num_threads() == 3
+    gr.set_num_threads(np.int64(1))
+    assert gr.get_num_threads() == 1
+
+
+@linux
+@pytest.mark.parametrize("count", [1, 2])
+def test_default_count_respects_affinity(count):
+    available = sorted(os.sched_getaffinity(0))
+    if count > len(available):
+        pytest.skip(f"this process has {len(available)} CPUs")
+    code = """
+import json, os, sys
+os.sched_setaffinity(0, json.loads(sys.argv[1]))
+import gatedrnn as gr
+print(json.dumps(gr.get_num_threads()))
+"""
+    assert 1 <= run_python(code, available[:count]) <= count
