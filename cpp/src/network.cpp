@@ -38,8 +38,8 @@ struct Group {
 template <class T>
 class Run {
  public:
-  Run(const Network<T>& network, const Sequence<T>& sequence, const Plan& plan)
-      : network_(network), spec_(network.spec()), sequence_(sequence), plan_(plan) {}
+  Run(const Network<T>& network, const Sequence<T>& sequence, const Plan& plan, int first_turn)
+      : network_(network), spec_(network.spec()), sequence_(sequence), plan_(plan), first_turn_(first_turn) {}
 
   // Measures when the arena has no block, carves when it has one.
   void carve(Arena& arena) {
@@ -164,7 +164,7 @@ class Run {
       while (running > 0 && length(row(share, running - 1)) <= step) --running;
       return running;
     };
-    int turn = 0;
+    int turn = first_turn_;
     Index step = 0;
     while (still_running(step) > 0) {
       const Index first = step, rows_at_first = running;
@@ -176,7 +176,7 @@ class Run {
           x[listed] = in.at(t, b);
           y[listed] = out.at(t, b) + column;
         }
-      project(share, layer, x, listed);
+      project(share, layer, x, listed, turn);
       meet(share);  // in place: all inputs of the block are read
       running = rows_at_first;
       Index at = 0;
@@ -198,12 +198,12 @@ class Run {
     return {stage.panels * share.units / plan_.unit_groups, stage.panels * (share.units + 1) / plan_.unit_groups};
   }
 
-  void project(const Share& share, const PackedLayer<T>& layer, const T* const* x, Index rows) const {
+  void project(const Share& share, const PackedLayer<T>& layer, const T* const* x, Index rows, int turn) const {
     for (std::size_t s = 0; s < layer.stages.size(); ++s) {
       const PackedStage<T>& stage = layer.stages[s];
       if (stage.stage == Stage::linear) continue;
       const auto [first, last] = panels(share, stage);
-      network_.kernels().project[static_cast<int>(stage.stage)]({x, rows, stage.input_depth, first, last,
+      network_.kernels().project[static_cast<int>(stage.stage)]({x, rows, stage.input_depth, first, last, turn == 1,
                                                                  stage.input.data(), stage.bias.data(),
                                                                  share.group.gates[s], gates_panel_stride(stage)});
     }
@@ -257,7 +257,7 @@ class Run {
     const Index P = spec_.state_size(), H = spec_.hidden_size, stride = network_.state_stride();
     for (Index i = 0; i < row_count(share); ++i) {
       const Index h_at = state_at(share, i, P), c_at = state_at(share, i, H);
-      T* h = share.group.h[0] + i * stride;
+      T* h = share.group.h[first_turn_] + i * stride;
       copy_or_clear(sequence_.h_0 ? sequence_.h_0 + h_at : nullptr, P, h);
       T* c = is_lstm(spec_.cell) ? share.group.c + i * stride : nullptr;
       if (c) copy_or_clear(sequence_.c_0 ? sequence_.c_0 + c_at : nullptr, H, c);
@@ -295,6 +295,7 @@ class Run {
   const Spec& spec_;
   const Sequence<T>& sequence_;
   const Plan plan_;
+  const int first_turn_;
   Index* order_ = nullptr;        // [B] rows, longest first
   const T** pointers_ = nullptr;  // [thread][2][block row] of inputs, outputs
   Group<T>* groups_ = nullptr;
@@ -320,8 +321,9 @@ Index Network<T>::state_stride() const {
 }
 
 template <class T>
-Plan Network<T>::plan(Index steps, Index batch, Index valid, int max_threads) const {
-  return make_plan({spec_, steps, batch, valid, static_cast<int>(sizeof(T)), kernels_.lanes}, max_threads, caches());
+Plan Network<T>::plan(Index steps, Index batch, Index valid, int max_threads, Team team) const {
+  return make_plan({spec_, steps, batch, valid, static_cast<int>(sizeof(T)), kernels_.lanes}, max_threads, caches(),
+                   team);
 }
 
 template <class T>
@@ -332,13 +334,19 @@ void Network<T>::run(const Sequence<T>& sequence, Workspace& workspace) const {
     valid = 0;
     for (Index row = 0; row < sequence.batch; ++row) valid += sequence.lengths[row];
   }
-  if (!run(sequence, workspace, plan(sequence.steps, sequence.batch, valid, num_threads())))
-    run(sequence, workspace, plan(sequence.steps, sequence.batch, valid, 1));
+  const auto plan_for = [&](int threads, Team team) {
+    return plan(sequence.steps, sequence.batch, valid, threads, team);
+  };
+  const int threads = num_threads();
+  const Team team = team_of(threads);
+  const Plan chosen = plan_for(threads, team);
+  if (team == Team::asleep && chosen.threads() == 1 && plan_for(threads, Team::awake).threads() > 1) miss_team(threads);
+  if (!run(sequence, workspace, chosen)) run(sequence, workspace, plan_for(1, team));
 }
 
 template <class T>
 bool Network<T>::run(const Sequence<T>& sequence, Workspace& workspace, const Plan& plan) const {
-  Run<T> run(*this, sequence, plan);
+  Run<T> run(*this, sequence, plan, workspace.next_turn());
   Arena measure;
   run.carve(measure);
   Arena arena(workspace.reserve(measure.used()));

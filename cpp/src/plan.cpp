@@ -7,7 +7,8 @@ namespace {
 
 // The cost model, in processor cycles. Rough numbers of current x86 server cores: only their order of magnitude matters, and
 // only near the points where one thread and several cost the same.
-constexpr double kTeamCycles = 80000;     // starting and joining threads that have gone to sleep
+constexpr double kAsleepCycles = 80000;   // starting and joining threads that have gone to sleep
+constexpr double kAwakeCycles = 4000;     // the same for threads that wait for work
 constexpr double kBarrierCycles = 1200;   // one meeting of all threads of a group
 constexpr double kStageCycles = 150;      // calling one stage of a step
 constexpr double kActivationCycles = 40;  // one vector of units through the cell
@@ -44,8 +45,10 @@ double layer_cycles(const Problem& p, const Plan& plan, Index input_size, const 
   return std::max(1.0, static_cast<double>(spec.directions / plan.direction_groups)) * steps * (step + project);
 }
 
-double total_cycles(const Problem& p, const Plan& plan, const Caches& caches) {
-  double cycles = plan.threads() > 1 ? kTeamCycles : 0;
+double start_cycles(Team team) { return team == Team::awake ? kAwakeCycles : kAsleepCycles; }
+
+double total_cycles(const Problem& p, const Plan& plan, Team team, const Caches& caches) {
+  double cycles = plan.threads() > 1 ? start_cycles(team) : 0;
   for (Index layer = 0; layer < p.spec.num_layers; ++layer)
     cycles += layer_cycles(p, plan, p.spec.layer_input_size(layer), caches);
   return cycles;
@@ -64,12 +67,12 @@ Index choose_block_rows(const Problem& p, Index rows, const Caches& caches) {
 
 }  // namespace
 
-Plan make_plan(const Problem& p, int max_threads, const Caches& caches) {
+Plan make_plan(const Problem& p, int max_threads, const Caches& caches, Team team) {
   Plan best;
   if (p.batch > 0 && p.valid > 0) {
-    best.cycles = total_cycles(p, best, caches);
+    best.cycles = total_cycles(p, best, team, caches);
     const double alone = best.cycles;
-    if (alone < kTeamCycles) max_threads = 1;
+    if (alone < start_cycles(team)) max_threads = 1;
     const Index narrowest_panels = std::max<Index>(1, p.spec.state_size() / (4 * p.lanes));
     for (int directions = 1; directions <= std::min<int>(static_cast<int>(p.spec.directions), max_threads);
          ++directions)
@@ -78,7 +81,7 @@ Plan make_plan(const Problem& p, int max_threads, const Caches& caches) {
         for (const int units : {1, static_cast<int>(std::min<Index>(left, narrowest_panels))}) {
           Plan plan{directions, rows, units, 1, 0};
           if (plan.threads() == 1) continue;
-          plan.cycles = total_cycles(p, plan, caches);
+          plan.cycles = total_cycles(p, plan, team, caches);
           if (plan.cycles < best.cycles && plan.cycles < kGain * alone) best = plan;
         }
       }

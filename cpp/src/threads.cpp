@@ -27,6 +27,7 @@ using Clock = std::chrono::steady_clock;
 
 constexpr int kSpins = 300;                                 // some ten microseconds
 constexpr auto kIdleSpin = std::chrono::microseconds(100);  // a worker's, after a job: the next call may follow at once
+constexpr auto kBusyStream = std::chrono::microseconds(200);  // from one call to the next
 
 int default_threads() {
   int count = usable_processors();
@@ -68,6 +69,25 @@ class Pool {
     return shares == Shares::independent ? work_along(count) : work_together(count, patience);
   }
 
+  Team team_of(int count) const {
+    return hired_.load(std::memory_order_relaxed) - sleepers_.load(std::memory_order_relaxed) >= count - 1
+               ? Team::awake
+               : Team::asleep;
+  }
+
+  void miss_team(int count) {
+    const auto now = Clock::now().time_since_epoch();
+    const auto since = now - Clock::duration(missed_at_.exchange(now.count(), std::memory_order_relaxed));
+    if (since > kBusyStream) return;
+    const std::unique_lock owner(owner_, std::try_to_lock);
+    if (!owner || !hire(count - 1)) return;
+    {
+      const std::lock_guard lock(mutex_);
+      ++calls_to_wake_;
+    }
+    wake_.notify_all();
+  }
+
  private:
   enum class Decision { open, go, cancel };
 
@@ -78,6 +98,7 @@ class Pool {
     try {
       while (static_cast<int>(workers_.size()) < workers) {
         workers_.emplace_back([this] { serve(); });
+        hired_.store(static_cast<int>(workers_.size()), std::memory_order_relaxed);
         placed_for_ = -1;
       }
     } catch (const std::system_error&) {  // the system gives no more threads
@@ -164,7 +185,7 @@ class Pool {
     } while (Clock::now() - start < kIdleSpin);
     std::unique_lock lock(mutex_);
     sleepers_.fetch_add(1);
-    wake_.wait(lock, work);
+    wake_.wait(lock, [&, heard = calls_to_wake_] { return work() || heard != calls_to_wake_; });
     sleepers_.fetch_sub(1);
   }
 
@@ -176,8 +197,10 @@ class Pool {
   alignas(64) std::atomic<std::uint64_t> open_{0};  // generation, and below it the shares nobody has claimed
   alignas(64) std::atomic<int> finished_{0};
   alignas(64) std::atomic<Decision> decision_{Decision::open};
-  std::atomic<int> sleepers_{0};
+  std::atomic<int> hired_{0}, sleepers_{0};
+  std::atomic<Clock::rep> missed_at_{0};
   std::mutex mutex_;
+  unsigned calls_to_wake_ = 0;
   std::condition_variable wake_;
 };
 
@@ -206,6 +229,10 @@ int num_threads() { return thread_setting().load(std::memory_order_relaxed); }
 bool run_team(int count, Shares shares, double patience, TeamFunction function, void* context) {
   return pool().run(count, shares, patience, function, context);
 }
+
+Team team_of(int count) { return count > 1 ? pool().team_of(count) : Team::asleep; }
+
+void miss_team(int count) { pool().miss_team(count); }
 
 void relax() {
 #if defined(__x86_64__)

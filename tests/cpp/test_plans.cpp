@@ -127,6 +127,10 @@ void check_make_plan() {
     CHECK_EQUAL(2, make_plan({large, 25, 64, 25 * 64, 4, 8}, 2, caches).threads());
     CHECK_EQUAL(2, make_plan({large, 25, 1, 25, 4, 8}, 2, caches).unit_groups);
   }
+  // One step of some microseconds: not worth waking threads for, but worth those that are awake.
+  const gatedrnn::Problem step{Spec{Cell::lstm, 256, 256, 1, 1, 0}, 1, 1, 1, 4, 16};
+  CHECK_EQUAL(1, make_plan(step, 2, caches).threads());
+  CHECK_EQUAL(2, make_plan(step, 2, caches, Team::awake).threads());
 }
 
 // ---- No threads -----------------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@
 
 #include <atomic>
 #include <cfenv>
+#include <chrono>
 #include <thread>
 #include <vector>
 
@@ -41,7 +42,7 @@ void check_barrier(int count, int rounds) {
 
 constexpr double kPatience = 60e6;  // microseconds
 
-struct Team {
+struct Job {
   std::vector<std::atomic<int>> calls = std::vector<std::atomic<int>>(16);
   int count = 0;
   std::atomic<int> arrived{0};
@@ -51,32 +52,32 @@ struct Team {
     for (int i = 0; i < 16; ++i) CHECK_EQUAL(ran && i < count ? 1 : 0, calls[i].load());
   }
 
-  static void share(void* context, int thread) { ++static_cast<Team*>(context)->calls[thread]; }
+  static void share(void* context, int thread) { ++static_cast<Job*>(context)->calls[thread]; }
 
   // Ends only if all shares are under way at once.
   static void meeting_share(void* context, int thread) {
-    Team& team = *static_cast<Team*>(context);
-    ++team.calls[thread];
-    ++team.arrived;
-    while (team.arrived < team.count) std::this_thread::yield();
+    Job& job = *static_cast<Job*>(context);
+    ++job.calls[thread];
+    ++job.arrived;
+    while (job.arrived < job.count) std::this_thread::yield();
   }
 };
 
 void check_team(int count) {
-  Team apart, together;
+  Job apart, together;
   apart.count = together.count = count;
-  CHECK(run_team(count, Shares::independent, 0, Team::share, &apart));
+  CHECK(run_team(count, Shares::independent, 0, Job::share, &apart));
   apart.check(true);
-  CHECK(run_team(count, Shares::together, kPatience, Team::meeting_share, &together));
+  CHECK(run_team(count, Shares::together, kPatience, Job::meeting_share, &together));
   together.check(true);
 }
 
 // Without patience: all or nothing.
 void check_impatient_teams() {
   for (int i = 0; i < 2000; ++i) {
-    Team team;
-    team.count = 4;
-    team.check(run_team(team.count, Shares::together, i % 3 - 1, Team::meeting_share, &team));
+    Job job;
+    job.count = 4;
+    job.check(run_team(job.count, Shares::together, i % 3 - 1, Job::meeting_share, &job));
   }
 }
 
@@ -87,17 +88,45 @@ void check_teams_at_once() {
   for (int caller = 0; caller < 4; ++caller)
     callers.emplace_back([&, caller] {
       for (int i = 0; i < 500; ++i) {
-        Team team;
-        team.count = 2 + i % 3;
+        Job job;
+        job.count = 2 + i % 3;
         const Shares shares = (i + caller) % 2 ? Shares::independent : Shares::together;
-        const bool complete = run_team(team.count, shares, 50, Team::share, &team);
+        const bool complete = run_team(job.count, shares, 50, Job::share, &job);
         ran += complete;
-        for (int s = 0; s < 16; ++s) mistakes += team.calls[s] != (complete && s < team.count ? 1 : 0);
+        for (int s = 0; s < 16; ++s) mistakes += job.calls[s] != (complete && s < job.count ? 1 : 0);
       }
     });
   for (std::thread& caller : callers) caller.join();
   CHECK_EQUAL(0L, mistakes.load());
   CHECK(ran > 0);
+}
+
+// Does the team get into this state when such calls go on?
+template <class Call>
+bool comes_to(Team state, Call&& call) {
+  const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(60);
+  while (std::chrono::steady_clock::now() < end) {
+    call();
+    if (team_of(2) == state) return true;
+  }
+  return false;
+}
+
+// Workers fall asleep without calls, are not woken by calls that come seldom, and are woken by calls that follow each other.
+void check_waking() {
+  CHECK(team_of(1) == Team::asleep);
+  const auto nothing = [] { std::this_thread::sleep_for(std::chrono::milliseconds(5)); };
+  const auto seldom = [&] {
+    nothing();
+    miss_team(2);
+  };
+  CHECK(comes_to(Team::asleep, nothing));
+  for (int i = 0; i < 3; ++i) {
+    seldom();
+    CHECK(team_of(2) == Team::asleep);
+  }
+  CHECK(comes_to(Team::awake, [] { miss_team(2); }));
+  CHECK(comes_to(Team::asleep, nothing));
 }
 
 void check_thread_setting() {
@@ -256,6 +285,7 @@ int main(int argc, char** argv) {
   for (int count = 1; count <= 6; ++count) check_team(count);
   check_impatient_teams();
   check_teams_at_once();
+  check_waking();
   check_flush_denormals();
   check_mode_after_run();
   check_fork();

@@ -56,6 +56,7 @@ struct ProjectArgs {
   Index rows;
   Index depth;
   Index first_panel, last_panel;
+  bool backwards;    // visit the panels from the last to the first
   const T* weights;  // [panel][depth][vectors][lanes]
   const T* bias;     // [panel][slots * unit_vectors][lanes]
   T* gates;          // [panel][row][slots * unit_vectors][lanes]

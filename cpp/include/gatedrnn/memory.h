@@ -72,8 +72,12 @@ class Workspace {
   }
   Index size() const { return buffer_.size(); }
 
+  // Calls in turns walk through the weights up and down: what exceeds a cache is then partly found still there.
+  int next_turn() { return turn_ ^= 1; }
+
  private:
   Buffer<char> buffer_;
+  int turn_ = 1;
 };
 
 }  // namespace gatedrnn

@@ -32,7 +32,7 @@ class Network {
  public:
   Network(const Spec& spec, const Parameters<T>& parameters, const KernelTable& table);
 
-  Plan plan(Index steps, Index batch, Index valid, int max_threads) const;
+  Plan plan(Index steps, Index batch, Index valid, int max_threads, Team team = Team::asleep) const;
   // Runs with as many threads as pay; with a plan of one's own, returns false where run_team does.
   void run(const Sequence<T>& sequence, Workspace& workspace) const;
   bool run(const Sequence<T>& sequence, Workspace& workspace, const Plan& plan) const;

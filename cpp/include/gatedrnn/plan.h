@@ -4,6 +4,7 @@
 
 #include "gatedrnn/machine.h"
 #include "gatedrnn/spec.h"
+#include "gatedrnn/threads.h"
 
 namespace gatedrnn {
 
@@ -28,6 +29,6 @@ struct Plan {
   int threads() const { return direction_groups * row_groups * unit_groups; }
 };
 
-Plan make_plan(const Problem& problem, int max_threads, const Caches& caches);
+Plan make_plan(const Problem& problem, int max_threads, const Caches& caches, Team team = Team::asleep);
 
 }  // namespace gatedrnn

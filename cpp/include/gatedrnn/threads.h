@@ -25,6 +25,14 @@ enum class Shares {
 // `patience` microseconds.
 bool run_team(int count, Shares shares, double patience, TeamFunction function, void* context);
 
+// What the threads of a team are doing. Those that served a moment ago are still awake, and come at once.
+enum class Team { asleep, awake };
+Team team_of(int count);
+
+// Says that a call would have used a team of `count`, had it been awake. Where such calls follow one upon the other, as the
+// steps of a busy stream do, the team wakes up for the next one.
+void miss_team(int count);
+
 // Tells the processor that this thread waits for another.
 void relax();
 
