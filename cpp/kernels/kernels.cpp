@@ -1,4 +1,6 @@
 // The only translation unit of an instruction set. It exports one symbol, its table.
+#include "back_step.h"
+#include "gradients.h"
 #include "probe.h"
 #include "project.h"
 #include "step.h"
@@ -16,7 +18,7 @@ void map(const typename S::T* x, typename S::T* y, Index n) noexcept {
   }
 }
 
-// In the order of enum Stage. The linear stage starts from zero, so nothing projects into it.
+// In the order of the enumerations. The linear stage starts from zero, so nothing projects into it.
 template <class T>
 constexpr Kernels<T> kernels() {
   using S = Simd<T>;
@@ -24,9 +26,17 @@ constexpr Kernels<T> kernels() {
           {project<S, Stage::lstm>, project<S, Stage::lstm_peephole>, project<S, Stage::gru>,
            project<S, Stage::gru_before_gates>, project<S, Stage::gru_before_candidate>, project<S, Stage::rnn_tanh>,
            project<S, Stage::rnn_relu>, nullptr},
-          {step<S, Stage::lstm>, step<S, Stage::lstm_peephole>, step<S, Stage::gru>, step<S, Stage::gru_before_gates>,
-           step<S, Stage::gru_before_candidate>, step<S, Stage::rnn_tanh>, step<S, Stage::rnn_relu>,
-           step<S, Stage::linear>},
+          {step<S, Stage::lstm, false>, step<S, Stage::lstm_peephole, false>, step<S, Stage::gru, false>,
+           step<S, Stage::gru_before_gates, false>, step<S, Stage::gru_before_candidate, false>,
+           step<S, Stage::rnn_tanh, false>, step<S, Stage::rnn_relu, false>, step<S, Stage::linear, false>},
+          {step<S, Stage::lstm, true>, step<S, Stage::lstm_peephole, true>, step<S, Stage::gru, true>,
+           step<S, Stage::gru_before_gates, true>, step<S, Stage::gru_before_candidate, true>,
+           step<S, Stage::rnn_tanh, false>, step<S, Stage::rnn_relu, false>, step<S, Stage::linear, false>},
+          {back_step<S, BackStage::lstm>, back_step<S, BackStage::lstm_peephole>, back_step<S, BackStage::gru>,
+           back_step<S, BackStage::gru_before_candidate>, back_step<S, BackStage::gru_before_reset>,
+           back_step<S, BackStage::rnn_tanh>, back_step<S, BackStage::rnn_relu>, back_step<S, BackStage::linear>},
+          outer<S>,
+          sum_columns<S>,
           map<S, cells::Activations<S>::sigmoid>,
           map<S, cells::Activations<S>::tanh>,
           fma_chain<S>,

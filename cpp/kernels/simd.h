@@ -42,6 +42,9 @@ struct Simd {
   static GATEDRNN_INLINE V copy_sign(V magnitude, V sign) {
     return V((BitVector(magnitude) & ~sign_bit) | (BitVector(sign) & sign_bit));
   }
+  static GATEDRNN_INLINE V where_positive(V condition, V value) {
+    return packet::pand(packet::pcmp_lt(set(0), condition), value);
+  }
   template <int bits>
   static GATEDRNN_INLINE V shift_left(V a) {
     return V(BitVector(a) << bits);

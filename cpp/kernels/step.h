@@ -5,6 +5,7 @@
 #include "gatedrnn/cells/gru.h"
 #include "gatedrnn/cells/lstm.h"
 #include "gatedrnn/cells/rnn.h"
+#include "partial.h"
 #include "product.h"
 
 namespace gatedrnn::GATEDRNN_ISA {
@@ -25,11 +26,11 @@ struct UnitVector {
   // h[t], to the state and to the caller's output, which has no room for lanes past the last unit.
   GATEDRNN_INLINE void store_h(V h) const {
     store(a.h_next, h);
-    if (!a.y) return;
-    T* y = a.y[row] + unit;
-    if (unit + S::lanes <= a.units) return S::store(y, h);
-    const T* from = a.h_next + at();
-    for (Index i = 0; i < a.units - unit; ++i) y[i] = from[i];
+    if (a.y) store_first<S>(a.y[row] + unit, h, a.units - unit);
+  }
+
+  GATEDRNN_INLINE void keep(int slot, V value) const {
+    store_first<S>(a.kept + row * a.kept_stride + slot * a.units + unit, value, a.units - unit);
   }
 };
 
@@ -50,50 +51,72 @@ struct Place {
   GATEDRNN_INLINE void store(int vector, typename S::V value) const { S::store(z + vector * S::lanes, value); }
 };
 
-template <class S, Stage stage>
+// `keeping` says whether the step also keeps what its backward needs.
+template <class S, Stage stage, bool keeping>
 struct Finish;
 
-template <class S, bool peephole>
+template <class S, bool peephole, bool keeping>
 struct FinishLstm {
   using Cell = cells::Lstm<S>;
+  using A = cells::Activations<S>;
   static constexpr bool two_passes = true;
 
   static GATEDRNN_INLINE void first(const Place<S>& p) {
     auto i = p.load(0), f = p.load(1), o = p.load(3), c = p.at.load(p.at.a.c);
+    const auto g = p.load(2);
     if constexpr (peephole) {
       i = S::madd(weight(p, 0), c, i);
       f = S::madd(weight(p, 1), c, f);
     }
-    c = Cell::next_cell(i, f, p.load(2), c);
+    c = Cell::next_cell(i, f, g, c);
     p.at.store(p.at.a.c, c);
     if constexpr (peephole) p.store(3, S::madd(weight(p, 2), c, o));
+    if constexpr (keeping) {
+      p.at.keep(0, A::sigmoid(i));
+      p.at.keep(1, A::sigmoid(f));
+      p.at.keep(2, A::tanh(g));
+      p.at.keep(4, c);
+    }
   }
 
-  static GATEDRNN_INLINE void second(const Place<S>& p) { p.at.store_h(Cell::output(p.load(3), p.at.load(p.at.a.c))); }
+  static GATEDRNN_INLINE void second(const Place<S>& p) {
+    const auto o = p.load(3);
+    p.at.store_h(Cell::output(o, p.at.load(p.at.a.c)));
+    if constexpr (keeping) p.at.keep(3, A::sigmoid(o));
+  }
 
   static GATEDRNN_INLINE typename S::V weight(const Place<S>& p, int gate) {
     return S::load(p.at.a.peephole + (p.panel * 3 + gate) * S::lanes);
   }
 };
 
-template <class S>
-struct Finish<S, Stage::lstm> : FinishLstm<S, false> {};
+template <class S, bool keeping>
+struct Finish<S, Stage::lstm, keeping> : FinishLstm<S, false, keeping> {};
 
-template <class S>
-struct Finish<S, Stage::lstm_peephole> : FinishLstm<S, true> {};
+template <class S, bool keeping>
+struct Finish<S, Stage::lstm_peephole, keeping> : FinishLstm<S, true, keeping> {};
 
-template <class S>
-struct Finish<S, Stage::gru> {
+template <class S, bool keeping>
+struct Finish<S, Stage::gru, keeping> {
   using Cell = cells::Gru<S>;
+  using A = cells::Activations<S>;
   static constexpr bool two_passes = true;
 
   static GATEDRNN_INLINE void first(const Place<S>& p) {
-    p.store(2, Cell::candidate_reset_after(S::load(p.slots), p.load(0), p.load(2)));
-    p.store(1, Cell::update(p.load(1)));
+    const auto r = p.load(0), n_h = p.load(2), e = Cell::update(p.load(1));
+    p.store(2, Cell::candidate_reset_after(S::load(p.slots), r, n_h));
+    p.store(1, e);
+    if constexpr (keeping) {
+      p.at.keep(0, A::sigmoid(r));
+      p.at.keep(1, Cell::update_gate(e));
+      p.at.keep(3, n_h);
+    }
   }
 
   static GATEDRNN_INLINE void second(const Place<S>& p) {
-    p.at.store_h(Cell::blend(p.load(1), p.load(2), p.at.load(p.at.a.h)));
+    const auto n = p.load(2);
+    p.at.store_h(Cell::blend(p.load(1), n, p.at.load(p.at.a.h)));
+    if constexpr (keeping) p.at.keep(2, A::tanh(n));
   }
 };
 
@@ -103,35 +126,42 @@ struct OnePass {
   static GATEDRNN_INLINE void second(const Place<S>&) {}
 };
 
-template <class S>
-struct Finish<S, Stage::gru_before_gates> : OnePass<S> {
+template <class S, bool keeping>
+struct Finish<S, Stage::gru_before_gates, keeping> : OnePass<S> {
   using Cell = cells::Gru<S>;
   static GATEDRNN_INLINE void first(const Place<S>& p) {
     constexpr int unit_vectors = stage_layout(Stage::gru_before_gates).unit_vectors;
-    p.at.store(p.at.a.reset_h, Cell::reset(p.load(p.u), p.at.load(p.at.a.h)));
-    p.at.store(p.at.a.update, Cell::update(p.load(unit_vectors + p.u)));
+    const auto r = p.load(p.u), e = Cell::update(p.load(unit_vectors + p.u));
+    p.at.store(p.at.a.reset_h, Cell::reset(r, p.at.load(p.at.a.h)));
+    p.at.store(p.at.a.update, e);
+    if constexpr (keeping) {
+      p.at.keep(0, cells::Activations<S>::sigmoid(r));
+      p.at.keep(1, Cell::update_gate(e));
+    }
   }
 };
 
-template <class S>
-struct Finish<S, Stage::gru_before_candidate> : OnePass<S> {
+template <class S, bool keeping>
+struct Finish<S, Stage::gru_before_candidate, keeping> : OnePass<S> {
   static GATEDRNN_INLINE void first(const Place<S>& p) {
-    p.at.store_h(cells::Gru<S>::blend(p.at.load(p.at.a.update), p.load(p.u), p.at.load(p.at.a.h)));
+    const auto n = p.load(p.u);
+    p.at.store_h(cells::Gru<S>::blend(p.at.load(p.at.a.update), n, p.at.load(p.at.a.h)));
+    if constexpr (keeping) p.at.keep(2, cells::Activations<S>::tanh(n));
   }
 };
 
-template <class S>
-struct Finish<S, Stage::rnn_tanh> : OnePass<S> {
+template <class S, bool keeping>
+struct Finish<S, Stage::rnn_tanh, keeping> : OnePass<S> {
   static GATEDRNN_INLINE void first(const Place<S>& p) { p.at.store_h(cells::Rnn<S>::tanh(p.load(p.u))); }
 };
 
-template <class S>
-struct Finish<S, Stage::rnn_relu> : OnePass<S> {
+template <class S, bool keeping>
+struct Finish<S, Stage::rnn_relu, keeping> : OnePass<S> {
   static GATEDRNN_INLINE void first(const Place<S>& p) { p.at.store_h(cells::Rnn<S>::relu(p.load(p.u))); }
 };
 
-template <class S>
-struct Finish<S, Stage::linear> : OnePass<S> {
+template <class S, bool keeping>
+struct Finish<S, Stage::linear, keeping> : OnePass<S> {
   static GATEDRNN_INLINE void first(const Place<S>& p) { p.at.store_h(p.load(p.u)); }
 };
 
@@ -152,9 +182,10 @@ GATEDRNN_INLINE void finish(const StepArgs<typename S::T>& a, const TilePlace& a
       }
 }
 
-template <class S, Stage stage>
+template <class S, Stage stage, bool keeping>
 void step(const StepArgs<typename S::T>& a) noexcept {
   using T = typename S::T;
+  using Cell = Finish<S, stage, keeping>;
   constexpr StageLayout layout = stage_layout(stage);
   constexpr int N = layout.vectors();
   constexpr Index row_size = layout.slots * layout.unit_vectors * S::lanes;
@@ -173,8 +204,8 @@ void step(const StepArgs<typename S::T>& a) noexcept {
                         if (stage == Stage::linear && at.begin == 0) tile.in = {zeros, 0, 0};
                         multiply<S, N>(at.rows, at.panels, at.vectors, tile);
                         if (!at.last) return;
-                        finish<S, stage, Finish<S, stage>::first>(a, at);
-                        if constexpr (Finish<S, stage>::two_passes) finish<S, stage, Finish<S, stage>::second>(a, at);
+                        finish<S, stage, Cell::first>(a, at);
+                        if constexpr (Cell::two_passes) finish<S, stage, Cell::second>(a, at);
                       });
 }
 

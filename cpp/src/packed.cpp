@@ -106,6 +106,68 @@ PackedLayer<T> pack_layer(const Spec& spec, Index layer, const LayerParameters<T
   return packed;
 }
 
+namespace {
+
+// The transposed weights of these gates of a (gates * H, units) matrix. A slot's rows past H are zero.
+template <class T>
+PackedTransposed<T> pack_transposed(const T* matrix, Index units, Index H, const Gates& gates, Index first_slot, int lanes) {
+  const Index width = kBackVectors * lanes, slot = slot_stride(H, lanes);
+  PackedTransposed<T> packed;
+  packed.units = units;
+  packed.panels = (units + width - 1) / width;
+  packed.depth = (static_cast<Index>(gates.size()) - 1) * slot + H;
+  packed.first_slot = first_slot;
+  packed.weights = Buffer<T>(packed.panels * packed.depth * width);
+  std::fill_n(packed.weights.data(), packed.weights.size(), T(0));
+  for (Index panel = 0; panel < packed.panels; ++panel) {
+    const Index first = panel * width, count = std::min(width, units - first);
+    for (std::size_t g = 0; g < gates.size(); ++g)
+      for (Index row = 0; row < H; ++row)
+        std::copy_n(matrix + (gates[g] * H + row) * units + first, count,
+                    packed.weights.data() + (panel * packed.depth + static_cast<Index>(g) * slot + row) * width);
+  }
+  return packed;
+}
+
+}  // namespace
+
+template <class T>
+PackedBackLayer<T> pack_back_layer(const Spec& spec, Index layer, const LayerParameters<T>& from, int lanes) {
+  const Index H = spec.hidden_size, P = spec.state_size(), I = spec.layer_input_size(layer);
+  PackedBackLayer<T> packed;
+  switch (spec.cell) {
+    case Cell::lstm:
+    case Cell::lstm_peephole:
+      packed.recurrent = pack_transposed(from.weight_hh, P, H, {0, 1, 2, 3}, 0, lanes);
+      packed.input = pack_transposed(from.weight_ih, I, H, {0, 1, 2, 3}, 0, lanes);
+      break;
+    case Cell::gru:
+      packed.recurrent = pack_transposed(from.weight_hh, P, H, {0, 1, 2}, 1, lanes);
+      packed.input = pack_transposed(from.weight_ih, I, H, {2, 0, 1}, 0, lanes);
+      break;
+    case Cell::gru_reset_before:
+      packed.recurrent = pack_transposed(from.weight_hh, P, H, {0, 1}, 0, lanes);
+      packed.candidate = pack_transposed(from.weight_hh, P, H, {2}, 2, lanes);
+      packed.input = pack_transposed(from.weight_ih, I, H, {0, 1, 2}, 0, lanes);
+      break;
+    case Cell::rnn_tanh:
+    case Cell::rnn_relu:
+      packed.recurrent = pack_transposed(from.weight_hh, P, H, {0}, 0, lanes);
+      packed.input = pack_transposed(from.weight_ih, I, H, {0}, 0, lanes);
+      break;
+  }
+  if (spec.proj_size > 0) packed.projection = pack_transposed(from.weight_hr, H, P, {0}, 0, lanes);
+  if (spec.cell == Cell::lstm_peephole) {
+    const Index slot = slot_stride(H, lanes);
+    packed.peephole = Buffer<T>(3 * slot);
+    std::fill_n(packed.peephole.data(), packed.peephole.size(), T(0));
+    for (int gate = 0; gate < 3; ++gate) std::copy_n(from.peephole[gate], H, packed.peephole.data() + gate * slot);
+  }
+  return packed;
+}
+
+template PackedBackLayer<float> pack_back_layer(const Spec&, Index, const LayerParameters<float>&, int);
+template PackedBackLayer<double> pack_back_layer(const Spec&, Index, const LayerParameters<double>&, int);
 template PackedLayer<float> pack_layer(const Spec&, Index, const LayerParameters<float>&, int);
 template PackedLayer<double> pack_layer(const Spec&, Index, const LayerParameters<double>&, int);
 

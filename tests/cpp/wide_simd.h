@@ -59,6 +59,9 @@ struct Simd {
   static V copy_sign(V magnitude, V sign) {
     return each([&](int i) { return One::copy_sign(magnitude.lane[i], sign.lane[i]); });
   }
+  static V where_positive(V condition, V value) {
+    return each([&](int i) { return One::where_positive(condition.lane[i], value.lane[i]); });
+  }
   template <int bits>
   static V shift_left(V a) {
     return each([&](int i) { return One::template shift_left<bits>(a.lane[i]); });

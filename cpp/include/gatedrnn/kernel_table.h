@@ -83,6 +83,91 @@ struct StepArgs {
   T* update;           // reset-before GRU: what the second stage needs of z
   const T* peephole;   // [panel][3][lanes]: i, f, o
   T* const* y;         // [rows] pointers to the output rows of this step, or null
+  T* kept;             // for training: [rows][kept_stride] of [kept slot][unit], see kept_slots
+  Index kept_stride;
+};
+
+// ---- Backward -----------------------------------------------------------------------------------------------------------
+//
+// A step's backward is one or two stages too, each a matrix product, with the transposed weights, followed by pointwise
+// mathematics. The product brings the gradient of h from the pre-activations of the step after; the mathematics turns it into
+// the gradients of this step's pre-activations. These stand in rows [slot][unit], a slot as wide as whole vectors. The slots
+// are those of the gates buffer above, so that for the reset-after GRU the first three belong to W_ih and the last three to
+// W_hh.
+
+// What a step of the cell keeps for its backward: LSTM i, f, g, o, c'; GRU r, z, n and, reset after, n_h. Gates are activated.
+constexpr Index kept_slots(Cell cell) { return is_lstm(cell) ? 5 : cell == Cell::gru ? 4 : is_gru(cell) ? 3 : 0; }
+
+// Gradients of pre-activations per unit.
+constexpr Index gradient_slots(Cell cell) { return cell == Cell::gru ? 4 : gate_count(cell); }
+
+enum class BackStage {
+  lstm,
+  lstm_peephole,
+  gru,
+  gru_before_candidate,  // z and n; leaves what goes to h directly
+  gru_before_reset,      // then r, from the gradient of r * h
+  rnn_tanh,
+  rnn_relu,
+  linear,  // no mathematics: the gradients of inputs, of initial states, and of an LSTM's projected h
+  count
+};
+
+constexpr int kBackVectors = 4;  // unit vectors of a backward panel
+
+// One stage of one time step for `rows` rows, for the panels first_panel .. last_panel.
+template <class T>
+struct BackStepArgs {
+  Index rows;
+  Index depth;  // of the product; 0 where there is no step after
+  Index units;  // units that exist; the last panel may cover more
+  Index first_panel, last_panel;
+  bool backwards;    // visit the panels from the last to the first
+  const T* weights;  // [panel][depth][kBackVectors][lanes]
+  const T* operand;  // left side of the product: [rows][operand_stride]
+  Index operand_stride;
+  T* products;  // scratch: [panel][row][kBackVectors][lanes]
+  Index products_panel_stride;
+  Index state_stride;      // of every [rows][state_stride] array
+  T* carry;                // [rows][state_stride]: joins the product; GRU: what goes to h[t-1] directly, on exit; or null
+  const T* const* d_y;     // [rows] pointers to the gradients of this step's output, or null
+  const T* kept;           // [rows][kept_stride] as forward left it
+  const T* c;              // LSTM: c[t-1], [rows][c_stride]
+  const T* const* h;       // [rows] pointers to h[t-1]; RNN: h[t]
+  const T* peephole;       // [3][slot_stride]: i, f, o
+  Index kept_stride, c_stride;
+  T* d_c;                  // LSTM, [rows][state_stride]: the gradient of c[t] on entry, of c[t-1] on exit
+  T* d_z;                  // the result: [rows][d_z_stride] of [slot][unit]
+  Index d_z_stride, slot_stride;
+  T* operand_of_weights;   // [rows][its stride], or null: r * h of the reset-before GRU, o * tanh(c) before a projection
+  Index operand_of_weights_stride;
+  T* const* out;           // linear, [rows] pointers: the result
+  bool add;                // linear: to what is there
+};
+
+// sums[column][vector][lane] += the sum over n of d[n][column] x[n][vector][lane], in the order of n.
+template <class T>
+struct OuterArgs {
+  Index count;      // of n
+  const T* d;       // [count][d_stride]
+  Index d_stride;
+  Index columns;    // d can be read, and sums has room, up to a multiple of kOuterColumns
+  const T* x;       // [count][vectors][lanes]
+  int vectors;      // 1 .. kOuterVectors
+  T* sums;
+};
+
+constexpr int kOuterVectors = 3;
+constexpr Index kOuterColumns = 8;
+
+// sums[unit] += the sum over n of d[n][unit] times, if given, factor[n][unit].
+template <class T>
+struct ColumnArgs {
+  Index count, units;
+  const T* d;       // [count][d_stride], whole vectors
+  const T* factor;  // [count][factor_stride], or null
+  Index d_stride, factor_stride;
+  T* sums;  // whole vectors
 };
 
 template <class T>
@@ -90,6 +175,10 @@ struct Kernels {
   int lanes;
   void (*project[static_cast<int>(Stage::count)])(const ProjectArgs<T>&) noexcept;
   void (*step[static_cast<int>(Stage::count)])(const StepArgs<T>&) noexcept;
+  void (*step_keeping[static_cast<int>(Stage::count)])(const StepArgs<T>&) noexcept;  // the same for training
+  void (*back_step[static_cast<int>(BackStage::count)])(const BackStepArgs<T>&) noexcept;
+  void (*outer)(const OuterArgs<T>&) noexcept;
+  void (*sum_columns)(const ColumnArgs<T>&) noexcept;
   // Elementwise, n values: the activations exactly as the cells compute them.
   void (*sigmoid)(const T* x, T* y, Index n) noexcept;
   void (*tanh)(const T* x, T* y, Index n) noexcept;

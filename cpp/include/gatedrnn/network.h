@@ -2,6 +2,7 @@
 // at once, each with a workspace of its own.
 #pragma once
 
+#include <atomic>
 #include <vector>
 
 #include "gatedrnn/memory.h"
@@ -28,26 +29,49 @@ struct Sequence {
 };
 
 template <class T>
+class Tape;
+template <class T>
+struct BackwardCall;
+
+template <class T>
 class Network {
  public:
   Network(const Spec& spec, const Parameters<T>& parameters, const KernelTable& table);
+  ~Network();
+  Network(const Network&) = delete;
+  Network& operator=(const Network&) = delete;
 
   Plan plan(Index steps, Index batch, Index valid, int max_threads, Team team = Team::asleep) const;
   // Runs with as many threads as pay; with a plan of one's own, returns false where run_team does.
   void run(const Sequence<T>& sequence, Workspace& workspace) const;
   bool run(const Sequence<T>& sequence, Workspace& workspace, const Plan& plan) const;
 
+  // The same for training. `parameters` are those that the network was made of: what backward needs of them is packed now.
+  void forward(const Sequence<T>& sequence, Workspace& workspace, Tape<T>& tape, const Parameters<T>& parameters) const;
+  bool forward(const Sequence<T>& sequence, Workspace& workspace, Tape<T>& tape, const Parameters<T>& parameters,
+               const Plan& plan) const;
+  // The gradients of what forward computed. The tape stays as it is.
+  void backward(const Tape<T>& tape, const BackwardCall<T>& call, Workspace& workspace) const;
+  bool backward(const Tape<T>& tape, const BackwardCall<T>& call, Workspace& workspace, const Plan& plan) const;
+
   const Spec& spec() const { return spec_; }
   const Kernels<T>& kernels() const { return kernels_; }
   const PackedLayer<T>& layer(Index layer, Index direction) const {
     return layers_[layer * spec_.directions + direction];
   }
+  const PackedBackLayer<T>& back_layer(Index layer, Index direction) const {
+    return (*back_layers_.load(std::memory_order_acquire))[layer * spec_.directions + direction];
+  }
   Index state_stride() const;  // of a row of h or c in scratch, padded to whole panels
 
  private:
+  using BackLayers = std::vector<PackedBackLayer<T>>;
+  void pack_for_backward(const Parameters<T>& parameters) const;
+
   Spec spec_;
   const Kernels<T>& kernels_;
   std::vector<PackedLayer<T>> layers_;
+  mutable std::atomic<const BackLayers*> back_layers_{nullptr};  // made when first needed
 };
 
 }  // namespace gatedrnn

@@ -34,6 +34,30 @@ struct PackedLayer {
   }
 };
 
+// The transposed weights of one product of the backward pass: [panel][depth][kBackVectors][lanes], the depth being the slots that
+// the product reads, [slot][unit], each as wide as in a row of gradients.
+template <class T>
+struct PackedTransposed {
+  Index units = 0, panels = 0, depth = 0;
+  Index first_slot = 0;  // of the gradients' slots
+  Buffer<T> weights;
+};
+
+template <class T>
+struct PackedBackLayer {
+  PackedTransposed<T> recurrent;   // from the gradients of pre-activations to h[t-1]
+  PackedTransposed<T> candidate;   // reset-before GRU: from that of n to r * h
+  PackedTransposed<T> projection;  // from the projected h to the one before
+  PackedTransposed<T> input;
+  Buffer<T> peephole;  // [3][slot_stride]
+};
+
+// Width of a slot in a row of gradients.
+inline Index slot_stride(Index units, int lanes) { return round_up(units, lanes); }
+
+template <class T>
+PackedBackLayer<T> pack_back_layer(const Spec& spec, Index layer, const LayerParameters<T>& parameters, int lanes);
+
 template <class T>
 PackedLayer<T> pack_layer(const Spec& spec, Index layer, const LayerParameters<T>& parameters, int lanes);
 

@@ -3,10 +3,16 @@
 #pragma once
 
 #include "gatedrnn/network.h"
+#include "gatedrnn/tape.h"
 
 namespace gatedrnn {
 
 template <class T>
 void run_reference(const Spec& spec, const Parameters<T>& parameters, const Sequence<T>& sequence);
+
+// The gradients of what run_reference computes, which it does first: the sequence's results are written too. No dropout.
+template <class T>
+void run_reference_backward(const Spec& spec, const Parameters<T>& parameters, const Sequence<T>& sequence,
+                            const BackwardCall<T>& call);
 
 }  // namespace gatedrnn

@@ -93,6 +93,10 @@ struct Activations {
     const Ratio t = tanh_ratio(x);
     return S::div(t.numerator, t.denominator);
   }
+
+  // The derivatives, from the activations' values: y (1 - y) and 1 - y^2, rounded once.
+  static inline V sigmoid_slope(V y) { return S::madd(S::negate(y), y, y); }
+  static inline V tanh_slope(V y) { return S::madd(S::negate(y), y, S::set(1)); }
 };
 
 }  // namespace gatedrnn::cells

@@ -3,6 +3,12 @@
 //     reset after the product (cuDNN, PyTorch, Keras' default):   n = tanh(n_x + sigmoid(r) n_h)
 //     reset before the product (the original):                    n = tanh(x W + (sigmoid(r) h) U + b)
 //     both:                                                       h' = (1 - sigmoid(z)) n + sigmoid(z) h
+//
+// Backward, with the activated gates and d_ for the derivative of the loss (docs/gru-backward.md derives it):
+//
+//     d_n = d_h' (1 - z) (1 - n^2)           d_z = d_h' (h - n) z (1 - z)        d_h = d_h' z + (what comes through r, z, n)
+//     reset after:    d_n_h = d_n r          d_r = d_n n_h r (1 - r)
+//     reset before:   d_r = d_rh h r (1 - r) and d_h += d_rh r, where d_rh is what comes through the product (r h) U
 #pragma once
 
 #include "gatedrnn/cells/activations.h"
@@ -27,6 +33,21 @@ struct Gru {
     const V numerator = S::madd(e, t.numerator, S::mul(h, t.denominator));
     return S::div(numerator, S::mul(t.denominator, S::add(S::set(1), e)));
   }
+
+  // The update gate from update()'s exp(-z).
+  static inline V update_gate(V e) { return S::div(S::set(1), S::add(S::set(1), e)); }
+
+  // Of the loss by the pre-activations of z and n, and by h directly; z and n are activated.
+  struct BlendGradients {
+    V z, n, h;
+  };
+  static inline BlendGradients blend_backward(V z, V n, V h, V d_h) {
+    return {S::mul(S::mul(d_h, S::sub(h, n)), A::sigmoid_slope(z)),
+            S::mul(S::mul(d_h, S::sub(S::set(1), z)), A::tanh_slope(n)), S::mul(d_h, z)};
+  }
+
+  // The pre-activation of r, which multiplied `value` into something whose derivative is d.
+  static inline V reset_backward(V r, V value, V d) { return S::mul(S::mul(d, value), A::sigmoid_slope(r)); }
 };
 
 }  // namespace gatedrnn::cells

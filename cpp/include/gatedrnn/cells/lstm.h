@@ -3,6 +3,12 @@
 //     c' = sigmoid(f) c + sigmoid(i) tanh(g)          h = sigmoid(o) tanh(c')
 //
 // i, f, g, o are the four pre-activations. With peepholes (Gers and Schmidhuber 2000) i and f also see c, and o sees c'.
+//
+// Backward, with the activated gates and d_ for the derivative of the loss (docs/lstm-backward.md derives it):
+//
+//     d_o = d_h tanh(c') o (1 - o)           d_c' += d_h o (1 - tanh(c')^2) [+ d_o w_co]
+//     d_i = d_c' g i (1 - i)                 d_f = d_c' c f (1 - f)              d_g = d_c' i (1 - g^2)
+//     d_c = d_c' f [+ d_i w_ci + d_f w_cf]
 #pragma once
 
 #include "gatedrnn/cells/activations.h"
@@ -25,6 +31,36 @@ struct Lstm {
   static inline V output(V o, V c) {
     const auto squashed = A::tanh_ratio(c);
     return S::div(squashed.numerator, S::mul(A::sigmoid_denominator(o), squashed.denominator));
+  }
+
+  // The activated gates and c': what a step keeps for its backward.
+  struct Kept {
+    V i, f, g, o, c;
+  };
+
+  // Weights by which i and f see c, and o sees c'.
+  struct Peephole {
+    V i, f, o;
+  };
+
+  // Of the loss by the pre-activations, and by c.
+  struct Gradients {
+    V i, f, g, o, c;
+  };
+
+  // d_h and d_c are those of h' and c'; `peephole` is null without.
+  static inline Gradients backward(const Kept& kept, V c, V d_h, V d_c, const Peephole* peephole) {
+    const V squashed = A::tanh(kept.c);
+    Gradients d;
+    d.o = S::mul(S::mul(d_h, squashed), A::sigmoid_slope(kept.o));
+    d_c = S::madd(S::mul(d_h, kept.o), A::tanh_slope(squashed), d_c);
+    if (peephole) d_c = S::madd(d.o, peephole->o, d_c);
+    d.i = S::mul(S::mul(d_c, kept.g), A::sigmoid_slope(kept.i));
+    d.f = S::mul(S::mul(d_c, c), A::sigmoid_slope(kept.f));
+    d.g = S::mul(S::mul(d_c, kept.i), A::tanh_slope(kept.g));
+    d.c = S::mul(d_c, kept.f);
+    if (peephole) d.c = S::madd(d.f, peephole->f, S::madd(d.i, peephole->i, d.c));
+    return d;
   }
 };
 

@@ -1,4 +1,5 @@
-// The plain recurrent network's pointwise mathematics (Elman 1990): h' = tanh(a) or relu(a).
+// The plain recurrent network's pointwise mathematics (Elman 1990): h' = tanh(a) or relu(a). Backward: d_a = d_h' (1 - h'^2),
+// or d_h' where h' > 0.
 #pragma once
 
 #include "gatedrnn/cells/activations.h"
@@ -11,6 +12,9 @@ struct Rnn {
 
   static inline V tanh(V a) { return Activations<S>::tanh(a); }
   static inline V relu(V a) { return S::max(a, S::set(0)); }  // NaN stays NaN
+
+  static inline V tanh_backward(V h, V d_h) { return S::mul(d_h, Activations<S>::tanh_slope(h)); }
+  static inline V relu_backward(V h, V d_h) { return S::where_positive(h, d_h); }
 };
 
 }  // namespace gatedrnn::cells

@@ -25,6 +25,7 @@ struct Scalar {
   static V negate(V a) { return -a; }
   static V abs(V a) { return std::fabs(a); }
   static V copy_sign(V magnitude, V sign) { return std::copysign(magnitude, sign); }
+  static V where_positive(V condition, V value) { return condition > 0 ? value : V(0); }
   template <int count>
   static V shift_left(V a) {
     Bits bits;

@@ -1,0 +1,86 @@
+// What forward keeps for backward, and what backward gives.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "gatedrnn/network.h"
+
+namespace gatedrnn {
+
+// Dropout between layers, for training: each value of a layer's output is kept with probability 1 - rate, and then divided by
+// that. Which ones depends on the seed and on the place (layer, time step, row, feature) alone.
+struct Dropout {
+  double rate = 0;
+  std::uint64_t seed = 0;
+};
+
+struct TapeOptions {
+  Dropout dropout;
+  // Keep what a step computed only while its block is worked on backwards, and compute it again then.
+  bool recompute = false;
+};
+
+// Rows are in the order of their rank: longest first. A track is one layer and direction.
+template <class T>
+class Tape {
+ public:
+  Tape(const Spec& spec, const Sequence<T>& sequence, const TapeOptions& options);
+
+  const Spec spec;
+  const TapeOptions options;
+  const Index steps, batch;
+  std::vector<Index> lengths;  // [B], by row
+  std::vector<Index> rows;     // [B], by rank
+  // Backward goes through the steps in blocks: blocks[i] .. blocks[i + 1], from the last to the first.
+  std::vector<Index> blocks;
+
+  std::vector<Buffer<T>> kept;     // by track: [step][rank][kept_slots][H]; none with `recompute`
+  std::vector<Buffer<T>> c;        // by track, LSTM: [checkpoint][rank][H], c before each block, or with all kept only the first
+  std::vector<Buffer<T>> outputs;  // by layer: [t][rank][D * P]
+  std::vector<Buffer<T>> inputs;   // by layer from the second on, with dropout: what is left of the outputs below
+  std::vector<Buffer<std::uint8_t>> masks;  // the same places: 1 where a value was left
+  Buffer<T> h_0;                            // [track][rank][P]
+
+  Index length(Index rank) const { return lengths[rows[rank]]; }
+  Index tracks() const { return spec.num_layers * spec.directions; }
+  Index kept_width() const { return kept_slots(spec.cell) * spec.hidden_size; }
+  Index most_block_rows() const { return most_block_rows_; }    // (step, row) pairs of the largest block
+  Index most_block_steps() const { return most_block_steps_; }
+  Index bytes() const;
+
+ private:
+  void make_blocks();
+
+  Index most_block_rows_ = 0, most_block_steps_ = 0;
+};
+
+// Where the gradients of one layer's and direction's parameters go, in the layout of the parameters.
+template <class T>
+struct LayerGradients {
+  T* weight_ih = nullptr;
+  T* weight_hh = nullptr;
+  T* bias_ih = nullptr;
+  T* bias_hh = nullptr;
+  T* weight_hr = nullptr;
+  T* peephole[3] = {};
+};
+
+// One call of backward: x as forward saw it, the gradients of the results, and places for those of everything else.
+template <class T>
+struct BackwardCall {
+  const T* x = nullptr;
+  Index x_step = 0, x_row = 0;
+  const T* d_y = nullptr;  // null: zeros
+  Index d_y_step = 0, d_y_row = 0;
+  const T* d_h_n = nullptr;  // [L * D][B][state_size]; null: zeros
+  const T* d_c_n = nullptr;
+  T* d_x = nullptr;  // null: not wanted
+  Index d_x_step = 0, d_x_row = 0;
+  T* d_h_0 = nullptr;
+  T* d_c_0 = nullptr;
+  std::vector<LayerGradients<T>> gradients;  // by track
+  bool accumulate = false;                   // add to what stands in `gradients`
+};
+
+}  // namespace gatedrnn

@@ -1,0 +1,174 @@
+// One stage of a time step's backward: the product with the transposed weights, and on its last slice the cell's backward,
+// applied while the tile is in the first-level cache.
+#pragma once
+
+#include "gatedrnn/cells/gru.h"
+#include "gatedrnn/cells/lstm.h"
+#include "gatedrnn/cells/rnn.h"
+#include "partial.h"
+#include "product.h"
+
+namespace gatedrnn::GATEDRNN_ISA {
+
+// One row's vector of units in the arrays of a step's backward.
+template <class S>
+struct BackPlace {
+  using T = typename S::T;
+  using V = typename S::V;
+
+  const BackStepArgs<T>& a;
+  Index row, unit;
+  const T* products;  // of these units
+
+  Index room() const { return a.units - unit; }
+
+  GATEDRNN_INLINE V load_units(const T* of_row) const { return load_first<S>(of_row + unit, room()); }
+  GATEDRNN_INLINE V kept(int slot) const { return load_units(a.kept + row * a.kept_stride + slot * a.units); }
+  GATEDRNN_INLINE V c() const { return load_units(a.c + row * a.c_stride); }
+  GATEDRNN_INLINE V h() const { return load_units(a.h[row]); }
+
+  // Arrays of whole vectors.
+  GATEDRNN_INLINE V load(const T* array) const { return S::load(array + row * a.state_stride + unit); }
+  GATEDRNN_INLINE void store(T* array, V value) const { S::store(array + row * a.state_stride + unit, value); }
+  GATEDRNN_INLINE void store_d_z(int slot, V value) const {
+    S::store(a.d_z + row * a.d_z_stride + slot * a.slot_stride + unit, value);
+  }
+  GATEDRNN_INLINE void store_operand_of_weights(V value) const {
+    S::store(a.operand_of_weights + row * a.operand_of_weights_stride + unit, value);
+  }
+
+  GATEDRNN_INLINE V product() const { return S::load(products); }
+
+  // Everything that h[t] had a part in.
+  GATEDRNN_INLINE V d_h() const {
+    V d = product();
+    if (a.carry) d = S::add(d, load(a.carry));
+    if (a.d_y) d = S::add(d, load_units(a.d_y[row]));
+    return d;
+  }
+};
+
+template <class S, BackStage stage>
+struct Back;
+
+template <class S, bool peephole>
+struct BackLstm {
+  using Cell = cells::Lstm<S>;
+
+  static GATEDRNN_INLINE void apply(const BackPlace<S>& p) {
+    const typename Cell::Kept kept{p.kept(0), p.kept(1), p.kept(2), p.kept(3), p.kept(4)};
+    typename Cell::Gradients d;
+    if constexpr (peephole) {
+      const typename Cell::Peephole weights{weight(p, 0), weight(p, 1), weight(p, 2)};
+      d = Cell::backward(kept, p.c(), p.d_h(), p.load(p.a.d_c), &weights);
+    } else {
+      d = Cell::backward(kept, p.c(), p.d_h(), p.load(p.a.d_c), nullptr);
+    }
+    p.store_d_z(0, d.i);
+    p.store_d_z(1, d.f);
+    p.store_d_z(2, d.g);
+    p.store_d_z(3, d.o);
+    p.store(p.a.d_c, d.c);
+    if (p.a.operand_of_weights)
+      p.store_operand_of_weights(S::mul(kept.o, cells::Activations<S>::tanh(kept.c)));
+  }
+
+  static GATEDRNN_INLINE typename S::V weight(const BackPlace<S>& p, int gate) {
+    return S::load(p.a.peephole + gate * p.a.slot_stride + p.unit);
+  }
+};
+
+template <class S>
+struct Back<S, BackStage::lstm> : BackLstm<S, false> {};
+
+template <class S>
+struct Back<S, BackStage::lstm_peephole> : BackLstm<S, true> {};
+
+template <class S>
+struct Back<S, BackStage::gru> {
+  using Cell = cells::Gru<S>;
+
+  static GATEDRNN_INLINE void apply(const BackPlace<S>& p) {
+    const auto r = p.kept(0);
+    const auto d = Cell::blend_backward(p.kept(1), p.kept(2), p.h(), p.d_h());
+    p.store_d_z(0, d.n);
+    p.store_d_z(1, Cell::reset_backward(r, p.kept(3), d.n));
+    p.store_d_z(2, d.z);
+    p.store_d_z(3, S::mul(d.n, r));
+    p.store(p.a.carry, d.h);
+  }
+};
+
+template <class S>
+struct Back<S, BackStage::gru_before_candidate> {
+  static GATEDRNN_INLINE void apply(const BackPlace<S>& p) {
+    const auto d = cells::Gru<S>::blend_backward(p.kept(1), p.kept(2), p.h(), p.d_h());
+    p.store_d_z(1, d.z);
+    p.store_d_z(2, d.n);
+    p.store(p.a.carry, d.h);
+  }
+};
+
+template <class S>
+struct Back<S, BackStage::gru_before_reset> {
+  static GATEDRNN_INLINE void apply(const BackPlace<S>& p) {
+    const auto r = p.kept(0), h = p.h(), d_reset_h = p.product();
+    p.store_d_z(0, cells::Gru<S>::reset_backward(r, h, d_reset_h));
+    p.store(p.a.carry, S::madd(d_reset_h, r, p.load(p.a.carry)));
+    p.store_operand_of_weights(S::mul(r, h));
+  }
+};
+
+template <class S>
+struct Back<S, BackStage::rnn_tanh> {
+  static GATEDRNN_INLINE void apply(const BackPlace<S>& p) {
+    p.store_d_z(0, cells::Rnn<S>::tanh_backward(p.h(), p.d_h()));
+  }
+};
+
+template <class S>
+struct Back<S, BackStage::rnn_relu> {
+  static GATEDRNN_INLINE void apply(const BackPlace<S>& p) {
+    p.store_d_z(0, cells::Rnn<S>::relu_backward(p.h(), p.d_h()));
+  }
+};
+
+template <class S>
+struct Back<S, BackStage::linear> {
+  static GATEDRNN_INLINE void apply(const BackPlace<S>& p) {
+    typename S::T* out = p.a.out[p.row] + p.unit;
+    auto d = p.d_h();
+    if (p.a.add) d = S::add(load_first<S>(out, p.room()), d);
+    store_first<S>(out, d, p.room());
+  }
+};
+
+template <class S, BackStage stage>
+void back_step(const BackStepArgs<typename S::T>& a) noexcept {
+  using T = typename S::T;
+  constexpr int N = kBackVectors;
+  constexpr Index row_size = N * S::lanes;
+  alignas(64) T zeros[row_size] = {};
+
+  for_each_tile<N, S>(a.rows, a.first_panel, a.last_panel, a.depth, a.weights, a.backwards,
+                      [&](const TilePlace& at, TileArgs<T>& tile) {
+                        T* z = a.products + at.panel * a.products_panel_stride + at.row * row_size;
+                        for (int r = 0; r < at.rows; ++r)
+                          tile.x[r] = a.operand + (at.row + r) * a.operand_stride + at.begin;
+                        tile.out = {z + at.vector * S::lanes, a.products_panel_stride, row_size};
+                        tile.in = {tile.out.data, a.products_panel_stride, row_size};
+                        if (at.begin == 0) tile.in = {zeros, 0, 0};
+                        multiply<S, N>(at.rows, at.panels, at.vectors, tile);
+                        if (!at.last) return;
+                        for (int p = 0; p < at.panels; ++p)
+                          for (int r = 0; r < at.rows; ++r)
+                            for (int u = 0; u < N; ++u) {
+                              const Index unit = ((at.panel + p) * N + u) * S::lanes;
+                              if (unit >= a.units) break;
+                              Back<S, stage>::apply(BackPlace<S>{
+                                  a, at.row + r, unit, z + p * a.products_panel_stride + r * row_size + u * S::lanes});
+                            }
+                      });
+}
+
+}  // namespace gatedrnn::GATEDRNN_ISA

@@ -1,0 +1,626 @@
+// One call of a network backward through a tape.
+//
+// Layer by layer from the last, direction by direction, block by block of time steps from the last: first the recurrence, which
+// leaves the gradients of the pre-activations of every (step, row) pair of the block, then the products that merge these pairs:
+// the gradients of the inputs, and those of the weights, whose sums go on from block to block. A sum belongs to one thread and
+// is one chain in the order of steps (last first) and ranks, so that neither blocks nor threads change a bit.
+#pragma once
+
+#include <array>
+
+#include "gatedrnn/tape.h"
+#include "run.h"
+
+namespace gatedrnn {
+
+template <class T>
+class BackwardRun : private Run<T> {
+  using Base = Run<T>;
+  using typename Base::Passage;
+  using typename Base::Share;
+
+ public:
+  BackwardRun(const Network<T>& network, const Tape<T>& tape, const BackwardCall<T>& call, const Plan& plan)
+      : Base(network, plan, tape.batch, {tape.rows.data(), tape.lengths.data(), tape.steps}), tape_(tape), call_(call) {}
+
+  void carve(Arena& arena) {
+    const Index pairs = tape_.most_block_rows(), threads = plan_.threads();
+    for (Block& block : blocks_) {
+      block.d_z = arena.take<T>(pairs * d_z_stride());
+      block.operand_of_weights = arena.take<T>(has_operand_of_weights() ? pairs * slot() : 0);
+      block.d_h = arena.take<T>(spec_.proj_size > 0 ? pairs * d_h_stride() : 0);
+    }
+    offsets_ = arena.take<Index>(threads * (tape_.most_block_steps() + 1));
+    kept_ = arena.take<T>(recomputing() ? tape_.most_block_steps() * batch_ * tape_.kept_width() : 0);
+    for (T*& between : between_)
+      between = arena.take<T>(spec_.num_layers > 1 ? tape_.steps * batch_ * spec_.output_size() : 0);
+    lists_ = arena.take<const T*>(threads * kLists * std::max(pairs, this->most_rows()));
+    packed_ = arena.take<T>(threads * kSlice * kOuterVectors * lanes());
+    input_products_ = arena.take<T>(threads * panel_count(widest_input()) * input_products_stride());
+    Index sums = 0;
+    for (Index layer = 0; layer < std::min<Index>(2, spec_.num_layers); ++layer)
+      sums = std::max(sums, sums_size(layer));
+    sums_ = arena.take<T>(sums);
+    const Index state = this->most_rows() * network_.state_stride();
+    const Index panels = panel_count(std::max(spec_.hidden_size, spec_.state_size()));
+    this->carve_groups(arena, recomputing(), [&](Group<T>& group) {
+      group.carry = arena.take<T>(state);
+      if (is_lstm(spec_.cell)) group.d_c = arena.take<T>(state);
+      group.products = arena.take<T>(panels * products_stride());
+    });
+  }
+
+  // False where run_team is.
+  bool start() {
+    everyone_.reset(plan_.threads());
+    if (plan_.threads() == 1) {
+      work(0);
+      return true;
+    }
+    return run_team(
+        plan_.threads(), Shares::together, patience(plan_),
+        [](void* self, int thread) { static_cast<BackwardRun*>(self)->work(thread); }, this);
+  }
+
+ private:
+  using Base::batch_, Base::everyone_, Base::network_, Base::order_, Base::plan_, Base::spec_;
+  using Base::length, Base::meet, Base::rank, Base::row_count, Base::running, Base::state_at, Base::time;
+
+  static constexpr Index kSlice = 128;       // pairs whose inputs stay in the first-level cache for all columns
+  static constexpr Index kInputRows = 192;   // pairs whose inputs' gradients are computed together
+  static constexpr int kLists = 3;
+
+  // What the recurrence of one block leaves, a row for each (step, rank) pair. Two of them, in turns: threads that are done
+  // with one go on while others still read it.
+  struct Block {
+    T* d_z = nullptr;                 // [pair][d_z_stride]
+    T* operand_of_weights = nullptr;  // [pair][slot]
+    T* d_h = nullptr;                 // [pair][d_h_stride]: before the projection
+    Index begin = 0, end = 0;         // steps
+  };
+
+  // One matrix of weights: sum over pairs of (a slot of the left side) x (a row of the right side).
+  struct WeightSum {
+    bool left_is_d_h;
+    Index first_slot, slots, columns, depth;
+    const T* const* right;
+    T* sums;               // [part][slot][column][vectors of the part][lanes]
+    T* gradient;           // [gate][column][depth]
+    const int* gates;      // of each slot
+  };
+
+  struct Strided {
+    const T* data;
+    Index stride;
+  };
+
+  // ---- Sizes -------------------------------------------------------------------------------------------------------------
+  int lanes() const { return network_.kernels().lanes; }
+  Index slot() const { return slot_stride(spec_.hidden_size, lanes()); }
+  static Index odd_lines(Index count) {
+    constexpr Index line = static_cast<Index>(kAlignment / sizeof(T));
+    return round_up(count, 2 * line) + line;
+  }
+  // A line more than the values, so that what reads on to a multiple of kOuterColumns stays in the row.
+  Index d_z_stride() const { return odd_lines(gradient_slots(spec_.cell) * slot()); }
+  Index d_h_stride() const { return odd_lines(spec_.state_size()); }
+  Index panel_count(Index units) const { return ceil_div(units, kBackVectors * lanes()); }
+  Index products_stride() const { return odd_lines(this->most_rows() * kBackVectors * lanes()); }
+  Index input_products_stride() const { return odd_lines(kInputRows * kBackVectors * lanes()); }
+  Index widest_input() const { return std::max(spec_.input_size, spec_.output_size()); }
+  bool recomputing() const { return tape_.options.recompute && tape_.kept_width() > 0; }
+  bool has_operand_of_weights() const { return spec_.cell == Cell::gru_reset_before || spec_.proj_size > 0; }
+  bool is_rnn() const { return spec_.cell == Cell::rnn_tanh || spec_.cell == Cell::rnn_relu; }
+  const T** list(int thread, int which) const {
+    return lists_ + (thread * kLists + which) * std::max(tape_.most_block_rows(), this->most_rows());
+  }
+
+  // ---- Where things are --------------------------------------------------------------------------------------------------
+  Rows<const T> dense(const T* data) const { return {data, batch_ * spec_.output_size(), spec_.output_size(), nullptr}; }
+  Rows<const T> input_of(Index layer) const {
+    if (layer == 0) return {call_.x, call_.x_step, call_.x_row, order_.rows};
+    return dense((tape_.inputs.empty() ? tape_.outputs : tape_.inputs)[layer - 1].data());
+  }
+  // The gradients of a layer's output, and of its input.
+  Rows<const T> d_output_of(Index layer) const {
+    if (layer == spec_.num_layers - 1) return {call_.d_y, call_.d_y_step, call_.d_y_row, order_.rows};
+    return dense(between_[layer % 2]);
+  }
+  Rows<T> d_input_of(Index layer) const {
+    if (layer == 0) return {call_.d_x, call_.d_x_step, call_.d_x_row, order_.rows};
+    return {between_[(layer - 1) % 2], batch_ * spec_.output_size(), spec_.output_size(), nullptr};
+  }
+  const T* kept(const Share& share, const Block& block, Index step) const {
+    const T* base = recomputing() ? kept_ - block.begin * batch_ * tape_.kept_width() : tape_.kept[this->track(share)].data();
+    return base + step * batch_ * tape_.kept_width();
+  }
+  // The LSTM's c before a step, of rank 0.
+  Strided c_before(const Share& share, const Block& block, Index step) const {
+    const Index H = spec_.hidden_size;
+    const T* checkpoints = tape_.c[this->track(share)].data();
+    if (recomputing() && step == block.begin) {
+      const auto at = std::lower_bound(tape_.blocks.begin(), tape_.blocks.end(), step) - tape_.blocks.begin();
+      return {checkpoints + at * batch_ * H, H};
+    }
+    if (step == 0) return {checkpoints, H};
+    return {kept(share, block, step - 1) + 4 * H, tape_.kept_width()};
+  }
+  const T* h_before(const Share& share, Index step, Index i) const {
+    const Index P = spec_.state_size(), r = rank(share, i);
+    if (step == 0) return tape_.h_0.data() + (this->track(share) * batch_ + r) * P;
+    return dense(tape_.outputs[share.layer].data()).at(time(share, step - 1, i), r) + share.direction * P;
+  }
+  const T* h_of(const Share& share, Index step, Index i) const {
+    return dense(tape_.outputs[share.layer].data()).at(time(share, step, i), rank(share, i)) +
+           share.direction * spec_.state_size();
+  }
+
+  // ---- The walk ----------------------------------------------------------------------------------------------------------
+  void work(int thread) {
+    const FlushDenormals flush;
+    for (Index layer = spec_.num_layers - 1; layer >= 0; --layer) {
+      for (Index direction = 0; direction < spec_.directions; ++direction)
+        run_direction({thread, this->units_of(thread), this->row_group_of(thread), this->group_of(thread), layer,
+                       direction});
+      if (layer > 0 && !tape_.masks.empty()) {
+        undrop(thread, layer - 1);
+        everyone_.wait();
+      }
+    }
+    if (call_.d_x) clear_past_lengths(thread);
+  }
+
+  void run_direction(const Share& share) {
+    const std::array<WeightSum, 4> weights = weight_sums(share);
+    clear_sums(share, weights);
+    if (share.units == 0) load_state(share);
+    meet(share);
+    Index* offsets = offsets_ + share.thread * (tape_.most_block_steps() + 1);
+    const T* next = nullptr;  // the gradients of the pre-activations of the step after, of rank 0
+    for (Index b = static_cast<Index>(tape_.blocks.size()) - 2, turn = 0; b >= 0; --b, turn ^= 1) {
+      Block& shared = blocks_[turn];
+      Block block = shared;
+      block.begin = tape_.blocks[b];
+      block.end = tape_.blocks[b + 1];
+      if (recomputing()) recompute(share, block);
+      const Index pairs = list_offsets(block, offsets);
+      for (Index step = block.end - 1; step >= block.begin; --step) {
+        const Index offset = offsets[block.end - 1 - step];
+        take_step(share, block, step, offset, next);
+        next = block.d_z + offset * d_z_stride();
+      }
+      everyone_.wait();
+      list_operands(share, block);
+      add_to_sums(share, block, offsets, pairs, weights);
+      if (d_input_of(share.layer).data) input_gradients(share, block, pairs);
+      if (recomputing()) everyone_.wait();  // the kept values are needed no more
+    }
+    initial_state_gradients(share, next);
+    unpack_sums(share, weights);
+    everyone_.wait();
+  }
+
+  // Where each step's pairs begin, from the last step to the first; returns how many there are.
+  Index list_offsets(const Block& block, Index* offsets) const {
+    Index pairs = 0, *offset = offsets;
+    for (Index step = block.end - 1; step >= block.begin; --step) {
+      *offset++ = pairs;
+      pairs += running_ranks(step);
+    }
+    *offset = pairs;
+    return pairs;
+  }
+
+  Index running_ranks(Index step) const {
+    const Index *lengths = order_.lengths, *rows = order_.rows;
+    return std::partition_point(rows, rows + batch_, [&](Index row) { return lengths[row] > step; }) - rows;
+  }
+
+  // The gradients of the final state; scratch past the last unit is zero, since products run over it.
+  void load_state(const Share& share) const {
+    const Index P = spec_.state_size(), H = spec_.hidden_size, stride = network_.state_stride();
+    const auto load = [&](const T* from, Index width, Index i, T* to) {
+      std::fill_n(to, stride, T(0));
+      if (from) std::copy_n(from + state_at(share, i, width), width, to);
+    };
+    for (Index i = 0; i < row_count(share); ++i) {
+      load(call_.d_h_n, P, i, share.group.carry + i * stride);
+      if (is_lstm(spec_.cell)) load(call_.d_c_n, H, i, share.group.d_c + i * stride);
+    }
+  }
+
+  // What the block's steps kept, from the state before it.
+  void recompute(const Share& share, const Block& block) {
+    const Index P = spec_.state_size(), H = spec_.hidden_size, stride = network_.state_stride();
+    if (share.units == 0)
+      for (Index i = 0; i < running(share, block.begin, row_count(share)); ++i) {
+        std::copy_n(h_before(share, block.begin, i), P, share.group.h[0] + i * stride);
+        if (!is_lstm(spec_.cell)) continue;
+        const Strided c = c_before(share, block, block.begin);
+        std::copy_n(c.data + rank(share, i) * c.stride, H, share.group.c + i * stride);
+      }
+    meet(share);
+    const Passage passage{input_of(share.layer), {}, kept_, block.begin, tape_.kept_width()};
+    this->walk(share, passage, block.begin, block.end, 0, [](Index, const T*, Index, Index) {});
+  }
+
+  // ---- One step ----------------------------------------------------------------------------------------------------------
+  void take_step(const Share& share, const Block& block, Index step, Index offset, const T* next) const {
+    const PackedBackLayer<T>& layer = network_.back_layer(share.layer, share.direction);
+    const Index now = running(share, step, row_count(share)), old = running(share, step + 1, now);
+    const Index first_pair = offset + share.row_group;
+    const T **d_y = list(share.thread, 0), **h = list(share.thread, 1);
+    const Rows<const T> d_output = d_output_of(share.layer);
+    for (Index i = 0; i < now; ++i) {
+      if (d_output.data)
+        d_y[i] = d_output.at(time(share, step, i), rank(share, i)) + share.direction * spec_.state_size();
+      h[i] = is_rnn() ? h_of(share, step, i) : h_before(share, step, i);
+    }
+
+    BackStepArgs<T> args = common_args(share);
+    args.backwards = step % 2 == 1;
+    args.d_y = d_output.data ? d_y : nullptr;
+    args.h = h;
+    args.d_z = block.d_z + first_pair * d_z_stride();
+    args.d_z_stride = plan_.row_groups * d_z_stride();
+    args.peephole = layer.peephole.data();
+    if (tape_.kept_width() > 0) {
+      args.kept = kept(share, block, step) + share.row_group * tape_.kept_width();
+      args.kept_stride = plan_.row_groups * tape_.kept_width();
+    }
+    if (is_lstm(spec_.cell)) {
+      const Strided c = c_before(share, block, step);
+      args.c = c.data + share.row_group * c.stride;
+      args.c_stride = plan_.row_groups * c.stride;
+    }
+    if (has_operand_of_weights()) {
+      args.operand_of_weights = block.operand_of_weights + first_pair * slot();
+      args.operand_of_weights_stride = plan_.row_groups * slot();
+    }
+    const Strided after{next ? next + share.row_group * d_z_stride() : nullptr, plan_.row_groups * d_z_stride()};
+
+    if (spec_.proj_size > 0) {
+      T** out = const_cast<T**>(list(share.thread, 2));
+      T* d_h = block.d_h + first_pair * d_h_stride();
+      const Index stride = plan_.row_groups * d_h_stride();
+      for (Index i = 0; i < now; ++i) out[i] = d_h + i * stride;
+      args.out = out;
+      from_step_after(share, BackStage::linear, layer.recurrent, args, after, old, now);
+      args.carry = nullptr;
+      args.d_y = nullptr;
+      run_stage(share, last_stage(), layer.projection, args, {d_h, stride}, now);
+      return;
+    }
+    from_step_after(share, last_stage(), layer.recurrent, args, after, old, now);
+    if (spec_.cell == Cell::gru_reset_before)
+      run_stage(share, BackStage::gru_before_reset, layer.candidate, args, {args.d_z, args.d_z_stride}, now);
+  }
+
+  BackStage last_stage() const {
+    switch (spec_.cell) {
+      case Cell::lstm: return BackStage::lstm;
+      case Cell::lstm_peephole: return BackStage::lstm_peephole;
+      case Cell::gru: return BackStage::gru;
+      case Cell::gru_reset_before: return BackStage::gru_before_candidate;
+      case Cell::rnn_tanh: return BackStage::rnn_tanh;
+      default: return BackStage::rnn_relu;
+    }
+  }
+
+  BackStepArgs<T> common_args(const Share& share) const {
+    BackStepArgs<T> args{};
+    args.products = share.group.products;
+    args.products_panel_stride = products_stride();
+    args.state_stride = network_.state_stride();
+    args.carry = share.group.carry;
+    args.d_c = share.group.d_c;
+    args.slot_stride = slot();
+    return args;
+  }
+
+  // The first `old` rows ran in the step after, whose gradients come through a product; for the others, up to `now`, this step
+  // is the last one, and what comes is the gradient of their final state.
+  void from_step_after(const Share& share, BackStage stage, const PackedTransposed<T>& product, BackStepArgs<T> args,
+                       const Strided& after, Index old, Index now) const {
+    T* const carry = args.carry;
+    if (!is_gru(spec_.cell)) args.carry = nullptr;  // nothing passes by the product
+    multiply(share, stage, product, args, after, old);
+    args.carry = carry;
+    skip_rows(args, old);
+    args.rows = now - old;
+    args.depth = 0;
+    set_panels(share, product, args);
+    network_.kernels().back_step[static_cast<int>(stage)](args);
+    meet(share);
+  }
+
+  void run_stage(const Share& share, BackStage stage, const PackedTransposed<T>& product, const BackStepArgs<T>& args,
+                 const Strided& operand, Index rows) const {
+    multiply(share, stage, product, args, operand, rows);
+    meet(share);
+  }
+
+  void multiply(const Share& share, BackStage stage, const PackedTransposed<T>& product, BackStepArgs<T> args,
+                const Strided& operand, Index rows) const {
+    if (rows == 0) return;
+    args.rows = rows;
+    args.depth = product.depth;
+    args.weights = product.weights.data();
+    args.operand = operand.data + product.first_slot * slot();
+    args.operand_stride = operand.stride;
+    set_panels(share, product, args);
+    network_.kernels().back_step[static_cast<int>(stage)](args);
+  }
+
+  void set_panels(const Share& share, const PackedTransposed<T>& product, BackStepArgs<T>& args) const {
+    args.units = product.units;
+    std::tie(args.first_panel, args.last_panel) = this->panels(share, product.panels);
+  }
+
+  static void skip_rows(BackStepArgs<T>& args, Index rows) {
+    const auto skip = [rows](auto*& array, Index stride) {
+      if (array) array += rows * stride;
+    };
+    skip(args.carry, args.state_stride);
+    skip(args.d_c, args.state_stride);
+    skip(args.kept, args.kept_stride);
+    skip(args.c, args.c_stride);
+    skip(args.h, 1);
+    skip(args.d_y, 1);
+    skip(args.out, 1);
+    skip(args.d_z, args.d_z_stride);
+    skip(args.operand_of_weights, args.operand_of_weights_stride);
+  }
+
+  // What reaches h[-1] and c[-1].
+  void initial_state_gradients(const Share& share, const T* next) const {
+    const PackedBackLayer<T>& layer = network_.back_layer(share.layer, share.direction);
+    const Index P = spec_.state_size(), H = spec_.hidden_size;
+    T** out = const_cast<T**>(list(share.thread, 2));
+    for (Index i = 0; i < row_count(share); ++i) out[i] = call_.d_h_0 + state_at(share, i, P);
+    BackStepArgs<T> args = common_args(share);
+    args.out = out;
+    const Strided after{next ? next + share.row_group * d_z_stride() : nullptr, plan_.row_groups * d_z_stride()};
+    from_step_after(share, BackStage::linear, layer.recurrent, args, after, running(share, 0, row_count(share)),
+                    row_count(share));
+    if (!is_lstm(spec_.cell) || share.units > 0) return;
+    for (Index i = 0; i < row_count(share); ++i)
+      std::copy_n(share.group.d_c + i * network_.state_stride(), H, call_.d_c_0 + state_at(share, i, H));
+  }
+
+  // ---- The products that merge a block's pairs ---------------------------------------------------------------------------
+  // This track's matrices. The lists of rows of their right sides are this thread's.
+  std::array<WeightSum, 4> weight_sums(const Share& share) const {
+    static constexpr int in_order[] = {0, 1, 2, 3}, candidate_first[] = {2, 0, 1}, candidate[] = {2};
+    const Index H = spec_.hidden_size, P = spec_.state_size(), I = spec_.layer_input_size(share.layer);
+    const LayerGradients<T> none, &to = call_.gradients.empty() ? none : call_.gradients[this->track(share)];
+    const T* const *x = list(share.thread, 0), *const *h = list(share.thread, 1), *const *operand = list(share.thread, 2);
+    const bool reset_after = spec_.cell == Cell::gru, reset_before = spec_.cell == Cell::gru_reset_before;
+    const Index gates = gate_count(spec_.cell);
+    std::array<WeightSum, 4> sums = {{
+        {false, 0, gates, H, I, x, nullptr, to.weight_ih, reset_after ? candidate_first : in_order},
+        {false, reset_after ? 1 : 0, reset_before ? 2 : gates, H, P, h, nullptr, to.weight_hh, in_order},
+        {false, 2, reset_before ? 1 : 0, H, P, operand, nullptr, to.weight_hh, candidate},
+        {true, 0, spec_.proj_size > 0 ? 1 : 0, P, H, operand, nullptr, to.weight_hr, in_order},
+    }};
+    T* at = sums_;
+    for (WeightSum& sum : sums) {
+      sum.sums = at;
+      at += sum_size(sum);
+    }
+    return sums;
+  }
+  Index column_stride(const WeightSum& sum) const { return round_up(sum.columns, kOuterColumns); }
+  Index vectors_of(const WeightSum& sum) const { return ceil_div(sum.depth, lanes()); }
+  Index parts_of(const WeightSum& sum) const { return ceil_div(vectors_of(sum), kOuterVectors); }
+  Index sum_size(const WeightSum& sum) const { return sum.slots * column_stride(sum) * vectors_of(sum) * lanes(); }
+
+  // Behind the matrices: the columns' sums of every slot, then the peepholes'.
+  Index sums_size(Index layer) const {
+    Group<T> nobody;
+    Index size = 0;
+    for (const WeightSum& sum : weight_sums({0, 0, 0, nobody, layer, 0})) size += sum_size(sum);
+    return size + (gradient_slots(spec_.cell) + kPeepholes) * slot();
+  }
+  static constexpr Index kPeepholes = 3;
+  T* column_sums(const std::array<WeightSum, 4>& weights) const {
+    return weights.back().sums + sum_size(weights.back());
+  }
+
+  // A thread's sums: `matrix(sum, part, first_slot, last_slot)` for parts of matrices, `column(slot)` for the sums of columns,
+  // numbered on for the peepholes.
+  template <class Matrix, class Column>
+  void for_each_sum(const Share& share, const std::array<WeightSum, 4>& weights, Matrix&& matrix, Column&& column) const {
+    Index total = 0;
+    for (const WeightSum& sum : weights) total += parts_of(sum) * sum.slots;
+    const Index columns = gradient_slots(spec_.cell) + (spec_.cell == Cell::lstm_peephole ? kPeepholes : 0);
+    const auto bounds = [&](Index count) {
+      return std::pair(count * share.thread / plan_.threads(), count * (share.thread + 1) / plan_.threads());
+    };
+    const auto [first, last] = bounds(total);
+    Index at = 0;
+    for (const WeightSum& sum : weights)
+      for (Index part = 0; part < parts_of(sum); ++part, at += sum.slots) {
+        const Index begin = std::clamp<Index>(first - at, 0, sum.slots), end = std::clamp<Index>(last - at, 0, sum.slots);
+        if (begin < end) matrix(sum, part, begin, end);
+      }
+    const auto [first_column, last_column] = bounds(columns);
+    for (Index c = first_column; c < last_column; ++c) column(c);
+  }
+
+  // One part of a matrix: the vectors of the right side that it covers.
+  struct Part {
+    Index first, count;  // values
+    int vectors;
+    T* sums;
+    Index slot_size;
+  };
+  Part part_of(const WeightSum& sum, Index part) const {
+    const Index vectors = vectors_of(sum), parts = parts_of(sum);
+    const Index first = vectors * part / parts, last = vectors * (part + 1) / parts;
+    const Index width = (last - first) * lanes();
+    return {first * lanes(), std::min(width, sum.depth - first * lanes()), static_cast<int>(last - first),
+            sum.sums + first * lanes() * sum.slots * column_stride(sum), column_stride(sum) * width};
+  }
+
+  void clear_sums(const Share& share, const std::array<WeightSum, 4>& weights) const {
+    for_each_sum(
+        share, weights,
+        [&](const WeightSum& sum, Index p, Index begin, Index end) {
+          const Part part = part_of(sum, p);
+          std::fill_n(part.sums + begin * part.slot_size, (end - begin) * part.slot_size, T(0));
+        },
+        [&](Index c) { std::fill_n(column_sums(weights) + c * slot(), slot(), T(0)); });
+  }
+
+  // The rows of the right sides, for each pair of the block.
+  void list_operands(const Share& share, const Block& block) const {
+    const T **x = list(share.thread, 0), **h = list(share.thread, 1), **operand = list(share.thread, 2);
+    const Rows<const T> in = input_of(share.layer);
+    Index pair = 0;
+    for (Index step = block.end - 1; step >= block.begin; --step)
+      for (Index r = 0, count = running_ranks(step); r < count; ++r, ++pair) {
+        const Index t = share.direction == 0 ? step : order_.length(r) - 1 - step;
+        x[pair] = in.at(t, r);
+        h[pair] = step == 0 ? tape_.h_0.data() + (this->track(share) * batch_ + r) * spec_.state_size()
+                            : dense(tape_.outputs[share.layer].data()).at(share.direction == 0 ? t - 1 : t + 1, r) +
+                                  share.direction * spec_.state_size();
+        operand[pair] = block.operand_of_weights + pair * slot();
+      }
+  }
+
+  void add_to_sums(const Share& share, const Block& block, const Index* offsets, Index pairs,
+                   const std::array<WeightSum, 4>& weights) const {
+    for_each_sum(
+        share, weights,
+        [&](const WeightSum& sum, Index p, Index begin, Index end) { add_products(share, block, pairs, sum, p, begin, end); },
+        [&](Index c) {
+          T* sums = column_sums(weights) + c * slot();
+          const Index slots = gradient_slots(spec_.cell);
+          if (c < slots)
+            network_.kernels().sum_columns(
+                {pairs, spec_.hidden_size, block.d_z + c * slot(), nullptr, d_z_stride(), 0, sums});
+          else
+            add_peephole(share, block, offsets, static_cast<int>(c - slots), sums);
+        });
+  }
+
+  void add_products(const Share& share, const Block& block, Index pairs, const WeightSum& sum, Index p, Index begin,
+                    Index end) const {
+    const Part part = part_of(sum, p);
+    const Index width = part.vectors * lanes();
+    T* packed = packed_ + share.thread * kSlice * kOuterVectors * lanes();
+    const T* left = sum.left_is_d_h ? block.d_h : block.d_z + sum.first_slot * slot();
+    const Index left_stride = sum.left_is_d_h ? d_h_stride() : d_z_stride();
+    for (Index first = 0; first < pairs; first += kSlice) {
+      const Index count = std::min(kSlice, pairs - first);
+      for (Index n = 0; n < count; ++n) {
+        std::copy_n(sum.right[first + n] + part.first, part.count, packed + n * width);
+        std::fill_n(packed + n * width + part.count, width - part.count, T(0));
+      }
+      for (Index s = begin; s < end; ++s)
+        network_.kernels().outer({count, left + first * left_stride + s * slot(), left_stride, sum.columns, packed,
+                                  part.vectors, part.sums + s * part.slot_size});
+    }
+  }
+
+  // i and f see c before the step, o sees it after.
+  void add_peephole(const Share& share, const Block& block, const Index* offsets, int gate, T* sums) const {
+    constexpr Index slots[] = {0, 1, 3};
+    for (Index step = block.end - 1; step >= block.begin; --step) {
+      const Index* offset = offsets + (block.end - 1 - step);
+      const Strided c = gate < 2 ? c_before(share, block, step)
+                                 : Strided{kept(share, block, step) + 4 * spec_.hidden_size, tape_.kept_width()};
+      network_.kernels().sum_columns({offset[1] - offset[0], spec_.hidden_size,
+                                      block.d_z + offset[0] * d_z_stride() + slots[gate] * slot(), c.data, d_z_stride(),
+                                      c.stride, sums});
+    }
+  }
+
+  void unpack_sums(const Share& share, const std::array<WeightSum, 4>& weights) const {
+    const LayerGradients<T>& to = call_.gradients[this->track(share)];
+    const auto deliver = [&](const T* from, Index count, T* gradient) {
+      if (!gradient) return;
+      for (Index i = 0; i < count; ++i) gradient[i] = call_.accumulate ? gradient[i] + from[i] : from[i];
+    };
+    for_each_sum(
+        share, weights,
+        [&](const WeightSum& sum, Index p, Index begin, Index end) {
+          const Part part = part_of(sum, p);
+          for (Index s = begin; s < end; ++s)
+            for (Index column = 0; column < sum.columns; ++column)
+              deliver(part.sums + s * part.slot_size + column * part.vectors * lanes(), part.count,
+                      sum.gradient + (sum.gates[s] * sum.columns + column) * sum.depth + part.first);
+        },
+        [&](Index c) {
+          const T* sums = column_sums(weights) + c * slot();
+          const Index H = spec_.hidden_size, slots = gradient_slots(spec_.cell);
+          if (c >= slots) return deliver(sums, H, to.peephole[c - slots]);
+          // The reset-after GRU's slots are n_x, r, z, n_h.
+          const bool reset_after = spec_.cell == Cell::gru;
+          const Index gate = !reset_after ? c : c == 0 || c == 3 ? 2 : c - 1;
+          if (to.bias_ih && !(reset_after && c == 3)) deliver(sums, H, to.bias_ih + gate * H);
+          if (to.bias_hh && !(reset_after && c == 0)) deliver(sums, H, to.bias_hh + gate * H);
+        });
+  }
+
+  // This thread's part of the block's pairs.
+  void input_gradients(const Share& share, const Block& block, Index pairs) const {
+    const PackedTransposed<T>& product = network_.back_layer(share.layer, share.direction).input;
+    const Rows<T> to = d_input_of(share.layer);
+    const Index begin = pairs * share.thread / plan_.threads(), end = pairs * (share.thread + 1) / plan_.threads();
+    T** out = const_cast<T**>(list(share.thread, 2));
+    Index pair = 0;
+    for (Index step = block.end - 1; step >= block.begin; --step)
+      for (Index r = 0, count = running_ranks(step); r < count; ++r, ++pair)
+        if (pair >= begin && pair < end)
+          out[pair - begin] = to.at(share.direction == 0 ? step : order_.length(r) - 1 - step, r);
+    BackStepArgs<T> args{};
+    args.depth = product.depth;
+    args.units = product.units;
+    args.last_panel = product.panels;
+    args.weights = product.weights.data();
+    args.operand_stride = d_z_stride();
+    args.products = input_products_ + share.thread * panel_count(widest_input()) * input_products_stride();
+    args.products_panel_stride = input_products_stride();
+    args.add = share.direction > 0;
+    for (Index first = begin; first < end; first += kInputRows, args.backwards = !args.backwards) {
+      args.rows = std::min(kInputRows, end - first);
+      args.operand = block.d_z + first * d_z_stride() + product.first_slot * slot();
+      args.out = out + (first - begin);
+      network_.kernels().back_step[static_cast<int>(BackStage::linear)](args);
+    }
+  }
+
+  // What was dropped had no part in the loss.
+  void undrop(int thread, Index layer) const {
+    const T scale = static_cast<T>(1 / (1 - tape_.options.dropout.rate));
+    const Index width = spec_.output_size();
+    for (Index rank = thread; rank < batch_; rank += plan_.threads())
+      for (Index t = 0; t < order_.length(rank); ++t) {
+        const Index at = (t * batch_ + rank) * width;
+        T* d = between_[layer % 2] + at;
+        const std::uint8_t* mask = tape_.masks[layer].data() + at;
+        for (Index k = 0; k < width; ++k) d[k] = mask[k] ? d[k] * scale : T(0);
+      }
+  }
+
+  void clear_past_lengths(int thread) const {
+    const Rows<T> d_x = d_input_of(0);
+    for (Index rank = thread; rank < batch_; rank += plan_.threads())
+      for (Index t = order_.length(rank); t < tape_.steps; ++t) std::fill_n(d_x.at(t, rank), spec_.input_size, T(0));
+  }
+
+  const Tape<T>& tape_;
+  const BackwardCall<T>& call_;
+  Block blocks_[2];
+  Index* offsets_ = nullptr;  // [thread][steps of a block + 1]
+  T* kept_ = nullptr;         // with recomputing: of one block
+  T* between_[2] = {};        // the gradients of the layers' outputs, in turns
+  const T** lists_ = nullptr;  // [thread][kLists][pairs]
+  T* packed_ = nullptr;        // [thread][kSlice][kOuterVectors][lanes]
+  T* input_products_ = nullptr;
+  T* sums_ = nullptr;
+};
+
+}  // namespace gatedrnn

@@ -1,0 +1,213 @@
+// One call of a network forward, for inference or with a tape for training.
+#pragma once
+
+#include "gatedrnn/tape.h"
+#include "run.h"
+
+namespace gatedrnn {
+
+template <class T>
+class ForwardRun : private Run<T> {
+  using Base = Run<T>;
+  using typename Base::Passage;
+  using typename Base::Share;
+
+ public:
+  // `tape` may be null.
+  ForwardRun(const Network<T>& network, const Sequence<T>& sequence, const Plan& plan, int first_turn, Tape<T>* tape)
+      : Base(network, plan, sequence.batch, {nullptr, sequence.lengths, sequence.steps}),
+        sequence_(sequence),
+        tape_(tape),
+        first_turn_(first_turn) {}
+
+  void carve(Arena& arena) {
+    sorted_ = arena.take<Index>(sequence_.lengths ? sequence_.batch : 0);
+    const bool in_place = tape_ || spec_.directions == 1 || spec_.num_layers == 1;
+    between_ = arena.take<T>(in_place ? 0 : sequence_.steps * sequence_.batch * spec_.output_size());
+    this->carve_groups(arena, true, [](Group<T>&) {});
+  }
+
+  // False where run_team is.
+  bool start() {
+    if (sequence_.lengths) {
+      RowOrder::sort(sequence_.lengths, sequence_.batch, sorted_);
+      this->order_.rows = sorted_;
+    }
+    everyone_.reset(plan_.threads());
+    if (plan_.threads() == 1) {
+      work(0);
+      return true;
+    }
+    const Shares shares = plan_.unit_groups > 1 || layers_meet() ? Shares::together : Shares::independent;
+    return run_team(
+        plan_.threads(), shares, patience(plan_), [](void* self, int thread) { static_cast<ForwardRun*>(self)->work(thread); },
+        this);
+  }
+
+ private:
+  using Base::everyone_, Base::network_, Base::order_, Base::plan_, Base::spec_;
+  using Base::length, Base::meet, Base::rank, Base::row_count, Base::state_at;
+
+  bool dropping() const { return tape_ && tape_->options.dropout.rate > 0 && spec_.num_layers > 1; }
+
+  // The next layer reads both directions of this one; and dropout is applied to whole layers.
+  bool layers_meet() const { return (plan_.direction_groups > 1 && spec_.num_layers > 1) || dropping(); }
+
+  void work(int thread) {
+    const FlushDenormals flush;
+    Group<T>& group = this->group_of(thread);
+    for (Index layer = 0; layer < spec_.num_layers; ++layer) {
+      for (Index d = this->direction_group_of(thread); d < spec_.directions; d += plan_.direction_groups)
+        run_direction({thread, this->units_of(thread), this->row_group_of(thread), group, layer, d});
+      if (layers_meet()) everyone_.wait();
+      if (dropping() && layer + 1 < spec_.num_layers) {
+        drop(thread, layer);
+        everyone_.wait();
+      }
+    }
+  }
+
+  Rows<T> caller_output() const { return {sequence_.y, sequence_.y_step, sequence_.y_row, order_.rows}; }
+  Rows<T> dense(T* data) const {
+    return {data, sequence_.batch * spec_.output_size(), spec_.output_size(), nullptr};
+  }
+
+  // A layer writes where the next one reads: for training into the tape. For inference in one direction that can be the same
+  // memory, since a block's inputs are projected before its outputs are written; two directions take turns between the
+  // caller's output and scratch.
+  Rows<T> output_of(Index layer) const {
+    if (tape_) return dense(tape_->outputs[layer].data());
+    const bool last_or_in_place = (spec_.num_layers - 1 - layer) % 2 == 0 || spec_.directions == 1;
+    return last_or_in_place ? caller_output() : dense(between_);
+  }
+  Rows<const T> input_of(Index layer) const {
+    if (layer == 0) return {sequence_.x, sequence_.x_step, sequence_.x_row, order_.rows};
+    const Rows<T> rows = dropping() ? dense(tape_->inputs[layer - 1].data()) : output_of(layer - 1);
+    return {rows.data, rows.step_stride, rows.row_stride, rows.order};
+  }
+
+  void run_direction(const Share& share) {
+    meet(share);  // nobody is still in the layer before
+    if (share.units == 0) load_state(share);
+    meet(share);
+    Passage passage{input_of(share.layer), output_of(share.layer), nullptr, 0, 0};
+    const Index track = this->track(share);
+    if (!tape_ || tape_->kept_width() == 0) {
+      walk_to(share, passage, sequence_.steps, first_turn_, 0);
+    } else if (!tape_->options.recompute) {
+      passage.kept = tape_->kept[track].data();
+      passage.kept_width = tape_->kept_width();
+      checkpoint(share, 0);
+      walk_to(share, passage, sequence_.steps, first_turn_, 0);
+    } else {
+      int turn = first_turn_;
+      for (std::size_t block = 0; block + 1 < tape_->blocks.size(); ++block) {
+        checkpoint(share, static_cast<Index>(block));
+        turn = walk_to(share, passage, tape_->blocks[block + 1], turn, tape_->blocks[block]);
+      }
+    }
+    if (share.layer != spec_.num_layers - 1) return;
+    if (tape_)
+      deliver(share, passage.out);
+    else if (share.units == 0 && sequence_.lengths)
+      clear_past_lengths(share);
+  }
+
+  int walk_to(const Share& share, const Passage& passage, Index end, int turn, Index begin) {
+    return this->walk(share, passage, begin, end, turn,
+                      [&](Index, const T* h, Index next, Index rows) { store_state(share, h, next, rows); });
+  }
+
+  // The initial state into scratch; a row of length 0 has its final state with that.
+  void load_state(const Share& share) const {
+    const Index P = spec_.state_size(), H = spec_.hidden_size, stride = network_.state_stride();
+    for (Index i = 0; i < row_count(share); ++i) {
+      const Index h_at = state_at(share, i, P), c_at = state_at(share, i, H);
+      T* h = share.group.h[first_turn_] + i * stride;
+      Base::copy_or_clear(sequence_.h_0 ? sequence_.h_0 + h_at : nullptr, P, h);
+      if (tape_) std::copy_n(h, P, tape_->h_0.data() + (this->track(share) * sequence_.batch + rank(share, i)) * P);
+      T* c = is_lstm(spec_.cell) ? share.group.c + i * stride : nullptr;
+      if (c) Base::copy_or_clear(sequence_.c_0 ? sequence_.c_0 + c_at : nullptr, H, c);
+      if (length(share, i) > 0) continue;
+      std::copy_n(h, P, sequence_.h_n + h_at);
+      if (c) std::copy_n(c, H, sequence_.c_n + c_at);
+    }
+  }
+
+  // The state of the rows begin .. end that have just had their last step.
+  void store_state(const Share& share, const T* h, Index begin, Index end) const {
+    if (begin == end) return;
+    const auto& stages = network_.layer(share.layer, share.direction).stages;
+    const auto place = [&](T* base, Index width) {
+      return [this, &share, base, width](Index i) { return base + state_at(share, i, width); };
+    };
+    this->store_units(share, stages.back(), h, begin, end, place(sequence_.h_n, spec_.state_size()));
+    if (is_lstm(spec_.cell))
+      this->store_units(share, stages.front(), share.group.c, begin, end, place(sequence_.c_n, spec_.hidden_size));
+  }
+
+  // The LSTM's c, as it is now, for backward.
+  void checkpoint(const Share& share, Index index) {
+    if (!is_lstm(spec_.cell)) return;
+    const Index H = spec_.hidden_size;
+    T* to = tape_->c[this->track(share)].data() + index * sequence_.batch * H;
+    this->store_units(share, network_.layer(share.layer, share.direction).stages.front(), share.group.c, 0,
+                      this->running(share, tape_->blocks[index], row_count(share)),
+                      [&](Index i) { return to + rank(share, i) * H; });
+  }
+
+  // Whether a value stays: a hash of its place (Steele, Lea and Flood, Fast splittable pseudorandom number generators, 2014),
+  // whose upper bits are compared with the rate.
+  static bool stays(std::uint64_t place, const Dropout& dropout) {
+    std::uint64_t bits = dropout.seed + (place + 1) * 0x9e3779b97f4a7c15u;
+    bits = (bits ^ (bits >> 30)) * 0xbf58476d1ce4e5b9u;
+    bits = (bits ^ (bits >> 27)) * 0x94d049bb133111ebu;
+    bits ^= bits >> 31;
+    return static_cast<double>(bits >> 11) * 0x1p-53 >= dropout.rate;
+  }
+
+  // What the next layer sees of this one's output.
+  void drop(int thread, Index layer) {
+    const Dropout& dropout = tape_->options.dropout;
+    const T scale = static_cast<T>(1 / (1 - dropout.rate));
+    const Index width = spec_.output_size();
+    for (Index rank = thread; rank < sequence_.batch; rank += plan_.threads())
+      for (Index t = 0; t < order_.length(rank); ++t) {
+        const Index at = (t * sequence_.batch + rank) * width;
+        const std::uint64_t place =
+            static_cast<std::uint64_t>(((layer * sequence_.steps + t) * sequence_.batch + order_.row(rank)) * width);
+        for (Index k = 0; k < width; ++k) {
+          const bool kept = stays(place + static_cast<std::uint64_t>(k), dropout);
+          tape_->masks[layer].data()[at + k] = kept;
+          tape_->inputs[layer].data()[at + k] = kept ? tape_->outputs[layer].data()[at + k] * scale : T(0);
+        }
+      }
+  }
+
+  // From the tape to the caller's output, with zeros past the lengths; the threads of a group share the steps.
+  void deliver(const Share& share, const Rows<T>& from) const {
+    const Index P = spec_.state_size(), column = share.direction * P;
+    const Rows<T> to = caller_output();
+    for (Index t = share.units; t < sequence_.steps; t += plan_.unit_groups)
+      for (Index i = 0; i < row_count(share); ++i) {
+        T* y = to.at(t, rank(share, i)) + column;
+        Base::copy_or_clear(t < length(share, i) ? from.at(t, rank(share, i)) + column : nullptr, P, y);
+      }
+  }
+
+  void clear_past_lengths(const Share& share) const {
+    const Index P = spec_.state_size();
+    const Rows<T> out = caller_output();
+    for (Index i = 0; i < row_count(share); ++i)
+      for (Index t = length(share, i); t < sequence_.steps; ++t)
+        std::fill_n(out.at(t, rank(share, i)) + share.direction * P, P, T(0));
+  }
+
+  const Sequence<T>& sequence_;
+  Tape<T>* tape_;
+  const int first_turn_;
+  Index* sorted_ = nullptr;  // [B] rows by rank
+  T* between_ = nullptr;
+};
+
+}  // namespace gatedrnn

@@ -1,0 +1,253 @@
+// Backward on every kernel table that this machine can run against the reference, bit by bit where multiplication and addition
+// are fused, within a derived tolerance where not; and with any plan, block of steps, and recomputing the same bits.
+#include <algorithm>
+
+#include "check.h"
+#include "gatedrnn/tape.h"
+#include "networks.h"
+
+namespace gatedrnn {
+namespace wide {
+extern const KernelTable table;  // as in test_kernels
+}
+
+namespace test {
+namespace {
+
+std::vector<const KernelTable*> tested_tables() {
+  std::vector<const KernelTable*> tables = available_tables();
+  tables.push_back(&wide::table);
+  return tables;
+}
+
+// All gradients of one call, by name, between values that have to stay as they were.
+template <class T>
+class Gradients {
+ public:
+  Gradients(const Spec& spec, Index steps, Index batch, bool bias, T initial) {
+    call.accumulate = initial != 0;
+    const Index H = spec.hidden_size, P = spec.state_size(), tracks = spec.num_layers * spec.directions;
+    const Index I = spec.input_size;
+    values_.reserve(3 + 8 * tracks);
+    call.d_x_row = I + 1;
+    call.d_x_step = batch * call.d_x_row + 2;
+    call.d_x = add("d_x", steps * call.d_x_step, guard);
+    call.d_h_0 = add("d_h_0", tracks * batch * P, guard);
+    if (is_lstm(spec.cell)) call.d_c_0 = add("d_c_0", tracks * batch * H, guard);
+    const Index rows = gate_count(spec.cell) * H;
+    for (Index track = 0; track < tracks; ++track) {
+      LayerGradients<T> to;
+      to.weight_ih = add("weight_ih", rows * spec.layer_input_size(track / spec.directions), initial);
+      to.weight_hh = add("weight_hh", rows * P, initial);
+      if (bias) to.bias_ih = add("bias_ih", rows, initial);
+      if (bias) to.bias_hh = add("bias_hh", rows, initial);
+      if (spec.proj_size > 0) to.weight_hr = add("weight_hr", P * H, initial);
+      if (spec.cell == Cell::lstm_peephole)
+        for (T*& peephole : to.peephole) peephole = add("peephole", H, initial);
+      call.gradients.push_back(to);
+    }
+  }
+
+  BackwardCall<T> call;
+
+  // Empty if nothing is further off than `tolerance` times the largest value; with 0, if all bits are equal.
+  std::string difference(const Gradients& got, double tolerance) const {
+    const double allowed = tolerance == 0 ? 0 : tolerance * std::max(1.0, largest());
+    for (std::size_t v = 0; v < values_.size(); ++v)
+      for (std::size_t i = 0; i < values_[v].size(); ++i) {
+        const T mine = values_[v][i], theirs = got.values_[v][i];
+        const bool right = tolerance == 0 ? mine == theirs : std::fabs(double(mine) - double(theirs)) <= allowed;
+        if (!right) {
+          std::ostringstream out;
+          out.precision(std::numeric_limits<T>::max_digits10);
+          out << names_[v] << "[" << i << "]: expected " << mine << ", got " << theirs << ", allowed error " << allowed;
+          return out.str();
+        }
+      }
+    return {};
+  }
+
+  double largest() const {
+    double most = 0;
+    for (const auto& values : values_)
+      for (const T value : values) most = std::max(most, std::fabs(double(value)));
+    return most;
+  }
+
+ private:
+  static constexpr T guard = T(0.4375);
+
+  T* add(const char* name, Index count, T initial) {
+    names_.push_back(name);
+    values_.emplace_back(count + 3, initial);
+    return values_.back().data();
+  }
+
+  std::vector<const char*> names_;
+  std::vector<std::vector<T>> values_;
+};
+
+template <class T>
+class BackwardTest {
+ public:
+  explicit BackwardTest(const NamedCell& cell) : cell_(cell) {}
+
+  void run() {
+    constexpr Index sizes[] = {1, 7, 9, 15, 17, 31, 33, 129};
+    for (int i = 0; i < 8; ++i)
+      for (const Index batch : {sizes[(i * 3 + 1) % 8], sizes[(i * 5 + 2) % 8]})
+        compare({sizes[(3 * i + batch) % 8], sizes[i], 3, std::min<Index>(batch, 33)});
+    for (const Index hidden : {47, 65, 127}) compare({3, hidden, 2, 2});
+    compare({5, 9, 300, 2});  // several blocks of steps
+    compare({5, 17, 40, 33, 2, 2, ragged(33, 40)});
+    for (const bool bias : {false, true})
+      for (const bool states : {false, true})
+        for (const Index directions : {1, 2}) compare({17, 33, 4, 5, 2, directions, {4, 0, 1, 3, 4}, bias, states});
+    compare({9, 17, 1, 3});
+    compare({9, 17, 0, 3});
+    compare({9, 17, 3, 4, 1, 2, {0, 0, 0, 0}});
+    without_some();
+    plans();
+    mistakes_are_seen();
+  }
+
+ private:
+  static std::vector<Index> ragged(Index batch, Index steps) {
+    std::vector<Index> lengths;
+    for (Index b = 0; b < batch; ++b) lengths.push_back((b * 17 + 5) % (steps + 1));
+    return lengths;
+  }
+
+  // A problem with gradients of its results.
+  struct Case {
+    Case(const NamedCell& cell, const Shape& shape) : problem(cell, shape), shape(shape) {
+      const Spec& spec = problem.spec;
+      const Index tracks = spec.num_layers * spec.directions;
+      std::mt19937 random(7);
+      const auto fill = [&](std::vector<T>& values, Index count) {
+        values.resize(count + 1);
+        for (T& value : values) value = static_cast<T>(static_cast<double>(random()) / 2147483648.0 - 1.0);
+      };
+      fill(d_y, shape.steps * shape.batch * (spec.output_size() + 2));
+      fill(d_h_n, tracks * shape.batch * spec.state_size());
+      fill(d_c_n, tracks * shape.batch * spec.hidden_size);
+    }
+
+    Gradients<T> gradients(const Sequence<T>& sequence, T initial = 0) const {
+      Gradients<T> result(problem.spec, shape.steps, shape.batch, shape.bias, initial);
+      BackwardCall<T>& call = result.call;
+      call.x = sequence.x;
+      call.x_step = sequence.x_step;
+      call.x_row = sequence.x_row;
+      call.d_y = d_y.data();
+      call.d_y_row = problem.spec.output_size() + 2;
+      call.d_y_step = shape.batch * call.d_y_row;
+      if (shape.states) call.d_h_n = d_h_n.data();
+      if (shape.states && is_lstm(problem.spec.cell)) call.d_c_n = d_c_n.data();
+      return result;
+    }
+
+    Problem<T> problem;
+    Shape shape;
+    std::vector<T> d_y, d_h_n, d_c_n;
+  };
+
+  static Gradients<T> reference(const Case& c, T initial = 0) {
+    Results<T> results;
+    const Sequence<T> sequence = c.problem.sequence(results);
+    Gradients<T> gradients = c.gradients(sequence, initial);
+    run_reference_backward(c.problem.spec, c.problem.parameters, sequence, gradients.call);
+    return gradients;
+  }
+
+  static Gradients<T> computed(const Case& c, const KernelTable& table, const Plan& forward, const Plan& backward,
+                               const TapeOptions& options = {}, T initial = 0) {
+    const Network<T> network(c.problem.spec, c.problem.parameters, table);
+    Workspace workspace;
+    Results<T> results, inference;
+    const Sequence<T> sequence = c.problem.sequence(results);
+    Tape<T> tape(c.problem.spec, sequence, options);
+    CHECK(network.forward(sequence, workspace, tape, c.problem.parameters, forward));
+    CHECK(network.run(c.problem.sequence(inference), workspace, forward));
+    CHECK_NOTHING_WRONG(inference.difference(results), "forward with a tape, " + c.problem.name());
+    Gradients<T> gradients = c.gradients(sequence, initial), again = c.gradients(sequence, initial);
+    CHECK(network.backward(tape, gradients.call, workspace, backward));
+    CHECK(network.backward(tape, again.call, workspace, backward));  // a tape may be used more than once
+    CHECK_NOTHING_WRONG(gradients.difference(again, 0), "again, " + c.problem.name());
+    return gradients;
+  }
+
+  static Plan alone(const Case& c) { return {1, 1, 1, std::max<Index>(1, c.shape.batch), 0}; }
+
+  // Sums over steps and rows on top of what a step's own products are off by.
+  static double tolerance(const Case& c) {
+    return c.problem.tolerance(1) * std::sqrt(double(1 + c.shape.steps * c.shape.batch));
+  }
+
+  static void compare_tables(const Case& c, const TapeOptions& options = {}) {
+    const Gradients<T> expected = reference(c);
+    for (const KernelTable* table : tested_tables()) {
+      const Gradients<T> got = computed(c, *table, alone(c), alone(c), options);
+      CHECK_NOTHING_WRONG(expected.difference(got, has_fused_multiply_add(*table) ? 0 : tolerance(c)),
+                          std::string(table->name) + ", " + c.problem.name());
+    }
+  }
+
+  void compare(const Shape& shape) { compare_tables(Case(cell_, shape)); }
+
+  // Without gradients of the output, into places that hold something already.
+  void without_some() {
+    Case c(cell_, {5, 17, 6, 3, 2, 1, {6, 2, 4}});
+    const Gradients<T> expected = reference(c, T(0.25));
+    const Gradients<T> got = computed(c, *available_tables().back(), alone(c), alone(c), {}, T(0.25));
+    CHECK_NOTHING_WRONG(expected.difference(got, has_fused_multiply_add(*available_tables().back()) ? 0 : tolerance(c)),
+                        "accumulated, " + c.problem.name());
+  }
+
+  void plans() {
+    for (const Shape& shape : {Shape{9, 129, 7, 5, 2, 1, {7, 0, 3, 7, 2}}, Shape{33, 70, 40, 33, 1, 2, ragged(33, 40)},
+                               Shape{20, 17, 200, 3, 2, 2}}) {
+      const Case c(cell_, shape);
+      const KernelTable& table = *available_tables().back();
+      const Gradients<T> expected = computed(c, table, alone(c), alone(c));
+      for (const Plan& plan : {Plan{1, 2, 1, 40, 2e12}, Plan{1, 1, 2, 33, 2e12}, Plan{1, 3, 1, 64, 2e12},
+                               Plan{1, 2, 2, 33, 2e12}})
+        for (const bool recompute : {false, true})
+          CHECK_NOTHING_WRONG(expected.difference(computed(c, table, plan, plan, {{}, recompute}), 0),
+                              "plans, " + c.problem.name());
+    }
+  }
+
+  // The comparisons above would notice it if forward had run on other weights.
+  void mistakes_are_seen() {
+    const Shape shape{17, 33, 3, 5};
+    const Case c(cell_, shape);
+    const Gradients<T> expected = reference(c);
+    for (const int which : {0, 1}) {
+      Case wrong(cell_, shape);
+      std::vector<T>& matrix = wrong.problem.matrix(which);
+      const std::size_t depth = which == 0 ? shape.input_size : c.problem.spec.state_size();
+      for (std::size_t last = depth - 1; last < matrix.size(); last += depth) matrix[last] += T(0.25);
+      for (const KernelTable* table : tested_tables()) {
+        const Gradients<T> got = computed(wrong, *table, alone(c), alone(c));
+        CHECK(!expected.difference(got, 0).empty());
+        CHECK(!expected.difference(got, tolerance(c)).empty());
+      }
+    }
+  }
+
+  const NamedCell cell_;
+};
+
+}  // namespace
+}  // namespace test
+}  // namespace gatedrnn
+
+int main() {
+  using namespace gatedrnn;
+  for (const test::NamedCell& cell : test::kCells) {
+    test::BackwardTest<float>(cell).run();
+    test::BackwardTest<double>(cell).run();
+  }
+  return test::finish("test_backward");
+}
