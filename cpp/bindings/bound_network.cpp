@@ -1,194 +1,107 @@
 #include "bound_network.h"
 
 #include <atomic>
-#include <mutex>
 #include <numeric>
-#include <optional>
 #include <vector>
 
-#include "arrays.h"
+#include "bound_tape.h"
+#include "call.h"
 #include "gatedrnn/reference.h"
 
 namespace gatedrnn::bindings {
 namespace {
 
-// Below this many multiply-adds, handing the interpreter over costs more than it frees.
-constexpr double kWorkWorthReleasing = 2e5;
-
-// A workspace per concurrent call, kept for the next one unless a single huge call needed it. Nobody waits: whoever does not
-// get the lock at once does without the pool. So a process forked while another thread held it cannot hang.
-class WorkspacePool {
- public:
-  std::unique_ptr<Workspace> borrow() {
-    const std::unique_lock lock(mutex_, std::try_to_lock);
-    if (!lock || free_.empty()) return std::make_unique<Workspace>();
-    auto workspace = std::move(free_.back());
-    free_.pop_back();
-    return workspace;
-  }
-  void give_back(std::unique_ptr<Workspace> workspace) {
-    constexpr Index most = 64 << 20;
-    if (workspace->size() > most) return;
-    const std::unique_lock lock(mutex_, std::try_to_lock);
-    if (lock) free_.push_back(std::move(workspace));
-  }
-
- private:
-  std::mutex mutex_;
-  std::vector<std::unique_ptr<Workspace>> free_;
-};
-
-template <class T>
-using Array = py::array_t<T, py::array::c_style>;
-
-// A call's checked arrays, and the views of them that the engine takes. The objects only keep the memory alive (a
-// default-constructed py::array would allocate).
-template <class T>
-struct Call {
-  Sequence<T> sequence;
-  bool unbatched = false;
-  py::object x, h_0, c_0, h_n, c_n;
-  py::object y;    // what the engine writes
-  py::object out;  // the caller's array, if any
-  std::optional<std::vector<Index>> lengths;
-};
-
-template <class T>
-T* values(const py::object& array) {
-  return array ? reinterpret_cast<T*>(py::detail::array_proxy(array.ptr())->data) : nullptr;
-}
-
-// The initial state's shape: without the batch axis where x has none.
-Shape state_shape(const Spec& spec, Index batch, bool unbatched, Index width) {
-  const Index layers = spec.num_layers * spec.directions;
-  return unbatched ? Shape{layers, width} : Shape{layers, batch, width};
-}
-
-// The array as contiguous T, or no object for None.
-template <class T>
-py::object state_argument(const char* name, py::handle object, const Shape& shape) {
-  if (object.is_none()) return {};
-  const py::array array = float_array(name, object);
-  if (!has_shape(array, shape)) refuse_value(name, text(shape), shape_text(array));
-  return contiguous<T>(array);
-}
-
-// state is h, or for the LSTM the pair (h, c); each may be None.
-template <class T>
-std::pair<py::object, py::object> state_arguments(const Spec& spec, py::handle state, Index batch, bool unbatched) {
-  if (state.is_none()) return {};
-  const Shape h_shape = state_shape(spec, batch, unbatched, spec.state_size());
-  if (!is_lstm(spec.cell)) return {state_argument<T>("state", state, h_shape), py::object()};
-  constexpr const char* expected = "a pair (h, c)";
-  if (!py::isinstance<py::tuple>(state) && !py::isinstance<py::list>(state))
-    refuse_type("state", expected, type_name(state));
-  const auto pair = py::reinterpret_borrow<py::sequence>(state);
-  if (pair.size() != 2) refuse_value("state", expected, std::to_string(pair.size()) + " items");
-  const Shape c_shape = state_shape(spec, batch, unbatched, spec.hidden_size);
-  return {state_argument<T>("state: h", py::object(pair[0]), h_shape),
-          state_argument<T>("state: c", py::object(pair[1]), c_shape)};
-}
-
-template <class T>
-constexpr Index in_values(py::ssize_t bytes) {
-  return bytes / static_cast<py::ssize_t>(sizeof(T));
-}
-
-template <class T>
-Call<T> check_call(const Spec& spec, py::handle x, py::handle state, py::handle lengths, py::handle out,
-                   bool batch_first) {
-  Call<T> call;
-  py::array in = float_array("x", x);
-  call.unbatched = in.ndim() == 2;
-  if ((in.ndim() != 3 && !call.unbatched) || in.shape(in.ndim() - 1) != spec.input_size) {
-    const std::string features = std::to_string(spec.input_size);
-    refuse_value("x", (batch_first ? "(B, T, " : "(T, B, ") + features + ") or (T, " + features + ")", shape_text(in));
-  }
-  const int step_axis = !call.unbatched && batch_first ? 1 : 0, row_axis = batch_first ? 0 : 1;
-  Sequence<T>& s = call.sequence;
-  s.steps = in.shape(step_axis);
-  s.batch = call.unbatched ? 1 : in.shape(row_axis);
-  std::tie(call.h_0, call.c_0) = state_arguments<T>(spec, state, s.batch, call.unbatched);
-  if (call.unbatched && !lengths.is_none()) refuse_value("lengths", "None for an unbatched x", type_name(lengths));
-  call.lengths = lengths_argument(lengths, s.batch, s.steps);
-
-  const Index width = spec.output_size();
-  const Shape y_shape = call.unbatched ? Shape{s.steps, width} : Shape{in.shape(0), in.shape(1), width};
-  if (out.is_none()) {
-    call.y = new_array<T>(y_shape);
-  } else {
-    std::vector<py::array> inputs = {in};
-    for (const py::object& initial : {call.h_0, call.c_0})
-      if (initial) inputs.push_back(py::array(initial));
-    const py::array checked = out_argument(out, py::dtype::of<T>(), y_shape, inputs);
-    call.out = checked;
-    call.y = usable_in_place<T>(checked) ? checked : new_array<T>(y_shape);
-  }
-  if (!usable_in_place<T>(in)) in = contiguous<T>(in);
-
-  const auto view = [&](const py::array& array, Index& step, Index& row) {
-    step = in_values<T>(array.strides(step_axis));
-    row = call.unbatched ? 0 : in_values<T>(array.strides(row_axis));
-  };
-  view(in, s.x_step, s.x_row);
-  view(py::reinterpret_borrow<py::array>(call.y), s.y_step, s.y_row);
-  s.x = values<T>(in);
-  s.y = values<T>(call.y);
-  s.h_0 = values<T>(call.h_0);
-  s.c_0 = values<T>(call.c_0);
-  s.lengths = call.lengths ? call.lengths->data() : nullptr;
-  call.x = std::move(in);
-  call.h_n = new_array<T>(state_shape(spec, s.batch, call.unbatched, spec.state_size()));
-  s.h_n = values<T>(call.h_n);
-  if (is_lstm(spec.cell)) {
-    call.c_n = new_array<T>(state_shape(spec, s.batch, call.unbatched, spec.hidden_size));
-    s.c_n = values<T>(call.c_n);
-  }
-  return call;
-}
-
-// The caller's own array if one was given, filled from y where the engine could not write it in place.
-py::object deliver(const py::object& y, const py::object& out) {
-  if (!out) return y;
-  if (!out.is(y)) out[py::ellipsis()] = y;
-  return out;
-}
-
-template <class T>
-py::tuple results(const Call<T>& call) {
-  return py::make_tuple(deliver(call.y, call.out), call.c_n ? py::make_tuple(call.h_n, call.c_n) : call.h_n);
+// The names of torch.nn: `find(name, shape)` gives what has this name.
+template <class T, class Layer, class Find>
+std::vector<Layer> by_name(const Spec& spec, bool bias, Find&& find_named) {
+  std::vector<Layer> found;
+  for (Index layer = 0; layer < spec.num_layers; ++layer)
+    for (Index direction = 0; direction < spec.directions; ++direction) {
+      const std::string suffix = "_l" + std::to_string(layer) + (direction ? "_reverse" : "");
+      const auto find = [&](const char* name, const Shape& shape) { return find_named(name + suffix, shape); };
+      const Index H = spec.hidden_size, rows = gate_count(spec.cell) * H;
+      Layer arrays;
+      arrays.weight_ih = find("weight_ih", {rows, spec.layer_input_size(layer)});
+      arrays.weight_hh = find("weight_hh", {rows, spec.state_size()});
+      if (bias) {
+        arrays.bias_ih = find("bias_ih", {rows});
+        arrays.bias_hh = find("bias_hh", {rows});
+      }
+      if (spec.proj_size > 0) arrays.weight_hr = find("weight_hr", {spec.proj_size, H});
+      if (spec.cell == Cell::lstm_peephole) {
+        const char* names[] = {"weight_ci", "weight_cf", "weight_co"};
+        for (int gate = 0; gate < 3; ++gate) arrays.peephole[gate] = find(names[gate], {H});
+      }
+      found.push_back(arrays);
+    }
+  return found;
 }
 
 template <class T>
 Parameters<T> find_parameters(const Spec& spec, bool bias, const py::dict& given) {
-  Parameters<T> found;
-  for (Index layer = 0; layer < spec.num_layers; ++layer)
-    for (Index direction = 0; direction < spec.directions; ++direction) {
-      const std::string suffix = "_l" + std::to_string(layer) + (direction ? "_reverse" : "");
-      const auto find = [&](const std::string& name, Index size) {
-        const py::object value = given[(name + suffix).c_str()];
-        const auto array = py::cast<Array<T>>(value);
-        if (array.size() != size)
-          refuse_value((name + suffix).c_str(), std::to_string(size) + " values", std::to_string(array.size()));
-        return array.data();
-      };
-      const Index rows = gate_count(spec.cell) * spec.hidden_size;
-      LayerParameters<T> parameters;
-      parameters.weight_ih = find("weight_ih", rows * spec.layer_input_size(layer));
-      parameters.weight_hh = find("weight_hh", rows * spec.state_size());
-      if (bias) {
-        parameters.bias_ih = find("bias_ih", rows);
-        parameters.bias_hh = find("bias_hh", rows);
-      }
-      if (spec.proj_size > 0) parameters.weight_hr = find("weight_hr", spec.proj_size * spec.hidden_size);
-      if (spec.cell == Cell::lstm_peephole) {
-        const char* names[] = {"weight_ci", "weight_cf", "weight_co"};
-        for (int gate = 0; gate < 3; ++gate) parameters.peephole[gate] = find(names[gate], spec.hidden_size);
-      }
-      found.push_back(parameters);
-    }
-  return found;
+  return by_name<T, LayerParameters<T>>(spec, bias, [&](const std::string& name, const Shape& shape) -> const T* {
+    const auto array = py::cast<Array<T>>(py::object(given[name.c_str()]));
+    if (!has_shape(array, shape)) refuse_value(name.c_str(), text(shape), shape_text(array));
+    return array.data();
+  });
 }
+
+// Places for the gradients, which have to be usable as they are.
+template <class T>
+std::vector<LayerGradients<T>> find_gradients(const Spec& spec, bool bias, const py::dict& given) {
+  return by_name<T, LayerGradients<T>>(spec, bias, [&](const std::string& name, const Shape& shape) -> T* {
+    const auto argument = [&] { return "accumulate_into: " + name; };
+    if (!given.contains(name.c_str())) refuse_value(argument().c_str(), "an array", "nothing of this name");
+    const py::object value = given[name.c_str()];
+    const auto expected = [&] {
+      return "a writable C-contiguous array of " + std::string(py::str(py::dtype::of<T>())) + " and shape " +
+             text(shape);
+    };
+    if (!py::isinstance<Array<T>>(value)) {
+      const bool array = py::isinstance<py::array>(value);
+      refuse_type(argument().c_str(), expected(),
+                  array ? "an array of " + std::string(py::str(py::array(value).dtype())) +
+                              ((py::array(value).flags() & py::array::c_style) ? "" : " that is not contiguous")
+                        : type_name(value));
+    }
+    auto array = py::reinterpret_borrow<Array<T>>(value);
+    if (!has_shape(array, shape)) refuse_value(argument().c_str(), expected(), "shape " + shape_text(array));
+    if (!array.writeable()) refuse_value(argument().c_str(), expected(), "a read-only array");
+    return array.mutable_data();
+  });
+}
+
+// A tape with what keeps it alive: the network whose weights it was made with, its memory, and the caller's x, of which it
+// holds no copy.
+template <class T>
+class TypedTape final : public BoundTape {
+ public:
+  TypedTape(std::shared_ptr<const Network<T>> network, const Call<T>& call, const TapeOptions& options,
+            std::shared_ptr<WorkspacePool> pool, bool batch_first)
+      : network(std::move(network)),
+        x(call.x),
+        sequence(call.sequence),
+        unbatched(call.unbatched),
+        batch_first(batch_first),
+        pool_(std::move(pool)),
+        memory_(pool_->borrow()),
+        tape(this->network->spec(), call.sequence, options, *memory_) {}
+  ~TypedTape() override { pool_->give_back(std::move(memory_)); }
+
+  Index bytes() const override { return tape.bytes(); }
+
+  const std::shared_ptr<const Network<T>> network;
+  const py::object x;
+  const Sequence<T> sequence;  // x and its strides; the results are the caller's
+  const bool unbatched, batch_first;
+
+ private:
+  std::shared_ptr<WorkspacePool> pool_;
+  std::unique_ptr<Workspace> memory_;
+
+ public:
+  Tape<T> tape;
+};
 
 template <class T>
 class TypedNetwork;
@@ -248,7 +161,7 @@ class TypedStream final : public BoundStream {
 
   void set_state(py::handle state) override {
     if (state.is_none()) return reset(state);
-    const auto [h, c] = state_arguments<T>(spec(), state, batch_, false);
+    const auto [h, c] = state_arguments<T>("state", spec(), state, batch_, false);
     const Turn turn(*this);
     assign(h, h_);
     if (is_lstm(spec().cell)) assign(c, c_);
@@ -327,7 +240,8 @@ template <class T>
 class TypedNetwork final : public BoundNetwork {
  public:
   TypedNetwork(const Spec& spec, bool bias, const py::dict& parameters)
-      : arrays_(parameters.attr("copy")()),
+      : bias_(bias),
+        arrays_(parameters.attr("copy")()),
         parameters_(find_parameters<T>(spec, bias, arrays_)),
         network_(std::make_shared<const Network<T>>(spec, parameters_, active_table())),
         step_work_(TypedStream<T>::multiply_adds(spec)) {}
@@ -343,6 +257,77 @@ class TypedNetwork final : public BoundNetwork {
       run(call.sequence);
     }
     return results(call);
+  }
+
+  py::tuple record(py::handle x, py::handle state, py::handle lengths, bool batch_first,
+                   const TapeOptions& options) override {
+    Call<T> call = check_call<T>(network_->spec(), x, state, lengths, py::none(), batch_first);
+    auto tape = std::make_unique<TypedTape<T>>(network_, call, options, tape_pool_, batch_first);
+    {
+      const py::gil_scoped_release release;
+      std::unique_ptr<Workspace> workspace = pool_.borrow();
+      network_->forward(call.sequence, *workspace, tape->tape, parameters_);
+      pool_.give_back(std::move(workspace));
+    }
+    const py::tuple pair = results(call);
+    return py::make_tuple(pair[0], pair[1], std::unique_ptr<BoundTape>(std::move(tape)));
+  }
+
+  py::tuple backward(const BoundTape& any_tape, py::handle d_output, py::handle d_state_n, const py::dict& gradients,
+                     bool accumulate, bool input_gradient) override {
+    const auto* recorded = dynamic_cast<const TypedTape<T>*>(&any_tape);
+    if (!recorded || !(recorded->network->spec() == network_->spec()))
+      refuse_value("tape", "one that this module's forward returned", "one of another module");
+    const Tape<T>& tape = recorded->tape;
+    const Spec& spec = network_->spec();
+    BackwardCall<T> call;
+    const auto strides = [&](const py::array& array, Index& step, Index& row) {
+      const bool swapped = !recorded->unbatched && recorded->batch_first;
+      step = in_values<T>(array.strides(swapped ? 1 : 0));
+      row = recorded->unbatched ? 0 : in_values<T>(array.strides(swapped ? 0 : 1));
+    };
+    const auto shape = [&](Index width) {
+      if (recorded->unbatched) return Shape{tape.steps, width};
+      return recorded->batch_first ? Shape{tape.batch, tape.steps, width} : Shape{tape.steps, tape.batch, width};
+    };
+    py::array d_y;
+    if (!d_output.is_none()) {
+      d_y = float_array("d_output", d_output);
+      if (!has_shape(d_y, shape(spec.output_size())))
+        refuse_value("d_output", text(shape(spec.output_size())), shape_text(d_y));
+      if (!usable_in_place<T>(d_y)) d_y = contiguous<T>(d_y);
+      call.d_y = values<T>(d_y);
+      strides(d_y, call.d_y_step, call.d_y_row);
+    }
+    const auto [d_h_n, d_c_n] = state_arguments<T>("d_state_n", spec, d_state_n, tape.batch, recorded->unbatched);
+    call.d_h_n = values<T>(d_h_n);
+    call.d_c_n = values<T>(d_c_n);
+    call.gradients = find_gradients<T>(spec, bias_, gradients);
+    call.accumulate = accumulate;
+    call.x = recorded->sequence.x;
+    call.x_step = recorded->sequence.x_step;
+    call.x_row = recorded->sequence.x_row;
+
+    py::object d_x = py::none(), d_c_0;
+    if (input_gradient) {
+      const py::array array = new_array<T>(shape(spec.input_size));
+      call.d_x = values<T>(array);
+      strides(array, call.d_x_step, call.d_x_row);
+      d_x = array;
+    }
+    const py::object d_h_0 = new_array<T>(state_shape(spec, tape.batch, recorded->unbatched, spec.state_size()));
+    call.d_h_0 = values<T>(d_h_0);
+    if (is_lstm(spec.cell)) {
+      d_c_0 = new_array<T>(state_shape(spec, tape.batch, recorded->unbatched, spec.hidden_size));
+      call.d_c_0 = values<T>(d_c_0);
+    }
+    {
+      const py::gil_scoped_release release;
+      std::unique_ptr<Workspace> workspace = pool_.borrow();
+      recorded->network->backward(tape, call, *workspace);
+      pool_.give_back(std::move(workspace));
+    }
+    return py::make_tuple(d_x, d_c_0 ? py::make_tuple(d_h_0, d_c_0) : d_h_0);
   }
 
   py::tuple reference(py::handle x, py::handle state, py::handle lengths, bool batch_first) override {
@@ -366,11 +351,13 @@ class TypedNetwork final : public BoundNetwork {
     pool_.give_back(std::move(workspace));
   }
 
+  const bool bias_;
   py::dict arrays_;  // keeps the memory of parameters_ alive, for the reference
   Parameters<T> parameters_;
   std::shared_ptr<const Network<T>> network_;
   double step_work_;
-  WorkspacePool pool_;
+  WorkspacePool pool_{64 << 20};
+  std::shared_ptr<WorkspacePool> tape_pool_ = std::make_shared<WorkspacePool>(Index(1) << 30);
 };
 
 }  // namespace

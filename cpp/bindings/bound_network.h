@@ -7,6 +7,7 @@
 #include <memory>
 #include <string>
 
+#include "bound_tape.h"
 #include "gatedrnn/network.h"
 
 namespace gatedrnn::bindings {
@@ -27,6 +28,12 @@ class BoundNetwork {
  public:
   virtual ~BoundNetwork() = default;
   virtual py::tuple forward(py::handle x, py::handle state, py::handle lengths, py::handle out, bool batch_first) = 0;
+  // For training: (output, final state, tape).
+  virtual py::tuple record(py::handle x, py::handle state, py::handle lengths, bool batch_first,
+                           const TapeOptions& options) = 0;
+  // (d_x or None, d_state); the gradients of the parameters go into the arrays of `gradients`.
+  virtual py::tuple backward(const BoundTape& tape, py::handle d_output, py::handle d_state_n,
+                             const py::dict& gradients, bool accumulate, bool input_gradient) = 0;
   virtual py::tuple reference(py::handle x, py::handle state, py::handle lengths, bool batch_first) = 0;
   virtual Plan plan(Index steps, Index batch, int threads) const = 0;
   virtual std::unique_ptr<BoundStream> stream(Index batch_size) = 0;

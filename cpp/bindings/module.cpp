@@ -40,6 +40,11 @@ py::dict plan_dict(const BoundNetwork& network, Index steps, Index batch, int th
   return d;
 }
 
+py::tuple record(BoundNetwork& network, const py::object& x, const py::object& state, const py::object& lengths,
+                 bool batch_first, double dropout, std::uint64_t dropout_seed, bool recompute) {
+  return network.record(x, state, lengths, batch_first, {{dropout, dropout_seed}, recompute});
+}
+
 void set_threads(int count) {
   if (count < 1) refuse_value("n", "at least 1", std::to_string(count));
   set_num_threads(count);
@@ -67,12 +72,18 @@ PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
       .def("reset", &BoundStream::reset, py::arg("rows") = py::none())
       .def_property_readonly("batch_size", &BoundStream::batch_size);
 
+  py::class_<BoundTape>(m, "Tape").def_property_readonly("nbytes", &BoundTape::bytes);
+
   py::class_<BoundNetwork>(m, "Network")
       .def(py::init(&make_network), py::arg("cell"), py::arg("parameters"), py::kw_only(), py::arg("input_size"),
            py::arg("hidden_size"), py::arg("num_layers"), py::arg("bidirectional"), py::arg("bias"),
            py::arg("proj_size"), py::arg("dtype"))
       .def("__call__", &BoundNetwork::forward, py::arg("x"), py::arg("state"), py::arg("lengths"), py::arg("out"),
            py::arg("batch_first"))
+      .def("record", &record, py::arg("x"), py::arg("state"), py::arg("lengths"), py::arg("batch_first"),
+           py::arg("dropout"), py::arg("dropout_seed"), py::arg("recompute"))
+      .def("backward", &BoundNetwork::backward, py::arg("tape"), py::arg("d_output"), py::arg("d_state_n"),
+           py::arg("gradients"), py::arg("accumulate"), py::arg("input_gradient"))
       .def("reference", &BoundNetwork::reference, py::arg("x"), py::arg("state"), py::arg("lengths"),
            py::arg("batch_first"))
       .def("plan", &plan_dict, py::arg("steps"), py::arg("batch"), py::arg("threads"))

@@ -69,8 +69,7 @@ struct BackLstm {
     p.store_d_z(2, d.g);
     p.store_d_z(3, d.o);
     p.store(p.a.d_c, d.c);
-    if (p.a.operand_of_weights)
-      p.store_operand_of_weights(S::mul(kept.o, cells::Activations<S>::tanh(kept.c)));
+    if (p.a.operand_of_weights) p.store_operand_of_weights(S::mul(kept.o, cells::Activations<S>::tanh(kept.c)));
   }
 
   static GATEDRNN_INLINE typename S::V weight(const BackPlace<S>& p, int gate) {

@@ -9,16 +9,24 @@ namespace gatedrnn::GATEDRNN_ISA {
 // R columns of d by V vectors of x, whose sums stay in registers.
 template <class S, int R, int V>
 void outer_tile(const OuterArgs<typename S::T>& a, Index column) {
+  using T = typename S::T;
   typename S::V acc[R][V];
-  typename S::T* sums = a.sums + column * V * S::lanes;
+  T* sums = a.sums + column * a.sums_stride;
+  const Index rows = a.columns - column;
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
-    for (int v = 0; v < V; ++v) acc[r][v] = S::load(sums + (r * V + v) * S::lanes);
+    for (int v = 0; v < V; ++v)
+      acc[r][v] = a.from_zero || r >= rows
+                      ? S::set(0)
+                      : load_first<S>(sums + r * a.sums_stride + v * S::lanes, a.width - v * S::lanes);
+  // The next tile's sums, which otherwise come from afar when they are wanted at once.
+  for (int r = R; r < 2 * R && r < rows; ++r)
+    for (int v = 0; v < V; ++v) __builtin_prefetch(sums + r * a.sums_stride + v * S::lanes, 1, 3);
 
-  const typename S::T *d = a.d + column, *x = a.x;
+  const T *d = a.d + column / kOuterColumns * a.count * kOuterColumns + column % kOuterColumns, *x = a.x;
 #pragma GCC unroll 2
-  for (Index n = 0; n < a.count; ++n, d += a.d_stride, x += V * S::lanes) {
+  for (Index n = 0; n < a.count; ++n, d += kOuterColumns, x += V * S::lanes) {
     typename S::V xv[V];
 #pragma GCC unroll 8
     for (int v = 0; v < V; ++v) xv[v] = S::load(x + v * S::lanes);
@@ -31,9 +39,12 @@ void outer_tile(const OuterArgs<typename S::T>& a, Index column) {
   }
 
 #pragma GCC unroll 8
-  for (int r = 0; r < R; ++r)
+  for (int r = 0; r < R; ++r) {
+    if (r >= rows) break;
 #pragma GCC unroll 8
-    for (int v = 0; v < V; ++v) S::store(sums + (r * V + v) * S::lanes, acc[r][v]);
+    for (int v = 0; v < V; ++v)
+      store_first<S>(sums + r * a.sums_stride + v * S::lanes, acc[r][v], a.width - v * S::lanes);
+  }
 }
 
 template <class S, int V>
@@ -49,6 +60,24 @@ void outer(const OuterArgs<typename S::T>& a) noexcept {
     case 1: return outer_columns<S, 1>(a);
     case 2: return outer_columns<S, 2>(a);
     case 3: return outer_columns<S, 3>(a);
+  }
+}
+
+template <class S>
+void pack_rows(const PackRowsArgs<typename S::T>& a) noexcept {
+  typename S::T* to = a.to;
+  for (Index n = 0; n < a.count; ++n)
+    for (int v = 0; v < a.vectors; ++v, to += S::lanes)
+      S::store(to, load_first<S>(a.rows[n] + a.first + v * S::lanes, a.width - v * S::lanes));
+}
+
+template <class S>
+void pack_columns(const PackColumnsArgs<typename S::T>& a) noexcept {
+  typename S::T* to = a.to;
+  for (Index group = 0; group < a.groups; ++group) {
+    const typename S::T* from = a.from + group * kOuterColumns;
+    for (Index n = 0; n < a.count; ++n, from += a.stride, to += kOuterColumns)
+      __builtin_memcpy(to, from, kOuterColumns * sizeof(typename S::T));
   }
 }
 

@@ -35,6 +35,8 @@ constexpr Kernels<T> kernels() {
           {back_step<S, BackStage::lstm>, back_step<S, BackStage::lstm_peephole>, back_step<S, BackStage::gru>,
            back_step<S, BackStage::gru_before_candidate>, back_step<S, BackStage::gru_before_reset>,
            back_step<S, BackStage::rnn_tanh>, back_step<S, BackStage::rnn_relu>, back_step<S, BackStage::linear>},
+          pack_rows<S>,
+          pack_columns<S>,
           outer<S>,
           sum_columns<S>,
           map<S, cells::Activations<S>::sigmoid>,

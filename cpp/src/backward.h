@@ -21,7 +21,9 @@ class BackwardRun : private Run<T> {
 
  public:
   BackwardRun(const Network<T>& network, const Tape<T>& tape, const BackwardCall<T>& call, const Plan& plan)
-      : Base(network, plan, tape.batch, {tape.rows.data(), tape.lengths.data(), tape.steps}), tape_(tape), call_(call) {}
+      : Base(network, plan, tape.batch, {tape.rows.data(), tape.lengths.data(), tape.steps}),
+        tape_(tape),
+        call_(call) {}
 
   void carve(Arena& arena) {
     const Index pairs = tape_.most_block_rows(), threads = plan_.threads();
@@ -35,12 +37,10 @@ class BackwardRun : private Run<T> {
     for (T*& between : between_)
       between = arena.take<T>(spec_.num_layers > 1 ? tape_.steps * batch_ * spec_.output_size() : 0);
     lists_ = arena.take<const T*>(threads * kLists * std::max(pairs, this->most_rows()));
-    packed_ = arena.take<T>(threads * kSlice * kOuterVectors * lanes());
+    packed_x_ = arena.take<T>(threads * packed_x_size());
+    packed_d_ = arena.take<T>(threads * kSlice * kChunk * kOuterColumns);
+    column_sums_ = arena.take<T>(column_sum_count() * slot());
     input_products_ = arena.take<T>(threads * panel_count(widest_input()) * input_products_stride());
-    Index sums = 0;
-    for (Index layer = 0; layer < std::min<Index>(2, spec_.num_layers); ++layer)
-      sums = std::max(sums, sums_size(layer));
-    sums_ = arena.take<T>(sums);
     const Index state = this->most_rows() * network_.state_stride();
     const Index panels = panel_count(std::max(spec_.hidden_size, spec_.state_size()));
     this->carve_groups(arena, recomputing(), [&](Group<T>& group) {
@@ -66,8 +66,10 @@ class BackwardRun : private Run<T> {
   using Base::batch_, Base::everyone_, Base::network_, Base::order_, Base::plan_, Base::spec_;
   using Base::length, Base::meet, Base::rank, Base::row_count, Base::running, Base::state_at, Base::time;
 
-  static constexpr Index kSlice = 128;       // pairs whose inputs stay in the first-level cache for all columns
-  static constexpr Index kInputRows = 192;   // pairs whose inputs' gradients are computed together
+  static constexpr Index kSlice = 128;  // pairs that are packed and multiplied together for the gradients of weights
+  static constexpr Index kChunk = 32;   // groups of columns of the left side that are packed at a time
+  static constexpr Index kInputRows = 192;  // pairs whose inputs' gradients are computed together
+  static constexpr Index kPeepholes = 3;
   static constexpr int kLists = 3;
 
   // What the recurrence of one block leaves, a row for each (step, rank) pair. Two of them, in turns: threads that are done
@@ -79,14 +81,13 @@ class BackwardRun : private Run<T> {
     Index begin = 0, end = 0;         // steps
   };
 
-  // One matrix of weights: sum over pairs of (a slot of the left side) x (a row of the right side).
+  // One matrix of weights: its gradient is the sum over pairs of (a slot of the left side) x (a row of the right side).
   struct WeightSum {
     bool left_is_d_h;
     Index first_slot, slots, columns, depth;
     const T* const* right;
-    T* sums;               // [part][slot][column][vectors of the part][lanes]
-    T* gradient;           // [gate][column][depth]
-    const int* gates;      // of each slot
+    T* gradient;       // [gate][column][depth]
+    const int* gates;  // of each slot
   };
 
   struct Strided {
@@ -104,6 +105,13 @@ class BackwardRun : private Run<T> {
   // A line more than the values, so that what reads on to a multiple of kOuterColumns stays in the row.
   Index d_z_stride() const { return odd_lines(gradient_slots(spec_.cell) * slot()); }
   Index d_h_stride() const { return odd_lines(spec_.state_size()); }
+  Index packed_x_size() const {
+    return kSlice * round_up(std::max({widest_input(), spec_.hidden_size, spec_.state_size()}), lanes());
+  }
+  // Of every slot, and of the peepholes.
+  Index column_sum_count() const {
+    return gradient_slots(spec_.cell) + (spec_.cell == Cell::lstm_peephole ? kPeepholes : 0);
+  }
   Index panel_count(Index units) const { return ceil_div(units, kBackVectors * lanes()); }
   Index products_stride() const { return odd_lines(this->most_rows() * kBackVectors * lanes()); }
   Index input_products_stride() const { return odd_lines(kInputRows * kBackVectors * lanes()); }
@@ -116,10 +124,12 @@ class BackwardRun : private Run<T> {
   }
 
   // ---- Where things are --------------------------------------------------------------------------------------------------
-  Rows<const T> dense(const T* data) const { return {data, batch_ * spec_.output_size(), spec_.output_size(), nullptr}; }
+  Rows<const T> dense(const T* data) const {
+    return {data, batch_ * spec_.output_size(), spec_.output_size(), nullptr};
+  }
   Rows<const T> input_of(Index layer) const {
     if (layer == 0) return {call_.x, call_.x_step, call_.x_row, order_.rows};
-    return dense((tape_.inputs.empty() ? tape_.outputs : tape_.inputs)[layer - 1].data());
+    return dense((tape_.inputs.empty() ? tape_.outputs : tape_.inputs)[layer - 1]);
   }
   // The gradients of a layer's output, and of its input.
   Rows<const T> d_output_of(Index layer) const {
@@ -131,13 +141,13 @@ class BackwardRun : private Run<T> {
     return {between_[(layer - 1) % 2], batch_ * spec_.output_size(), spec_.output_size(), nullptr};
   }
   const T* kept(const Share& share, const Block& block, Index step) const {
-    const T* base = recomputing() ? kept_ - block.begin * batch_ * tape_.kept_width() : tape_.kept[this->track(share)].data();
+    const T* base = recomputing() ? kept_ - block.begin * batch_ * tape_.kept_width() : tape_.kept[this->track(share)];
     return base + step * batch_ * tape_.kept_width();
   }
   // The LSTM's c before a step, of rank 0.
   Strided c_before(const Share& share, const Block& block, Index step) const {
     const Index H = spec_.hidden_size;
-    const T* checkpoints = tape_.c[this->track(share)].data();
+    const T* checkpoints = tape_.c[this->track(share)];
     if (recomputing() && step == block.begin) {
       const auto at = std::lower_bound(tape_.blocks.begin(), tape_.blocks.end(), step) - tape_.blocks.begin();
       return {checkpoints + at * batch_ * H, H};
@@ -147,11 +157,11 @@ class BackwardRun : private Run<T> {
   }
   const T* h_before(const Share& share, Index step, Index i) const {
     const Index P = spec_.state_size(), r = rank(share, i);
-    if (step == 0) return tape_.h_0.data() + (this->track(share) * batch_ + r) * P;
-    return dense(tape_.outputs[share.layer].data()).at(time(share, step - 1, i), r) + share.direction * P;
+    if (step == 0) return tape_.h_0 + (this->track(share) * batch_ + r) * P;
+    return dense(tape_.outputs[share.layer]).at(time(share, step - 1, i), r) + share.direction * P;
   }
   const T* h_of(const Share& share, Index step, Index i) const {
-    return dense(tape_.outputs[share.layer].data()).at(time(share, step, i), rank(share, i)) +
+    return dense(tape_.outputs[share.layer]).at(time(share, step, i), rank(share, i)) +
            share.direction * spec_.state_size();
   }
 
@@ -160,8 +170,8 @@ class BackwardRun : private Run<T> {
     const FlushDenormals flush;
     for (Index layer = spec_.num_layers - 1; layer >= 0; --layer) {
       for (Index direction = 0; direction < spec_.directions; ++direction)
-        run_direction({thread, this->units_of(thread), this->row_group_of(thread), this->group_of(thread), layer,
-                       direction});
+        run_direction(
+            {thread, this->units_of(thread), this->row_group_of(thread), this->group_of(thread), layer, direction});
       if (layer > 0 && !tape_.masks.empty()) {
         undrop(thread, layer - 1);
         everyone_.wait();
@@ -171,8 +181,6 @@ class BackwardRun : private Run<T> {
   }
 
   void run_direction(const Share& share) {
-    const std::array<WeightSum, 4> weights = weight_sums(share);
-    clear_sums(share, weights);
     if (share.units == 0) load_state(share);
     meet(share);
     Index* offsets = offsets_ + share.thread * (tape_.most_block_steps() + 1);
@@ -191,12 +199,13 @@ class BackwardRun : private Run<T> {
       }
       everyone_.wait();
       list_operands(share, block);
-      add_to_sums(share, block, offsets, pairs, weights);
+      add_to_gradients(share, block, offsets, pairs, b + 2 == static_cast<Index>(tape_.blocks.size()));
       if (d_input_of(share.layer).data) input_gradients(share, block, pairs);
       if (recomputing()) everyone_.wait();  // the kept values are needed no more
     }
     initial_state_gradients(share, next);
-    unpack_sums(share, weights);
+    if (!next) clear_gradients(share);
+    deliver_column_sums(share);
     everyone_.wait();
   }
 
@@ -393,84 +402,22 @@ class BackwardRun : private Run<T> {
   std::array<WeightSum, 4> weight_sums(const Share& share) const {
     static constexpr int in_order[] = {0, 1, 2, 3}, candidate_first[] = {2, 0, 1}, candidate[] = {2};
     const Index H = spec_.hidden_size, P = spec_.state_size(), I = spec_.layer_input_size(share.layer);
-    const LayerGradients<T> none, &to = call_.gradients.empty() ? none : call_.gradients[this->track(share)];
-    const T* const *x = list(share.thread, 0), *const *h = list(share.thread, 1), *const *operand = list(share.thread, 2);
+    const LayerGradients<T>& to = call_.gradients[this->track(share)];
+    const T *const *x = list(share.thread, 0), *const *h = list(share.thread, 1),
+                   *const *operand = list(share.thread, 2);
     const bool reset_after = spec_.cell == Cell::gru, reset_before = spec_.cell == Cell::gru_reset_before;
     const Index gates = gate_count(spec_.cell);
-    std::array<WeightSum, 4> sums = {{
-        {false, 0, gates, H, I, x, nullptr, to.weight_ih, reset_after ? candidate_first : in_order},
-        {false, reset_after ? 1 : 0, reset_before ? 2 : gates, H, P, h, nullptr, to.weight_hh, in_order},
-        {false, 2, reset_before ? 1 : 0, H, P, operand, nullptr, to.weight_hh, candidate},
-        {true, 0, spec_.proj_size > 0 ? 1 : 0, P, H, operand, nullptr, to.weight_hr, in_order},
+    return {{
+        {false, 0, gates, H, I, x, to.weight_ih, reset_after ? candidate_first : in_order},
+        {false, reset_after ? 1 : 0, reset_before ? 2 : gates, H, P, h, to.weight_hh, in_order},
+        {false, 2, reset_before ? 1 : 0, H, P, operand, to.weight_hh, candidate},
+        {true, 0, spec_.proj_size > 0 ? 1 : 0, P, H, operand, to.weight_hr, in_order},
     }};
-    T* at = sums_;
-    for (WeightSum& sum : sums) {
-      sum.sums = at;
-      at += sum_size(sum);
-    }
-    return sums;
-  }
-  Index column_stride(const WeightSum& sum) const { return round_up(sum.columns, kOuterColumns); }
-  Index vectors_of(const WeightSum& sum) const { return ceil_div(sum.depth, lanes()); }
-  Index parts_of(const WeightSum& sum) const { return ceil_div(vectors_of(sum), kOuterVectors); }
-  Index sum_size(const WeightSum& sum) const { return sum.slots * column_stride(sum) * vectors_of(sum) * lanes(); }
-
-  // Behind the matrices: the columns' sums of every slot, then the peepholes'.
-  Index sums_size(Index layer) const {
-    Group<T> nobody;
-    Index size = 0;
-    for (const WeightSum& sum : weight_sums({0, 0, 0, nobody, layer, 0})) size += sum_size(sum);
-    return size + (gradient_slots(spec_.cell) + kPeepholes) * slot();
-  }
-  static constexpr Index kPeepholes = 3;
-  T* column_sums(const std::array<WeightSum, 4>& weights) const {
-    return weights.back().sums + sum_size(weights.back());
   }
 
-  // A thread's sums: `matrix(sum, part, first_slot, last_slot)` for parts of matrices, `column(slot)` for the sums of columns,
-  // numbered on for the peepholes.
-  template <class Matrix, class Column>
-  void for_each_sum(const Share& share, const std::array<WeightSum, 4>& weights, Matrix&& matrix, Column&& column) const {
-    Index total = 0;
-    for (const WeightSum& sum : weights) total += parts_of(sum) * sum.slots;
-    const Index columns = gradient_slots(spec_.cell) + (spec_.cell == Cell::lstm_peephole ? kPeepholes : 0);
-    const auto bounds = [&](Index count) {
-      return std::pair(count * share.thread / plan_.threads(), count * (share.thread + 1) / plan_.threads());
-    };
-    const auto [first, last] = bounds(total);
-    Index at = 0;
-    for (const WeightSum& sum : weights)
-      for (Index part = 0; part < parts_of(sum); ++part, at += sum.slots) {
-        const Index begin = std::clamp<Index>(first - at, 0, sum.slots), end = std::clamp<Index>(last - at, 0, sum.slots);
-        if (begin < end) matrix(sum, part, begin, end);
-      }
-    const auto [first_column, last_column] = bounds(columns);
-    for (Index c = first_column; c < last_column; ++c) column(c);
-  }
-
-  // One part of a matrix: the vectors of the right side that it covers.
-  struct Part {
-    Index first, count;  // values
-    int vectors;
-    T* sums;
-    Index slot_size;
-  };
-  Part part_of(const WeightSum& sum, Index part) const {
-    const Index vectors = vectors_of(sum), parts = parts_of(sum);
-    const Index first = vectors * part / parts, last = vectors * (part + 1) / parts;
-    const Index width = (last - first) * lanes();
-    return {first * lanes(), std::min(width, sum.depth - first * lanes()), static_cast<int>(last - first),
-            sum.sums + first * lanes() * sum.slots * column_stride(sum), column_stride(sum) * width};
-  }
-
-  void clear_sums(const Share& share, const std::array<WeightSum, 4>& weights) const {
-    for_each_sum(
-        share, weights,
-        [&](const WeightSum& sum, Index p, Index begin, Index end) {
-          const Part part = part_of(sum, p);
-          std::fill_n(part.sums + begin * part.slot_size, (end - begin) * part.slot_size, T(0));
-        },
-        [&](Index c) { std::fill_n(column_sums(weights) + c * slot(), slot(), T(0)); });
+  // This thread's part of `count` things.
+  std::pair<Index, Index> part_of(const Share& share, Index count) const {
+    return {count * share.thread / plan_.threads(), count * (share.thread + 1) / plan_.threads()};
   }
 
   // The rows of the right sides, for each pair of the block.
@@ -482,45 +429,66 @@ class BackwardRun : private Run<T> {
       for (Index r = 0, count = running_ranks(step); r < count; ++r, ++pair) {
         const Index t = share.direction == 0 ? step : order_.length(r) - 1 - step;
         x[pair] = in.at(t, r);
-        h[pair] = step == 0 ? tape_.h_0.data() + (this->track(share) * batch_ + r) * spec_.state_size()
-                            : dense(tape_.outputs[share.layer].data()).at(share.direction == 0 ? t - 1 : t + 1, r) +
+        h[pair] = step == 0 ? tape_.h_0 + (this->track(share) * batch_ + r) * spec_.state_size()
+                            : dense(tape_.outputs[share.layer]).at(share.direction == 0 ? t - 1 : t + 1, r) +
                                   share.direction * spec_.state_size();
         operand[pair] = block.operand_of_weights + pair * slot();
       }
   }
 
-  void add_to_sums(const Share& share, const Block& block, const Index* offsets, Index pairs,
-                   const std::array<WeightSum, 4>& weights) const {
-    for_each_sum(
-        share, weights,
-        [&](const WeightSum& sum, Index p, Index begin, Index end) { add_products(share, block, pairs, sum, p, begin, end); },
-        [&](Index c) {
-          T* sums = column_sums(weights) + c * slot();
-          const Index slots = gradient_slots(spec_.cell);
-          if (c < slots)
-            network_.kernels().sum_columns(
-                {pairs, spec_.hidden_size, block.d_z + c * slot(), nullptr, d_z_stride(), 0, sums});
-          else
-            add_peephole(share, block, offsets, static_cast<int>(c - slots), sums);
-        });
+  void add_to_gradients(const Share& share, const Block& block, const Index* offsets, Index pairs,
+                        bool first_block) const {
+    for (const WeightSum& sum : weight_sums(share)) add_products(share, block, pairs, sum, first_block);
+    const auto [begin, end] = part_of(share, column_sum_count());
+    for (Index c = begin; c < end; ++c) {
+      T* sums = column_sums_ + c * slot();
+      if (first_block) std::fill_n(sums, slot(), T(0));
+      const Index slots = gradient_slots(spec_.cell);
+      if (c < slots)
+        network_.kernels().sum_columns(
+            {pairs, spec_.hidden_size, block.d_z + c * slot(), nullptr, d_z_stride(), 0, sums});
+      else
+        add_peephole(share, block, offsets, static_cast<int>(c - slots), sums);
+    }
   }
 
-  void add_products(const Share& share, const Block& block, Index pairs, const WeightSum& sum, Index p, Index begin,
-                    Index end) const {
-    const Part part = part_of(sum, p);
-    const Index width = part.vectors * lanes();
-    T* packed = packed_ + share.thread * kSlice * kOuterVectors * lanes();
+  // For one matrix the products of all pairs, a slice of them at a time, for this thread's columns of the left side.
+  void add_products(const Share& share, const Block& block, Index pairs, const WeightSum& sum, bool first_block) const {
+    const Index groups = ceil_div(sum.columns, kOuterColumns);  // of a slot
+    const auto [begin, end] = part_of(share, sum.slots * groups);
+    if (begin == end) return;
+    T* packed_x = packed_x_ + share.thread * packed_x_size();
+    T* packed_d = packed_d_ + share.thread * kSlice * kChunk * kOuterColumns;
     const T* left = sum.left_is_d_h ? block.d_h : block.d_z + sum.first_slot * slot();
     const Index left_stride = sum.left_is_d_h ? d_h_stride() : d_z_stride();
     for (Index first = 0; first < pairs; first += kSlice) {
       const Index count = std::min(kSlice, pairs - first);
-      for (Index n = 0; n < count; ++n) {
-        std::copy_n(sum.right[first + n] + part.first, part.count, packed + n * width);
-        std::fill_n(packed + n * width + part.count, width - part.count, T(0));
+      for_each_part(sum, [&](Index at, Index width, int vectors) {
+        network_.kernels().pack_rows({sum.right + first, count, at, width, vectors, packed_x + at * count});
+      });
+      for (Index group = begin; group < end;) {
+        const Index s = group / groups, column = group % groups * kOuterColumns;
+        const Index chunk = std::min({kChunk, groups - group % groups, end - group});
+        network_.kernels().pack_columns(
+            {left + first * left_stride + s * slot() + column, left_stride, count, chunk, packed_d});
+        const Index columns = std::min(chunk * kOuterColumns, sum.columns - column);
+        T* gradient = sum.gradient + (sum.gates[s] * sum.columns + column) * sum.depth;
+        for_each_part(sum, [&](Index at, Index width, int vectors) {
+          network_.kernels().outer({count, columns, width, packed_d, packed_x + at * count, vectors, gradient + at,
+                                    sum.depth, first_block && first == 0 && !call_.accumulate});
+        });
+        group += chunk;
       }
-      for (Index s = begin; s < end; ++s)
-        network_.kernels().outer({count, left + first * left_stride + s * slot(), left_stride, sum.columns, packed,
-                                  part.vectors, part.sums + s * part.slot_size});
+    }
+  }
+
+  // The right side's values in parts that differ by at most a vector: `part(first value, values, vectors)`.
+  template <class Part>
+  void for_each_part(const WeightSum& sum, Part&& part) const {
+    const Index vectors = ceil_div(sum.depth, lanes()), parts = ceil_div(vectors, kOuterVectors);
+    for (Index p = 0; p < parts; ++p) {
+      const Index first = vectors * p / parts, last = vectors * (p + 1) / parts;
+      part(first * lanes(), std::min(last * lanes(), sum.depth) - first * lanes(), static_cast<int>(last - first));
     }
   }
 
@@ -537,31 +505,40 @@ class BackwardRun : private Run<T> {
     }
   }
 
-  void unpack_sums(const Share& share, const std::array<WeightSum, 4>& weights) const {
+  // The sums of columns to the biases and peepholes.
+  void deliver_column_sums(const Share& share) const {
     const LayerGradients<T>& to = call_.gradients[this->track(share)];
-    const auto deliver = [&](const T* from, Index count, T* gradient) {
-      if (!gradient) return;
-      for (Index i = 0; i < count; ++i) gradient[i] = call_.accumulate ? gradient[i] + from[i] : from[i];
-    };
-    for_each_sum(
-        share, weights,
-        [&](const WeightSum& sum, Index p, Index begin, Index end) {
-          const Part part = part_of(sum, p);
-          for (Index s = begin; s < end; ++s)
-            for (Index column = 0; column < sum.columns; ++column)
-              deliver(part.sums + s * part.slot_size + column * part.vectors * lanes(), part.count,
-                      sum.gradient + (sum.gates[s] * sum.columns + column) * sum.depth + part.first);
-        },
-        [&](Index c) {
-          const T* sums = column_sums(weights) + c * slot();
-          const Index H = spec_.hidden_size, slots = gradient_slots(spec_.cell);
-          if (c >= slots) return deliver(sums, H, to.peephole[c - slots]);
-          // The reset-after GRU's slots are n_x, r, z, n_h.
-          const bool reset_after = spec_.cell == Cell::gru;
-          const Index gate = !reset_after ? c : c == 0 || c == 3 ? 2 : c - 1;
-          if (to.bias_ih && !(reset_after && c == 3)) deliver(sums, H, to.bias_ih + gate * H);
-          if (to.bias_hh && !(reset_after && c == 0)) deliver(sums, H, to.bias_hh + gate * H);
-        });
+    const Index H = spec_.hidden_size, slots = gradient_slots(spec_.cell);
+    const auto [begin, end] = part_of(share, column_sum_count());
+    for (Index c = begin; c < end; ++c) {
+      const auto deliver = [&](T* gradient) {
+        if (!gradient) return;
+        const T* sums = column_sums_ + c * slot();
+        for (Index i = 0; i < H; ++i) gradient[i] = call_.accumulate ? gradient[i] + sums[i] : sums[i];
+      };
+      if (c >= slots) {
+        deliver(to.peephole[c - slots]);
+        continue;
+      }
+      // The reset-after GRU's slots are n_x, r, z, n_h.
+      const bool reset_after = spec_.cell == Cell::gru;
+      const Index gate = !reset_after ? c : c == 0 || c == 3 ? 2 : c - 1;
+      if (to.bias_ih && !(reset_after && c == 3)) deliver(to.bias_ih + gate * H);
+      if (to.bias_hh && !(reset_after && c == 0)) deliver(to.bias_hh + gate * H);
+    }
+  }
+
+  // Where no step ran there is nothing to add.
+  void clear_gradients(const Share& share) const {
+    if (!call_.accumulate)
+      for (const WeightSum& sum : weight_sums(share)) {
+        const auto [begin, end] = part_of(share, sum.slots * sum.columns * sum.depth);
+        if (sum.slots == 0) continue;
+        T* gradient = sum.gradient + *std::min_element(sum.gates, sum.gates + sum.slots) * sum.columns * sum.depth;
+        if (begin < end) std::fill(gradient + begin, gradient + end, T(0));
+      }
+    const auto [begin, end] = part_of(share, column_sum_count());
+    std::fill(column_sums_ + begin * slot(), column_sums_ + end * slot(), T(0));
   }
 
   // This thread's part of the block's pairs.
@@ -600,7 +577,7 @@ class BackwardRun : private Run<T> {
       for (Index t = 0; t < order_.length(rank); ++t) {
         const Index at = (t * batch_ + rank) * width;
         T* d = between_[layer % 2] + at;
-        const std::uint8_t* mask = tape_.masks[layer].data() + at;
+        const std::uint8_t* mask = tape_.masks[layer] + at;
         for (Index k = 0; k < width; ++k) d[k] = mask[k] ? d[k] * scale : T(0);
       }
   }
@@ -614,13 +591,14 @@ class BackwardRun : private Run<T> {
   const Tape<T>& tape_;
   const BackwardCall<T>& call_;
   Block blocks_[2];
-  Index* offsets_ = nullptr;  // [thread][steps of a block + 1]
-  T* kept_ = nullptr;         // with recomputing: of one block
-  T* between_[2] = {};        // the gradients of the layers' outputs, in turns
+  Index* offsets_ = nullptr;   // [thread][steps of a block + 1]
+  T* kept_ = nullptr;          // with recomputing: of one block
+  T* between_[2] = {};         // the gradients of the layers' outputs, in turns
   const T** lists_ = nullptr;  // [thread][kLists][pairs]
-  T* packed_ = nullptr;        // [thread][kSlice][kOuterVectors][lanes]
+  T* packed_x_ = nullptr;      // [thread][part][pair of a slice][vectors of the part][lanes]
+  T* packed_d_ = nullptr;      // [thread][group of a chunk][pair of a slice][kOuterColumns]
+  T* column_sums_ = nullptr;   // [slot or peephole][slot stride]
   T* input_products_ = nullptr;
-  T* sums_ = nullptr;
 };
 
 }  // namespace gatedrnn

@@ -40,8 +40,8 @@ class ForwardRun : private Run<T> {
     }
     const Shares shares = plan_.unit_groups > 1 || layers_meet() ? Shares::together : Shares::independent;
     return run_team(
-        plan_.threads(), shares, patience(plan_), [](void* self, int thread) { static_cast<ForwardRun*>(self)->work(thread); },
-        this);
+        plan_.threads(), shares, patience(plan_),
+        [](void* self, int thread) { static_cast<ForwardRun*>(self)->work(thread); }, this);
   }
 
  private:
@@ -68,21 +68,19 @@ class ForwardRun : private Run<T> {
   }
 
   Rows<T> caller_output() const { return {sequence_.y, sequence_.y_step, sequence_.y_row, order_.rows}; }
-  Rows<T> dense(T* data) const {
-    return {data, sequence_.batch * spec_.output_size(), spec_.output_size(), nullptr};
-  }
+  Rows<T> dense(T* data) const { return {data, sequence_.batch * spec_.output_size(), spec_.output_size(), nullptr}; }
 
   // A layer writes where the next one reads: for training into the tape. For inference in one direction that can be the same
   // memory, since a block's inputs are projected before its outputs are written; two directions take turns between the
   // caller's output and scratch.
   Rows<T> output_of(Index layer) const {
-    if (tape_) return dense(tape_->outputs[layer].data());
+    if (tape_) return dense(tape_->outputs[layer]);
     const bool last_or_in_place = (spec_.num_layers - 1 - layer) % 2 == 0 || spec_.directions == 1;
     return last_or_in_place ? caller_output() : dense(between_);
   }
   Rows<const T> input_of(Index layer) const {
     if (layer == 0) return {sequence_.x, sequence_.x_step, sequence_.x_row, order_.rows};
-    const Rows<T> rows = dropping() ? dense(tape_->inputs[layer - 1].data()) : output_of(layer - 1);
+    const Rows<T> rows = dropping() ? dense(tape_->inputs[layer - 1]) : output_of(layer - 1);
     return {rows.data, rows.step_stride, rows.row_stride, rows.order};
   }
 
@@ -95,7 +93,7 @@ class ForwardRun : private Run<T> {
     if (!tape_ || tape_->kept_width() == 0) {
       walk_to(share, passage, sequence_.steps, first_turn_, 0);
     } else if (!tape_->options.recompute) {
-      passage.kept = tape_->kept[track].data();
+      passage.kept = tape_->kept[track];
       passage.kept_width = tape_->kept_width();
       checkpoint(share, 0);
       walk_to(share, passage, sequence_.steps, first_turn_, 0);
@@ -125,7 +123,7 @@ class ForwardRun : private Run<T> {
       const Index h_at = state_at(share, i, P), c_at = state_at(share, i, H);
       T* h = share.group.h[first_turn_] + i * stride;
       Base::copy_or_clear(sequence_.h_0 ? sequence_.h_0 + h_at : nullptr, P, h);
-      if (tape_) std::copy_n(h, P, tape_->h_0.data() + (this->track(share) * sequence_.batch + rank(share, i)) * P);
+      if (tape_) std::copy_n(h, P, tape_->h_0 + (this->track(share) * sequence_.batch + rank(share, i)) * P);
       T* c = is_lstm(spec_.cell) ? share.group.c + i * stride : nullptr;
       if (c) Base::copy_or_clear(sequence_.c_0 ? sequence_.c_0 + c_at : nullptr, H, c);
       if (length(share, i) > 0) continue;
@@ -150,7 +148,7 @@ class ForwardRun : private Run<T> {
   void checkpoint(const Share& share, Index index) {
     if (!is_lstm(spec_.cell)) return;
     const Index H = spec_.hidden_size;
-    T* to = tape_->c[this->track(share)].data() + index * sequence_.batch * H;
+    T* to = tape_->c[this->track(share)] + index * sequence_.batch * H;
     this->store_units(share, network_.layer(share.layer, share.direction).stages.front(), share.group.c, 0,
                       this->running(share, tape_->blocks[index], row_count(share)),
                       [&](Index i) { return to + rank(share, i) * H; });
@@ -178,8 +176,8 @@ class ForwardRun : private Run<T> {
             static_cast<std::uint64_t>(((layer * sequence_.steps + t) * sequence_.batch + order_.row(rank)) * width);
         for (Index k = 0; k < width; ++k) {
           const bool kept = stays(place + static_cast<std::uint64_t>(k), dropout);
-          tape_->masks[layer].data()[at + k] = kept;
-          tape_->inputs[layer].data()[at + k] = kept ? tape_->outputs[layer].data()[at + k] * scale : T(0);
+          tape_->masks[layer][at + k] = kept;
+          tape_->inputs[layer][at + k] = kept ? tape_->outputs[layer][at + k] * scale : T(0);
         }
       }
   }

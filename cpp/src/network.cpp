@@ -115,8 +115,7 @@ void Network<T>::pack_for_backward(const Parameters<T>& parameters) const {
   if (back_layers_.load(std::memory_order_acquire)) return;
   auto packed = std::make_unique<BackLayers>();
   for (std::size_t i = 0; i < parameters.size(); ++i)
-    packed->push_back(
-        pack_back_layer(spec_, static_cast<Index>(i) / spec_.directions, parameters[i], kernels_.lanes));
+    packed->push_back(pack_back_layer(spec_, static_cast<Index>(i) / spec_.directions, parameters[i], kernels_.lanes));
   const BackLayers* expected = nullptr;
   if (back_layers_.compare_exchange_strong(expected, packed.get(), std::memory_order_acq_rel)) packed.release();
 }

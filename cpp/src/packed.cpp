@@ -110,7 +110,8 @@ namespace {
 
 // The transposed weights of these gates of a (gates * H, units) matrix. A slot's rows past H are zero.
 template <class T>
-PackedTransposed<T> pack_transposed(const T* matrix, Index units, Index H, const Gates& gates, Index first_slot, int lanes) {
+PackedTransposed<T> pack_transposed(const T* matrix, Index units, Index H, const Gates& gates, Index first_slot,
+                                    int lanes) {
   const Index width = kBackVectors * lanes, slot = slot_stride(H, lanes);
   PackedTransposed<T> packed;
   packed.units = units;

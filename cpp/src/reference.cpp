@@ -20,8 +20,8 @@ namespace {
 template <class T>
 struct StepRecord {
   std::vector<T> h_before, c_before, h;
-  std::vector<T> i, f, g, o, c;    // LSTM
-  std::vector<T> r, z, n, n_h;     // GRU
+  std::vector<T> i, f, g, o, c;  // LSTM
+  std::vector<T> r, z, n, n_h;   // GRU
 };
 
 template <class T>
@@ -55,7 +55,7 @@ class Reference {
   }
 
   // What run() leaves for backward.
-  std::vector<std::vector<T>> inputs;                          // by layer: [t][row][k]
+  std::vector<std::vector<T>> inputs;                                // by layer: [t][row][k]
   std::map<std::tuple<Index, Index, Index>, StepRecord<T>> records;  // by track, row and step
 
  private:
@@ -108,7 +108,7 @@ class Reference {
   }
 
   std::vector<T> lstm(const LayerParameters<T>& w, const T* x, Index I, const std::vector<T>& h, std::vector<T>& c,
-                        StepRecord<T>& record) {
+                      StepRecord<T>& record) {
     using Lstm = cells::Lstm<S>;
     const Index H = spec_.hidden_size;
     std::vector<T> next(H);
@@ -232,8 +232,8 @@ class ReferenceBackward {
   Index time(Index direction, Index step, Index b) const { return direction == 0 ? step : length(b) - 1 - step; }
 
   // The sum over the slots' units of d times weight[gate][unit][column], in that order.
-  static T column(const T* weights, Index width, const std::vector<const Vector*>& slots, const std::vector<Index>& gates,
-                  Index column) {
+  static T column(const T* weights, Index width, const std::vector<const Vector*>& slots,
+                  const std::vector<Index>& gates, Index column) {
     T sum = 0;
     for (std::size_t s = 0; s < slots.size(); ++s) {
       const Index H = static_cast<Index>(slots[s]->size());
@@ -253,8 +253,7 @@ class ReferenceBackward {
       gates.push_back(gate);
     }
     Vector result(spec_.state_size());
-    for (Index u = 0; u < spec_.state_size(); ++u)
-      result[u] = column(w.weight_hh, spec_.state_size(), slots, gates, u);
+    for (Index u = 0; u < spec_.state_size(); ++u) result[u] = column(w.weight_hh, spec_.state_size(), slots, gates, u);
     return result;
   }
 
@@ -345,7 +344,8 @@ class ReferenceBackward {
     const Index I = spec_.layer_input_size(layer);
     std::vector<const Vector*> slots;
     for (Index slot = 0; slot < gate_count(spec_.cell); ++slot) slots.push_back(&d.slots[slot]);
-    const std::vector<Index> gates = spec_.cell == Cell::gru ? std::vector<Index>{2, 0, 1} : std::vector<Index>{0, 1, 2, 3};
+    const std::vector<Index> gates =
+        spec_.cell == Cell::gru ? std::vector<Index>{2, 0, 1} : std::vector<Index>{0, 1, 2, 3};
     for (Index k = 0; k < I; ++k) {
       const T sum = column(w.weight_ih, I, slots, gates, k);
       d_x[k] = direction == 0 ? sum : d_x[k] + sum;
@@ -368,12 +368,16 @@ class ReferenceBackward {
     for (Index step = sequence_.steps - 1; step >= 0; --step)
       for (const Index b : rows)
         if (step < length(b))
-          pairs.push_back({steps_.at({step, b}), forward_.records.at({at, b, step}),
-                           &forward_.inputs[layer][(time(direction, step, b) * B + b) * spec_.layer_input_size(layer)]});
-    const auto sum = [&](auto&& term) {  // term(d, record, input row, sum) -> sum
-      T total = 0;
+          pairs.push_back(
+              {steps_.at({step, b}), forward_.records.at({at, b, step}),
+               &forward_.inputs[layer][(time(direction, step, b) * B + b) * spec_.layer_input_size(layer)]});
+    const auto sum = [&](auto&& term, T total = 0) {  // term(d, record, input row, sum) -> sum
       for (const Pair& pair : pairs) total = term(pair.d, pair.record, pair.x, total);
       return total;
+    };
+    // Matrices go on from what is there, the others are added to it.
+    const auto sum_up_from = [&](T& gradient, auto&& term) {
+      gradient = sum(term, call_.accumulate ? gradient : T(0));
     };
     const auto give = [&](T* gradient, Index index, T value) {
       if (gradient) gradient[index] = call_.accumulate ? gradient[index] + value : value;
@@ -385,27 +389,31 @@ class ReferenceBackward {
       const Index input_slot = reset_after ? (gate + 1) % 3 : gate, recurrent_slot = reset_after ? gate + 1 : gate;
       for (Index u = 0; u < H; ++u) {
         for (Index k = 0; k < spec_.layer_input_size(layer); ++k)
-          give(to.weight_ih, (gate * H + u) * spec_.layer_input_size(layer) + k,
-               sum([&](const D& d, const R&, const T* x, T s) { return S::madd(d.slots[input_slot][u], x[k], s); }));
+          sum_up_from(to.weight_ih[(gate * H + u) * spec_.layer_input_size(layer) + k],
+                      [&](const D& d, const R&, const T* x, T s) { return S::madd(d.slots[input_slot][u], x[k], s); });
         for (Index k = 0; k < P; ++k)
-          give(to.weight_hh, (gate * H + u) * P + k, sum([&](const D& d, const R& r, const T*, T s) {
-                 const T h = reset_before && gate == 2 ? d.reset_h[k] : r.h_before[k];
-                 return S::madd(d.slots[recurrent_slot][u], h, s);
-               }));
-        give(to.bias_ih, gate * H + u, sum([&](const D& d, const R&, const T*, T s) { return s + d.slots[input_slot][u]; }));
+          sum_up_from(to.weight_hh[(gate * H + u) * P + k], [&](const D& d, const R& r, const T*, T s) {
+            const T h = reset_before && gate == 2 ? d.reset_h[k] : r.h_before[k];
+            return S::madd(d.slots[recurrent_slot][u], h, s);
+          });
+        give(to.bias_ih, gate * H + u,
+             sum([&](const D& d, const R&, const T*, T s) { return s + d.slots[input_slot][u]; }));
         give(to.bias_hh, gate * H + u,
              sum([&](const D& d, const R&, const T*, T s) { return s + d.slots[recurrent_slot][u]; }));
       }
     }
     for (Index p = 0; p < spec_.proj_size; ++p)
       for (Index u = 0; u < H; ++u)
-        give(to.weight_hr, p * H + u,
-             sum([&](const D& d, const R&, const T*, T s) { return S::madd(d.d_h[p], d.unprojected[u], s); }));
+        sum_up_from(to.weight_hr[p * H + u],
+                    [&](const D& d, const R&, const T*, T s) { return S::madd(d.d_h[p], d.unprojected[u], s); });
     for (Index u = 0; u < H; ++u) {
       if (spec_.cell != Cell::lstm_peephole) break;
-      give(to.peephole[0], u, sum([&](const D& d, const R& r, const T*, T s) { return S::madd(d.slots[0][u], r.c_before[u], s); }));
-      give(to.peephole[1], u, sum([&](const D& d, const R& r, const T*, T s) { return S::madd(d.slots[1][u], r.c_before[u], s); }));
-      give(to.peephole[2], u, sum([&](const D& d, const R& r, const T*, T s) { return S::madd(d.slots[3][u], r.c[u], s); }));
+      give(to.peephole[0], u,
+           sum([&](const D& d, const R& r, const T*, T s) { return S::madd(d.slots[0][u], r.c_before[u], s); }));
+      give(to.peephole[1], u,
+           sum([&](const D& d, const R& r, const T*, T s) { return S::madd(d.slots[1][u], r.c_before[u], s); }));
+      give(to.peephole[2], u,
+           sum([&](const D& d, const R& r, const T*, T s) { return S::madd(d.slots[3][u], r.c[u], s); }));
     }
   }
 

@@ -44,9 +44,7 @@ struct Rows {
   Index step_stride = 0, row_stride = 0;
   const Index* order = nullptr;  // where memory has the caller's order: the row of each rank
 
-  T* at(Index step, Index rank) const {
-    return data + step * step_stride + (order ? order[rank] : rank) * row_stride;
-  }
+  T* at(Index step, Index rank) const { return data + step * step_stride + (order ? order[rank] : rank) * row_stride; }
 };
 
 // What the threads that work on the same rows and direction share: the scratch of one layer at a time.
@@ -81,7 +79,7 @@ class Run {
   // What a step of a layer and direction reads and writes.
   struct Passage {
     Rows<const T> in;
-    Rows<T> out;       // no data: the output is not wanted
+    Rows<T> out;        // no data: the output is not wanted
     T* kept = nullptr;  // [step][rank][kept_width], its first step being `first`, or null
     Index first = 0, kept_width = 0;
   };
@@ -231,8 +229,8 @@ class Run {
   }
 
   // h[turn] -> h[1 - turn], for the rows whose gates start at block row `at`.
-  void take_step(const Share& share, const PackedLayer<T>& layer, const Passage& passage, Index step, Index rows, Index at,
-                 T* const* y, int turn) const {
+  void take_step(const Share& share, const PackedLayer<T>& layer, const Passage& passage, Index step, Index rows,
+                 Index at, T* const* y, int turn) const {
     const Group<T>& group = share.group;
     for (std::size_t s = 0; s < layer.stages.size(); ++s) {
       const PackedStage<T>& stage = layer.stages[s];

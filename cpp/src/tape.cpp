@@ -7,26 +7,39 @@
 namespace gatedrnn {
 
 template <class T>
-Tape<T>::Tape(const Spec& spec, const Sequence<T>& sequence, const TapeOptions& options)
+Tape<T>::Tape(const Spec& spec, const Sequence<T>& sequence, const TapeOptions& options, Workspace& memory)
     : spec(spec), options(options), steps(sequence.steps), batch(sequence.batch), lengths(batch, steps), rows(batch) {
   if (sequence.lengths) lengths.assign(sequence.lengths, sequence.lengths + batch);
   RowOrder::sort(lengths.data(), batch, rows.data());
   make_blocks();
+  Arena measure;
+  carve(measure);
+  bytes_ = measure.used();
+  Arena arena(memory.reserve(bytes_));
+  carve(arena);
+}
 
-  const Index H = spec.hidden_size, places = steps * batch;
+template <class T>
+void Tape<T>::carve(Arena& arena) {
+  const Index H = spec.hidden_size, places = steps * batch, outputs_size = places * spec.output_size();
   const Index checkpoints = options.recompute ? std::max<Index>(1, static_cast<Index>(blocks.size()) - 1) : 1;
+  kept.clear();
+  c.clear();
   for (Index track = 0; track < tracks(); ++track) {
-    kept.emplace_back(options.recompute ? 0 : places * kept_width());
-    c.emplace_back(is_lstm(spec.cell) ? checkpoints * batch * H : 0);
+    kept.push_back(arena.take<T>(options.recompute ? 0 : places * kept_width()));
+    c.push_back(arena.take<T>(is_lstm(spec.cell) ? checkpoints * batch * H : 0));
   }
+  outputs.clear();
+  inputs.clear();
+  masks.clear();
   const bool dropping = options.dropout.rate > 0;
   for (Index layer = 0; layer < spec.num_layers; ++layer) {
-    outputs.emplace_back(places * spec.output_size());
+    outputs.push_back(arena.take<T>(outputs_size));
     if (!dropping || layer + 1 == spec.num_layers) continue;
-    inputs.emplace_back(places * spec.output_size());
-    masks.emplace_back(places * spec.output_size());
+    inputs.push_back(arena.take<T>(outputs_size));
+    masks.push_back(arena.take<std::uint8_t>(outputs_size));
   }
-  h_0 = Buffer<T>(tracks() * batch * spec.state_size());
+  h_0 = arena.take<T>(tracks() * batch * spec.state_size());
 }
 
 // As many rows as keep the gradients of their pre-activations in the second-level cache, but enough to make passes over the
@@ -35,7 +48,7 @@ template <class T>
 void Tape<T>::make_blocks() {
   constexpr Index fewest = 256, most = 1024, parts = 32;
   const Index row_bytes = gradient_slots(spec.cell) * spec.hidden_size * static_cast<Index>(sizeof(T));
-  const Index wanted = std::clamp(caches().l2 / row_bytes, fewest, most);
+  const Index wanted = std::clamp(caches().l2 / 2 / row_bytes, fewest, most);
   const Index most_steps = options.recompute ? std::max<Index>(1, steps / parts) : steps;
   const RowOrder order{rows.data(), lengths.data(), steps};
   blocks = {0};
@@ -48,20 +61,12 @@ void Tape<T>::make_blocks() {
   };
   for (Index step = 0; step < steps; ++step) {
     while (running > 0 && order.length(running - 1) <= step) --running;
-    if (listed > 0 && (running == 0 || listed + running > wanted || step - blocks.back() == most_steps)) end_block(step);
+    if (listed > 0 && (running == 0 || listed + running > wanted || step - blocks.back() == most_steps))
+      end_block(step);
     if (running == 0) break;
     listed += running;
     if (step + 1 == steps) end_block(steps);
   }
-}
-
-template <class T>
-Index Tape<T>::bytes() const {
-  Index sum = 0;
-  for (const auto* buffers : {&kept, &c, &outputs, &inputs})
-    for (const Buffer<T>& buffer : *buffers) sum += buffer.size() * static_cast<Index>(sizeof(T));
-  for (const auto& mask : masks) sum += mask.size();
-  return sum + h_0.size() * static_cast<Index>(sizeof(T));
 }
 
 template class Tape<float>;

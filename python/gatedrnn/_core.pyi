@@ -30,6 +30,25 @@ class Network:
     def __call__(
         self, x: _Array, state: Any, lengths: npt.ArrayLike | None, out: _Array | None, batch_first: bool
     ) -> tuple[_Array, Any]: ...
+    def record(
+        self,
+        x: _Array,
+        state: Any,
+        lengths: npt.ArrayLike | None,
+        batch_first: bool,
+        dropout: float,
+        dropout_seed: int,
+        recompute: bool,
+    ) -> tuple[_Array, Any, Tape]: ...
+    def backward(
+        self,
+        tape: Tape,
+        d_output: _Array | None,
+        d_state_n: Any,
+        gradients: dict[str, _Array],
+        accumulate: bool,
+        input_gradient: bool,
+    ) -> tuple[Any, Any]: ...
     def reference(
         self, x: _Array, state: Any, lengths: npt.ArrayLike | None, batch_first: bool
     ) -> tuple[_Array, Any]:
@@ -39,6 +58,13 @@ class Network:
         """Tell what the engine would decide for such a call."""
 
     def stream(self, batch_size: int) -> Stream[Any]: ...
+
+class Tape:
+    """What `forward` keeps for `backward`."""
+
+    @property
+    def nbytes(self) -> int:
+        """Its size in bytes, without the input that it refers to."""
 
 class Stream(Generic[_State]):
     """Sequences that go forward together, one time step at a time."""

@@ -90,6 +90,7 @@ class _Recurrent(Generic[_State]):
     __slots__ = (
         "__weakref__",
         "_batch_first",
+        "_dropout_generator",
         "_handed_out",
         "_lock",
         "_network",
@@ -121,6 +122,7 @@ class _Recurrent(Generic[_State]):
                 stacklevel=3,
             )
         self._store.draw(self.hidden_size**-0.5, checked_seed)
+        self._dropout_generator = np.random.default_rng(checked_seed)
 
     def _build(self, options: Mapping[str, object]) -> None:
         """Set everything up but the parameters' numbers."""
@@ -129,6 +131,7 @@ class _Recurrent(Generic[_State]):
         self._store = ParameterStore(parameter_shapes(self._options, self._gates), self.dtype)
         self._lock = threading.Lock()
         self._handed_out = False
+        self._dropout_generator = np.random.default_rng()
         self._network: _core.Network | None = None
         self._pack: tuple[int, _core.Network] | None = None
         _all_modules.add(self)
@@ -178,6 +181,100 @@ class _Recurrent(Generic[_State]):
         network = self._network or self._packed()
         result: tuple[Array, _State] = network(x, state, lengths, out, self._batch_first)
         return result
+
+    def forward(
+        self,
+        x: Array,
+        state: _State | None = None,
+        *,
+        lengths: npt.ArrayLike | None = None,
+        recompute: bool = False,
+        dropout_seed: int | None = None,
+    ) -> tuple[Array, _State, _core.Tape]:
+        """Run over whole sequences and keep on a tape what `backward` needs.
+
+        Output and final state have the bits of a call's, but for `dropout`, which acts here and not there:
+        between layers, each value is zeroed with this probability and the others are divided by what is left
+        (Srivastava et al. 2014).
+
+        Args:
+            x: As in a call. The tape refers to it: do not write into it before the last `backward`.
+            state: As in a call.
+            lengths: As in a call.
+            recompute: Whether to keep only the states and compute the rest again in `backward`, block by
+                block: at most a third of the memory for a third more time. (Chen et al. 2016, Training deep
+                nets with sublinear memory cost.) No bit changes.
+            dropout_seed: Integer of at least 0 that decides what is dropped; None for one drawn from the
+                module's own generator, which its `seed` started.
+
+        Returns:
+            The output, the final state, and the tape. A tape may be used more than once, from any thread; it
+            keeps the parameters that the module has now. ``tape.nbytes`` is its size.
+
+        Raises:
+            TypeError: An argument has the wrong type or dtype.
+            ValueError: An argument has the wrong shape or value.
+        """
+        recompute = _checks.flag("recompute", recompute)
+        seed = _checks.seed("dropout_seed", dropout_seed)
+        dropout = self.dropout if self.num_layers > 1 else 0.0
+        if seed is None:
+            seed = self._draw_dropout_seed() if dropout else 0
+        network = self._network or self._packed()
+        result: tuple[Array, _State, _core.Tape] = network.record(
+            x, state, lengths, self._batch_first, dropout, seed % 2**64, recompute
+        )
+        return result
+
+    def backward(
+        self,
+        tape: _core.Tape,
+        d_output: Array | None,
+        d_state_n: _State | None = None,
+        *,
+        accumulate_into: dict[str, Array] | None = None,
+        input_gradient: bool = True,
+    ) -> tuple[Array, _State, dict[str, Array]]:
+        """Compute the gradients of a loss by everything that went into `forward`.
+
+        The equations stand in docs/lstm-backward.md and docs/gru-backward.md. The results have the same bits
+        for any number of threads.
+
+        Args:
+            tape: What `forward` of this module returned; its parameters may have changed since.
+            d_output: The loss's gradient by the output, in its shape; None for zeros. What it says past a
+                row's length is ignored.
+            d_state_n: The gradient by the final state, in its shape; None for zeros. For LSTM a pair, either
+                part of which may be None.
+            accumulate_into: Arrays by parameter name, C-contiguous and of the module's dtype, to which the
+                gradients are added; new ones where None.
+            input_gradient: Whether to compute that by x, which an input that is data does not need.
+
+        Returns:
+            The gradient by x (None without `input_gradient`), the gradient by the initial state (in the
+            state's shape, also where `forward` had none), and those by the parameters, by name as in
+            `state_dict()`; with `accumulate_into` this same dictionary.
+
+        Raises:
+            TypeError: An argument has the wrong type or dtype.
+            ValueError: An argument has the wrong shape, or the tape is of another module. In both cases
+                nothing was written.
+        """
+        if not isinstance(tape, _core.Tape):
+            raise TypeError(f"tape: expected what forward returned, got {_checks.described(tape)}")
+        gradients = accumulate_into
+        if gradients is None:
+            gradients = ParameterStore(parameter_shapes(self._options, self._gates), self.dtype).views
+        elif not isinstance(gradients, dict):
+            described = _checks.described(gradients)
+            raise TypeError(f"accumulate_into: expected a dictionary of arrays by name, got {described}")
+        input_gradient = _checks.flag("input_gradient", input_gradient)
+        pack = self._pack
+        network = pack[1] if pack is not None else self._packed()
+        d_x, d_state = network.backward(
+            tape, d_output, d_state_n, gradients, accumulate_into is not None, input_gradient
+        )
+        return d_x, d_state, gradients
 
     def stream(self, batch_size: int = 1) -> _core.Stream[_State]:
         """Make a stream: `batch_size` sequences that go forward together, one time step at a time.
@@ -286,6 +383,10 @@ class _Recurrent(Generic[_State]):
             if not self._handed_out:
                 self._network = self._pack[1]
             return self._pack[1]
+
+    def _draw_dropout_seed(self) -> int:
+        with self._lock:
+            return int(self._dropout_generator.integers(2**63))
 
     def _new_network(self) -> _core.Network:
         return _core.Network(

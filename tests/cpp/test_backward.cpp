@@ -163,10 +163,10 @@ class BackwardTest {
   static Gradients<T> computed(const Case& c, const KernelTable& table, const Plan& forward, const Plan& backward,
                                const TapeOptions& options = {}, T initial = 0) {
     const Network<T> network(c.problem.spec, c.problem.parameters, table);
-    Workspace workspace;
+    Workspace workspace, memory;
     Results<T> results, inference;
     const Sequence<T> sequence = c.problem.sequence(results);
-    Tape<T> tape(c.problem.spec, sequence, options);
+    Tape<T> tape(c.problem.spec, sequence, options, memory);
     CHECK(network.forward(sequence, workspace, tape, c.problem.parameters, forward));
     CHECK(network.run(c.problem.sequence(inference), workspace, forward));
     CHECK_NOTHING_WRONG(inference.difference(results), "forward with a tape, " + c.problem.name());
@@ -210,8 +210,8 @@ class BackwardTest {
       const Case c(cell_, shape);
       const KernelTable& table = *available_tables().back();
       const Gradients<T> expected = computed(c, table, alone(c), alone(c));
-      for (const Plan& plan : {Plan{1, 2, 1, 40, 2e12}, Plan{1, 1, 2, 33, 2e12}, Plan{1, 3, 1, 64, 2e12},
-                               Plan{1, 2, 2, 33, 2e12}})
+      for (const Plan& plan :
+           {Plan{1, 2, 1, 40, 2e12}, Plan{1, 1, 2, 33, 2e12}, Plan{1, 3, 1, 64, 2e12}, Plan{1, 2, 2, 33, 2e12}})
         for (const bool recompute : {false, true})
           CHECK_NOTHING_WRONG(expected.difference(computed(c, table, plan, plan, {{}, recompute}), 0),
                               "plans, " + c.problem.name());

@@ -128,37 +128,58 @@ struct BackStepArgs {
   Index operand_stride;
   T* products;  // scratch: [panel][row][kBackVectors][lanes]
   Index products_panel_stride;
-  Index state_stride;      // of every [rows][state_stride] array
-  T* carry;                // [rows][state_stride]: joins the product; GRU: what goes to h[t-1] directly, on exit; or null
-  const T* const* d_y;     // [rows] pointers to the gradients of this step's output, or null
-  const T* kept;           // [rows][kept_stride] as forward left it
-  const T* c;              // LSTM: c[t-1], [rows][c_stride]
-  const T* const* h;       // [rows] pointers to h[t-1]; RNN: h[t]
-  const T* peephole;       // [3][slot_stride]: i, f, o
+  Index state_stride;   // of every [rows][state_stride] array
+  T* carry;             // [rows][state_stride]: joins the product; GRU: what goes to h[t-1] directly, on exit; or null
+  const T* const* d_y;  // [rows] pointers to the gradients of this step's output, or null
+  const T* kept;        // [rows][kept_stride] as forward left it
+  const T* c;           // LSTM: c[t-1], [rows][c_stride]
+  const T* const* h;    // [rows] pointers to h[t-1]; RNN: h[t]
+  const T* peephole;    // [3][slot_stride]: i, f, o
   Index kept_stride, c_stride;
-  T* d_c;                  // LSTM, [rows][state_stride]: the gradient of c[t] on entry, of c[t-1] on exit
-  T* d_z;                  // the result: [rows][d_z_stride] of [slot][unit]
+  T* d_c;  // LSTM, [rows][state_stride]: the gradient of c[t] on entry, of c[t-1] on exit
+  T* d_z;  // the result: [rows][d_z_stride] of [slot][unit]
   Index d_z_stride, slot_stride;
-  T* operand_of_weights;   // [rows][its stride], or null: r * h of the reset-before GRU, o * tanh(c) before a projection
+  T* operand_of_weights;  // [rows][its stride], or null: r * h of the reset-before GRU, o * tanh(c) before a projection
   Index operand_of_weights_stride;
-  T* const* out;           // linear, [rows] pointers: the result
-  bool add;                // linear: to what is there
+  T* const* out;  // linear, [rows] pointers: the result
+  bool add;       // linear: to what is there
 };
 
-// sums[column][vector][lane] += the sum over n of d[n][column] x[n][vector][lane], in the order of n.
-template <class T>
-struct OuterArgs {
-  Index count;      // of n
-  const T* d;       // [count][d_stride]
-  Index d_stride;
-  Index columns;    // d can be read, and sums has room, up to a multiple of kOuterColumns
-  const T* x;       // [count][vectors][lanes]
-  int vectors;      // 1 .. kOuterVectors
-  T* sums;
-};
-
+// sums[column][k] += the sum over n of d[n][column] x[n][k], in the order of n: the gradient of a matrix of weights. Both sides
+// are packed, d in groups of kOuterColumns columns, x in parts of up to kOuterVectors vectors.
 constexpr int kOuterVectors = 3;
 constexpr Index kOuterColumns = 8;
+
+template <class T>
+struct OuterArgs {
+  Index count;    // of n
+  Index columns;  // the last group may cover more
+  Index width;    // of sums; the last vector may cover more
+  const T* d;     // [group][count][kOuterColumns]
+  const T* x;     // [count][vectors][lanes]
+  int vectors;    // 1 .. kOuterVectors
+  T* sums;        // [columns][sums_stride]
+  Index sums_stride;
+  bool from_zero;  // sums hold nothing yet
+};
+
+// Packs `vectors` vectors of each row, `width` of whose values exist, for the right side above.
+template <class T>
+struct PackRowsArgs {
+  const T* const* rows;  // [count] pointers
+  Index count, first;    // the first value of a row
+  Index width;
+  int vectors;
+  T* to;  // [count][vectors][lanes]
+};
+
+// Packs groups of kOuterColumns columns for the left side.
+template <class T>
+struct PackColumnsArgs {
+  const T* from;  // [count][stride]
+  Index stride, count, groups;
+  T* to;  // [group][count][kOuterColumns]
+};
 
 // sums[unit] += the sum over n of d[n][unit] times, if given, factor[n][unit].
 template <class T>
@@ -177,6 +198,8 @@ struct Kernels {
   void (*step[static_cast<int>(Stage::count)])(const StepArgs<T>&) noexcept;
   void (*step_keeping[static_cast<int>(Stage::count)])(const StepArgs<T>&) noexcept;  // the same for training
   void (*back_step[static_cast<int>(BackStage::count)])(const BackStepArgs<T>&) noexcept;
+  void (*pack_rows)(const PackRowsArgs<T>&) noexcept;
+  void (*pack_columns)(const PackColumnsArgs<T>&) noexcept;
   void (*outer)(const OuterArgs<T>&) noexcept;
   void (*sum_columns)(const ColumnArgs<T>&) noexcept;
   // Elementwise, n values: the activations exactly as the cells compute them.

@@ -28,6 +28,11 @@ struct Spec {
   Index state_size() const { return proj_size > 0 ? proj_size : hidden_size; }
   Index output_size() const { return directions * state_size(); }
   Index layer_input_size(Index layer) const { return layer == 0 ? input_size : output_size(); }
+
+  bool operator==(const Spec& other) const {
+    return cell == other.cell && input_size == other.input_size && hidden_size == other.hidden_size &&
+           num_layers == other.num_layers && directions == other.directions && proj_size == other.proj_size;
+  }
 };
 
 }  // namespace gatedrnn

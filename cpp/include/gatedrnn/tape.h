@@ -25,7 +25,10 @@ struct TapeOptions {
 template <class T>
 class Tape {
  public:
-  Tape(const Spec& spec, const Sequence<T>& sequence, const TapeOptions& options);
+  // Lives in `memory`, which grows where it is too small.
+  Tape(const Spec& spec, const Sequence<T>& sequence, const TapeOptions& options, Workspace& memory);
+  Tape(const Tape&) = delete;
+  Tape& operator=(const Tape&) = delete;
 
   const Spec spec;
   const TapeOptions options;
@@ -35,24 +38,25 @@ class Tape {
   // Backward goes through the steps in blocks: blocks[i] .. blocks[i + 1], from the last to the first.
   std::vector<Index> blocks;
 
-  std::vector<Buffer<T>> kept;     // by track: [step][rank][kept_slots][H]; none with `recompute`
-  std::vector<Buffer<T>> c;        // by track, LSTM: [checkpoint][rank][H], c before each block, or with all kept only the first
-  std::vector<Buffer<T>> outputs;  // by layer: [t][rank][D * P]
-  std::vector<Buffer<T>> inputs;   // by layer from the second on, with dropout: what is left of the outputs below
-  std::vector<Buffer<std::uint8_t>> masks;  // the same places: 1 where a value was left
-  Buffer<T> h_0;                            // [track][rank][P]
+  std::vector<T*> kept;  // by track: [step][rank][kept_slots][H]; with `recompute` nowhere
+  std::vector<T*> c;  // by track, LSTM: [checkpoint][rank][H]: c before each block, or with all kept before the first
+  std::vector<T*> outputs;           // by layer: [t][rank][D * P]
+  std::vector<T*> inputs;            // by layer from the second on, with dropout: what is left of the outputs below
+  std::vector<std::uint8_t*> masks;  // the same places: 1 where a value was left
+  T* h_0 = nullptr;                  // [track][rank][P]
 
   Index length(Index rank) const { return lengths[rows[rank]]; }
   Index tracks() const { return spec.num_layers * spec.directions; }
   Index kept_width() const { return kept_slots(spec.cell) * spec.hidden_size; }
-  Index most_block_rows() const { return most_block_rows_; }    // (step, row) pairs of the largest block
+  Index most_block_rows() const { return most_block_rows_; }  // (step, row) pairs of the largest block
   Index most_block_steps() const { return most_block_steps_; }
-  Index bytes() const;
+  Index bytes() const { return bytes_; }
 
  private:
   void make_blocks();
+  void carve(Arena& arena);
 
-  Index most_block_rows_ = 0, most_block_steps_ = 0;
+  Index most_block_rows_ = 0, most_block_steps_ = 0, bytes_ = 0;
 };
 
 // Where the gradients of one layer's and direction's parameters go, in the layout of the parameters.
