@@ -15,6 +15,7 @@ import numpy as np
 import gatedrnn as gr
 from gatedrnn.bench.peers import Ours
 from gatedrnn.bench.shapes import GRID_SIZES, Problem, Shape, grid, matches, problem
+from gatedrnn.bench.shapes import select as select_shapes
 from gatedrnn.bench.timing import Contender
 
 MEASURED, BASE = "measured", "base"
@@ -57,6 +58,39 @@ def _gru_before(_: int) -> Iterator[Pair]:
 
     for shape in grid("GRU"):
         yield Pair(shape.label, functools.partial(build, shape))
+
+
+def _gru_before_training(_: int) -> Iterator[Pair]:
+    def build(shape: Shape) -> tuple[Contender, Contender]:
+        before = problem(replace(shape, cell="GRU_BEFORE"), np.float32)
+        return _ours(MEASURED, before), _ours(BASE, problem(shape, np.float32))
+
+    for shape in select_shapes("grid", ["GRU"], (), train=True):
+        yield Pair(shape.label, functools.partial(build, shape))
+
+
+def _recompute(_: int) -> Iterator[Pair]:
+    def build(shape: Shape) -> tuple[Contender, Contender]:
+        of = problem(shape, np.float32)
+        module = Ours.module(of)
+
+        def run(recompute: bool) -> None:
+            _, _, tape = module.forward(of.x, recompute=recompute)
+            module.backward(tape, of.d_output)
+
+        return (
+            Contender(MEASURED, functools.partial(run, True), _nothing),
+            Contender(BASE, functools.partial(run, False), _nothing),
+        )
+
+    for cell in ("LSTM", "GRU", "GRU_BEFORE"):
+        for hidden, rows in ((64, 1), (256, 1), (128, 16), (256, 32)):
+            shape = Shape(cell, hidden, hidden, rows, 1000, train=True)
+            yield Pair(shape.label, functools.partial(build, shape))
+
+
+def _nothing(_: Any) -> list[Any]:
+    return []
 
 
 def _float64(_: int) -> Iterator[Pair]:
@@ -108,6 +142,14 @@ def _denormal(_: int) -> Iterator[Pair]:
 
 MEASURES = (
     Measure("self-gru", "GRU, reset before the product / after it", (1.15, 1.3), False, _gru_before),
+    Measure(
+        "self-gru-training",
+        "GRU, reset before the product / after it, forward and backward",
+        (1.25, 1.4),
+        False,
+        _gru_before_training,
+    ),
+    Measure("self-recompute", "training with recompute / without", (1.4, 1.4), True, _recompute),
     Measure("self-float64", "float64 / float32", (2.3, 2.3), True, _float64),
     Measure("self-ragged", "ragged / (padded * sum(lengths) / (B * T))", (1.2, 1.3), True, _ragged),
     Measure("self-threads", "two threads (or --threads) / one thread", (1.0, 1.0), True, _threads),

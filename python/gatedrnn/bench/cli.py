@@ -51,6 +51,10 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     _check_files(parser, options)
     options.set = list(dict.fromkeys(options.set or ["grid"]))
+    if options.train and (
+        unknown := [n for n in options.set if n in shapes.SETS and n not in shapes.TRAINING_SETS]
+    ):
+        parser.error(f"--train has the sets {', '.join(shapes.TRAINING_SETS)}, not {', '.join(unknown)}")
     if options.list:
         _list(options)
         return 0
@@ -90,6 +94,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="TEXT",
         help='only shapes whose label contains this ("T=1 ")',
     )
+    add("--train", action="store_true", help="time forward and backward with all gradients, beside PyTorch")
     add("--list", action="store_true", help="list the shapes' labels and do nothing")
     add("--threads", type=_positive(int), default=1, metavar="N", help="threads for everybody (default: 1)")
     add(
@@ -174,7 +179,7 @@ def _positive(kind: type[int] | type[float]) -> Any:
 def _list(options: argparse.Namespace) -> None:
     for name in options.set:
         if name in shapes.SETS:
-            for shape in shapes.select(name, options.cells, options.only):
+            for shape in shapes.select(name, options.cells, options.only, train=options.train):
                 print(f"{name}: {shape.label}")
     for measure in against_self.select(options.set):
         for pair in against_self.pairs(measure, options.threads, options.only):
@@ -253,6 +258,8 @@ class Benchmark:
         for key, peer in PEERS.items():
             if wanted is not None and key not in wanted:
                 self.absent[peer.name] = "left out (--peers)"
+            elif self.options.train and not peer.trains:
+                self.absent[peer.name] = "does not train"
             elif missing := peer.missing():
                 self.absent[peer.name] = f"not installed (needs {', '.join(missing)})"
             else:
@@ -291,10 +298,10 @@ class Benchmark:
 
     # -- one set ------------------------------------------------------------
     def _set(self, name: str) -> dict[str, Any]:
-        chosen = shapes.select(name, self.options.cells, self.options.only)
+        chosen = shapes.select(name, self.options.cells, self.options.only, train=self.options.train)
         columns = self._columns(name)
         rows = []
-        self.write(f"\n{name}")
+        self.write(f"\n{name}" + (", forward and backward" if self.options.train else ""))
         self.write(report.header(columns))
         for shape in self._progress(chosen, name):
             row = self._row(name, shape)
@@ -310,7 +317,7 @@ class Benchmark:
         names = []
         for peer in self.peers:
             names.append(peer.name)
-            if set_name == "ragged" and peer.name == "PyTorch":
+            if set_name == "ragged" and peer.name == "PyTorch" and not self.options.train:
                 names.append("PyTorch packed")
         return ([f"{Ours.name} m(x)"] if set_name == "streaming" else []) + names
 
@@ -407,7 +414,10 @@ class Benchmark:
         self, problem: Problem, expected: Sequence[Any], actual: Sequence[Any], entry: Entry
     ) -> None:
         allowed = problem.tolerance(_CHECKED_STEPS if problem.shape.stream else problem.shape.T)
-        for kind, want, got in zip(("output", "state h", "state c"), expected, actual, strict=False):
+        kinds = ["output", "state h", "state c"]
+        if problem.shape.train:
+            kinds = ["output", "gradient of x", *(f"gradient of {name}" for name in problem.weights)]
+        for kind, want, got in zip(kinds, expected, actual, strict=False):
             if want.shape != got.shape:
                 entry.detail = f"{kind} has shape {got.shape}, ours {want.shape}"
             else:

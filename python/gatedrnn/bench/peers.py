@@ -34,6 +34,7 @@ class Peer(ABC):
     name: ClassVar[str]
     modules: ClassVar[tuple[str, ...]]  # the first one gives the version
     held: ClassVar[bool] = False  # whether an environment variable holds it to an instruction set
+    trains: ClassVar[bool] = False
 
     def __init__(self, threads: int) -> None:
         """Import the library and set its number of threads."""
@@ -93,6 +94,8 @@ class Ours:
     def contenders(cls, problem: Problem) -> list[Contender]:
         """One call of the module; for streams a step, and beside it a call with the state fed back."""
         module = cls.module(problem)
+        if problem.shape.train:
+            return [Contender(cls.name, functools.partial(_train_ours, module, problem), _our_gradients)]
         if not problem.shape.stream:
             if problem.lengths is None:
                 run = functools.partial(module, problem.x)
@@ -106,6 +109,16 @@ class Ours:
             Contender(cls.name, step, lambda y: _our_arrays((y[None], stream.state)), reset=stream.reset),
             Contender(f"{cls.name} m(x)", call, _our_arrays, reset=reset, is_peer=False),
         ]
+
+
+def _train_ours(module: Any, problem: Problem) -> Any:
+    output, _, tape = module.forward(problem.x, lengths=problem.lengths)
+    return output, module.backward(tape, problem.d_output)
+
+
+def _our_gradients(result: Any) -> list[Array]:
+    output, (d_x, _, gradients) = result
+    return [output, d_x, *gradients.values()]
 
 
 def _our_arrays(result: Any) -> list[Array]:
@@ -137,6 +150,7 @@ class PyTorch(Peer):
     name = "PyTorch"
     modules = ("torch",)
     held = True  # ATEN_CPU_CAPABILITY, ONEDNN_MAX_CPU_ISA and MKL's variable
+    trains = True
 
     def __init__(self, threads: int) -> None:
         """Import torch and set its threads."""
@@ -151,6 +165,8 @@ class PyTorch(Peer):
         torch, shape = self.torch, problem.shape
         module = self._module(problem)
         x = torch.from_numpy(problem.x)
+        if shape.train:
+            return [Contender(self.name, self._training(module.train(), x, problem), self._gradients)]
         if shape.stream:
             call, reset = _fed_back(module, x)
             return [Contender(self.name, call, self._arrays, torch.inference_mode, reset)]
@@ -177,6 +193,32 @@ class PyTorch(Peer):
                 f"{self.name} packed", lambda: module(packed), unpack, mode, note="packed before, left packed"
             ),
         ]
+
+    def _training(self, module: Any, x: Any, problem: Problem) -> Callable[[], Any]:
+        """Forward and backward; ragged rows are packed before the module and padded after it."""
+        torch, rnn = self.torch, self.torch.nn.utils.rnn
+        x = x.requires_grad_()
+        d_output = torch.from_numpy(problem.d_output)
+        lengths = None if problem.lengths is None else torch.from_numpy(problem.lengths)
+
+        def run() -> Any:
+            module.zero_grad(set_to_none=True)
+            x.grad = None
+            if lengths is None:
+                output = module(x)[0]
+            else:
+                packed = module(rnn.pack_padded_sequence(x, lengths, enforce_sorted=False))[0]
+                output = rnn.pad_packed_sequence(packed, total_length=len(x))[0]
+            output.backward(d_output)
+            return output, x, module
+
+        return run
+
+    @staticmethod
+    def _gradients(result: Any) -> list[Array]:
+        output, x, module = result
+        gradients = [parameter.grad.numpy() for parameter in module.parameters()]
+        return [output.detach().numpy(), x.grad.numpy(), *gradients]
 
     def _module(self, problem: Problem) -> Any:
         shape, nn = problem.shape, self.torch.nn

@@ -19,7 +19,11 @@ holds this share:
   a full second cache of weights still there, then a full third one, and reads only the rest from further
   away.
 
-Activations, reading x, writing the output and barriers are free in this model. It is a limit, not a forecast.
+Training has each product three times: forward, for the gradient of the left side (the inputs', all steps
+together; the state's, step by step with the recurrent weights read again), and for that of the weights.
+
+Activations, reading x, writing the output, the tape and barriers are free in this model. It is a limit, not a
+forecast.
 """
 
 from __future__ import annotations
@@ -96,7 +100,10 @@ class Roofline:
         # A single step walks through both matrices; a sequence stays with the recurrent one.
         hidden_read = self.read_seconds(hidden_bytes, both if steps == 1 else hidden_bytes)
         inputs = max(input_compute, self.read_seconds(input_bytes, both))
-        return inputs + max(compute - input_compute, steps * hidden_read)
+        recurrence = max(compute - input_compute, steps * hidden_read)
+        if not shape.train:
+            return inputs + recurrence
+        return 2 * (inputs + recurrence) + compute
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON; bytes are None for memory."""

@@ -6,7 +6,7 @@ One layer, one direction everywhere: every peer has that, and stacks of layers a
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,8 @@ class Shape:
     """One problem: a cell, its sizes, and how its rows' lengths are drawn.
 
     `shortest` None means that every row has T steps; otherwise lengths are log-uniform from `shortest` to T.
-    `stream` asks for single steps with the state carried over, instead of whole sequences.
+    `stream` asks for single steps with the state carried over, instead of whole sequences; `train` for
+    forward and backward with all gradients.
     """
 
     cell: str
@@ -38,6 +39,7 @@ class Shape:
     T: int
     shortest: int | None = None
     stream: bool = False
+    train: bool = False
 
     @property
     def label(self) -> str:
@@ -67,18 +69,25 @@ class Shape:
         return self.B * self.T if lengths is None else int(lengths.sum())
 
     def flops(self) -> float:
-        """Multiplications and additions of the two matrix products."""
+        """Multiplications and additions of the two matrix products forward.
+
+        Backward has two more of the same size for each.
+        """
         return 2.0 * self.gates * self.H * (self.I + self.H) * self.row_steps()
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A shape with its numbers: torch-ordered weights and x (T, B, I), C-contiguous."""
+    """A shape with its numbers: torch-ordered weights and x (T, B, I), C-contiguous.
+
+    `d_output` (T, B, H) is the gradient that training starts from.
+    """
 
     shape: Shape
     weights: dict[str, Array]
     x: Array
     lengths: Array | None
+    d_output: Array
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -95,7 +104,12 @@ class Problem:
         shape = self.shape
         activations, arithmetic = _POINTWISE[shape.cell]
         per_step = np.sqrt(2 + shape.I + shape.H) + activations * _ACTIVATION_ULP + arithmetic
-        return float(2 * np.finfo(self.dtype).eps * per_step * min(max(steps, 1), _MEMORY_STEPS))
+        error = 2 * np.finfo(self.dtype).eps * per_step * min(max(steps, 1), _MEMORY_STEPS)
+        if (
+            shape.train
+        ):  # backward doubles the chain of steps, and gradients of weights are sums over all of them
+            error = 2 * error + 2 * np.finfo(self.dtype).eps * np.sqrt(shape.row_steps())
+        return float(error)
 
 
 def problem(shape: Shape, dtype: npt.DTypeLike, seed: int = 0) -> Problem:
@@ -112,10 +126,11 @@ def problem(shape: Shape, dtype: npt.DTypeLike, seed: int = 0) -> Problem:
     draw: Any = np.dtype(dtype).type
     weights = {name: (rng.random(size, draw) * 2 - 1) * draw(bound) for name, size in sizes.items()}
     x = rng.standard_normal((shape.T, shape.B, shape.I), draw)
+    d_output = rng.standard_normal((shape.T, shape.B, shape.H) if shape.train else 0, draw)
     lengths = shape.lengths()
     if lengths is not None:  # what a user's padding holds is not to be computed with
         x[np.arange(shape.T)[:, None] >= lengths] = 0
-    return Problem(shape, weights, x, lengths)
+    return Problem(shape, weights, x, lengths, d_output)
 
 
 GRID_SIZES = (
@@ -156,6 +171,25 @@ def deepbench(cell: str) -> list[Shape]:
     return [Shape(cell, hidden, hidden, rows, steps) for hidden, rows, steps in sizes]
 
 
+def deepbench_training(cell: str) -> list[Shape]:
+    """Baidu DeepBench's 53 RNN training shapes (rnn_problems.h, I = H).
+
+    The largest need more memory than many machines have; the benchmark's time limit leaves them out first.
+    """
+    if cell == "LSTM":
+        sizes = [(hidden, rows, 25) for hidden in (512, 1024, 2048, 4096) for rows in (16, 32, 64, 128)]
+        sizes += [(1536, rows, 50) for rows in (8, 16, 32)] + [(256, rows, 150) for rows in (16, 32, 64)]
+    elif cell in ("GRU", "GRU_BEFORE"):
+        sizes = [
+            (hidden, 32, steps) for hidden in (2816, 2048, 1536, 2560) for steps in (1500, 750, 375, 187)
+        ]
+        sizes += [(512, 32, 1), (1024, 32, 1500), (1024, 64, 1500)]
+    else:
+        cell = "RNN_RELU"
+        sizes = [(hidden, rows, 50) for hidden in (1760, 2048, 2560) for rows in (16, 32, 64, 128)]
+    return [Shape(cell, hidden, hidden, rows, steps) for hidden, rows, steps in sizes]
+
+
 def streaming(cell: str) -> list[Shape]:
     """One step at a time, with 1, 16 and 256 sessions."""
     return [Shape(cell, hidden, hidden, rows, 1, stream=True) for hidden, rows in _STREAM_SIZES]
@@ -166,18 +200,27 @@ def ragged(cell: str) -> list[Shape]:
     return [Shape(cell, hidden, hidden, 64, 400, shortest=10) for hidden in (64, 128, 256, 512)]
 
 
-SETS: dict[str, tuple[Callable[[str], list[Shape]], tuple[str, ...]]] = {
+_Rule = tuple[Callable[[str], list[Shape]], tuple[str, ...]]
+
+SETS: dict[str, _Rule] = {
     "grid": (grid, ("LSTM", "GRU")),
     "deepbench": (deepbench, ("LSTM", "GRU", "RNN")),
     "streaming": (streaming, ("LSTM", "GRU")),
     "ragged": (ragged, ("LSTM", "GRU")),
 }
+TRAINING_SETS: dict[str, _Rule] = {
+    "grid": (lambda cell: [shape for shape in grid(cell) if shape.T > 1], ("LSTM", "GRU")),
+    "deepbench": (deepbench_training, ("LSTM", "GRU", "RNN")),
+    "ragged": (ragged, ("LSTM", "GRU")),
+}
 
 
-def select(name: str, cells: Sequence[str] | None, only: Sequence[str]) -> list[Shape]:
+def select(
+    name: str, cells: Sequence[str] | None, only: Sequence[str], *, train: bool = False
+) -> list[Shape]:
     """A set's shapes for some cells (None: the set's own) whose label contains any of `only` (none: all)."""
-    rule, default_cells = SETS[name]
-    shapes = [shape for cell in cells or default_cells for shape in rule(cell)]
+    rule, default_cells = (TRAINING_SETS if train else SETS)[name]
+    shapes = [replace(shape, train=train) for cell in cells or default_cells for shape in rule(cell)]
     return [shape for shape in shapes if matches(shape.label, only)]
 
 
