@@ -264,7 +264,7 @@ class _Recurrent(Generic[_State]):
             raise TypeError(f"tape: expected what forward returned, got {_checks.described(tape)}")
         gradients = accumulate_into
         if gradients is None:
-            gradients = ParameterStore(parameter_shapes(self._options, self._gates), self.dtype).views
+            gradients = self._store.like()
         elif not isinstance(gradients, dict):
             described = _checks.described(gradients)
             raise TypeError(f"accumulate_into: expected a dictionary of arrays by name, got {described}")

@@ -79,6 +79,17 @@ class ParameterStore:
             self.views[name] = self.flat[start:end].reshape(shape)
             start = end
 
+    def like(self) -> dict[str, Array]:
+        """New arrays of the same names, shapes and dtype, the numbers undefined; one piece of memory for all."""
+        flat = np.empty_like(self.flat)
+        views = {}
+        start = 0
+        for name, view in self.views.items():
+            end = start + view.size
+            views[name] = flat[start:end].reshape(view.shape)
+            start = end
+        return views
+
     def draw(self, bound: float, seed: int | None) -> None:
         """Fill with numbers uniform in +-bound, the same for both dtypes but for rounding."""
         rng = np.random.default_rng(seed)
