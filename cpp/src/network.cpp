@@ -74,6 +74,7 @@ bool Network<T>::run(const Sequence<T>& sequence, Workspace& workspace, const Pl
 template <class T>
 void Network<T>::forward(const Sequence<T>& sequence, Workspace& workspace, Tape<T>& tape,
                          const Parameters<T>& parameters) const {
+  pack_for_backward(parameters);
   if (sequence.batch == 0) return;
   const Index valid = valid_steps(sequence.steps, sequence.batch, sequence.lengths);
   run_planned([&](int threads, Team team) { return plan(sequence.steps, sequence.batch, valid, threads, team); },

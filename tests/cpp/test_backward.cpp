@@ -105,6 +105,7 @@ class BackwardTest {
         for (const Index directions : {1, 2}) compare({17, 33, 4, 5, 2, directions, {4, 0, 1, 3, 4}, bias, states});
     compare({9, 17, 1, 3});
     compare({9, 17, 0, 3});
+    compare({9, 17, 3, 0});
     compare({9, 17, 3, 4, 1, 2, {0, 0, 0, 0}});
     without_some();
     plans();
