@@ -13,7 +13,21 @@
 #include "gatedrnn/network.h"
 #include "gatedrnn/reference.h"
 
+#ifdef GATEDRNN_TEST_WIDE
+namespace gatedrnn::wide {
+extern const KernelTable table;  // vectors of 64 bytes made of scalars: the tiles of AVX-512 on any machine
+}
+#endif
+
 namespace gatedrnn::test {
+
+inline std::vector<const KernelTable*> tested_tables() {
+  std::vector<const KernelTable*> tables = available_tables();
+#ifdef GATEDRNN_TEST_WIDE
+  tables.push_back(&wide::table);
+#endif
+  return tables;
+}
 
 struct NamedCell {
   const char* name;

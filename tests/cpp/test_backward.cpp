@@ -7,18 +7,8 @@
 #include "networks.h"
 
 namespace gatedrnn {
-namespace wide {
-extern const KernelTable table;  // as in test_kernels
-}
-
 namespace test {
 namespace {
-
-std::vector<const KernelTable*> tested_tables() {
-  std::vector<const KernelTable*> tables = available_tables();
-  tables.push_back(&wide::table);
-  return tables;
-}
 
 // All gradients of one call, by name, between values that have to stay as they were.
 template <class T>
@@ -95,11 +85,10 @@ class BackwardTest {
   void run() {
     constexpr Index sizes[] = {1, 7, 9, 15, 17, 31, 33, 129};
     for (int i = 0; i < 8; ++i)
-      for (const Index batch : {sizes[(i * 3 + 1) % 8], sizes[(i * 5 + 2) % 8]})
-        compare({sizes[(3 * i + batch) % 8], sizes[i], 3, std::min<Index>(batch, 33)});
+      compare({sizes[(3 * i + 1) % 8], sizes[i], 2, std::min<Index>(sizes[(5 * i + 2) % 8], 33)});
     for (const Index hidden : {47, 65, 127}) compare({3, hidden, 2, 2});
     compare({5, 9, 300, 2});  // several blocks of steps
-    compare({5, 17, 40, 33, 2, 2, ragged(33, 40)});
+    compare({5, 17, 20, 33, 2, 2, ragged(33, 20)});
     for (const bool bias : {false, true})
       for (const bool states : {false, true})
         for (const Index directions : {1, 2}) compare({17, 33, 4, 5, 2, directions, {4, 0, 1, 3, 4}, bias, states});
@@ -206,8 +195,8 @@ class BackwardTest {
   }
 
   void plans() {
-    for (const Shape& shape : {Shape{9, 129, 7, 5, 2, 1, {7, 0, 3, 7, 2}}, Shape{33, 70, 40, 33, 1, 2, ragged(33, 40)},
-                               Shape{20, 17, 200, 3, 2, 2}}) {
+    for (const Shape& shape : {Shape{9, 129, 7, 5, 2, 1, {7, 0, 3, 7, 2}}, Shape{33, 70, 20, 33, 1, 2, ragged(33, 20)},
+                               Shape{20, 17, 120, 3, 2, 2}}) {
       const Case c(cell_, shape);
       const KernelTable& table = *available_tables().back();
       const Gradients<T> expected = computed(c, table, alone(c), alone(c));

@@ -6,18 +6,8 @@
 #include "networks.h"
 
 namespace gatedrnn {
-namespace wide {
-extern const KernelTable table;  // vectors of 64 bytes made of scalars: the tiles of AVX-512 on any machine
-}
-
 namespace test {
 namespace {
-
-std::vector<const KernelTable*> tested_tables() {
-  std::vector<const KernelTable*> tables = available_tables();
-  tables.push_back(&wide::table);
-  return tables;
-}
 
 constexpr Index kOddSizes[] = {1, 7, 9, 15, 17, 31, 33, 129};
 
