@@ -77,8 +77,9 @@ template <class T>
 class TypedTape final : public BoundTape {
  public:
   TypedTape(std::shared_ptr<const Network<T>> network, const Call<T>& call, const TapeOptions& options,
-            std::shared_ptr<WorkspacePool> pool, bool batch_first)
+            std::shared_ptr<WorkspacePool> pool, bool bias, bool batch_first)
       : network(std::move(network)),
+        bias(bias),
         x(call.x),
         sequence(call.sequence),
         unbatched(call.unbatched),
@@ -91,6 +92,7 @@ class TypedTape final : public BoundTape {
   Index bytes() const override { return tape.bytes(); }
 
   const std::shared_ptr<const Network<T>> network;
+  const bool bias;
   const py::object x;
   const Sequence<T> sequence;  // x and its strides; the results are the caller's
   const bool unbatched, batch_first;
@@ -262,7 +264,7 @@ class TypedNetwork final : public BoundNetwork {
   py::tuple record(py::handle x, py::handle state, py::handle lengths, bool batch_first,
                    const TapeOptions& options) override {
     Call<T> call = check_call<T>(network_->spec(), x, state, lengths, py::none(), batch_first);
-    auto tape = std::make_unique<TypedTape<T>>(network_, call, options, tape_pool_, batch_first);
+    auto tape = std::make_unique<TypedTape<T>>(network_, call, options, tape_pool_, bias_, batch_first);
     {
       const py::gil_scoped_release release;
       std::unique_ptr<Workspace> workspace = pool_.borrow();
@@ -276,7 +278,7 @@ class TypedNetwork final : public BoundNetwork {
   py::tuple backward(const BoundTape& any_tape, py::handle d_output, py::handle d_state_n, const py::dict& gradients,
                      bool accumulate, bool input_gradient) override {
     const auto* recorded = dynamic_cast<const TypedTape<T>*>(&any_tape);
-    if (!recorded || !(recorded->network->spec() == network_->spec()))
+    if (!recorded || recorded->bias != bias_ || !(recorded->network->spec() == network_->spec()))
       refuse_value("tape", "one that this module's forward returned", "one of another module");
     const Tape<T>& tape = recorded->tape;
     const Spec& spec = network_->spec();

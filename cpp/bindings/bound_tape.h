@@ -1,6 +1,8 @@
 // A tape for Python, whatever its type.
 #pragma once
 
+#include <pybind11/pybind11.h>
+
 #include "gatedrnn/tape.h"
 
 namespace gatedrnn::bindings {
@@ -9,6 +11,7 @@ class BoundTape {
  public:
   virtual ~BoundTape() = default;
   virtual Index bytes() const = 0;
+  pybind11::object owner;  // whose forward made it
 };
 
 }  // namespace gatedrnn::bindings

@@ -41,8 +41,18 @@ py::dict plan_dict(const BoundNetwork& network, Index steps, Index batch, int th
 }
 
 py::tuple record(BoundNetwork& network, const py::object& x, const py::object& state, const py::object& lengths,
-                 bool batch_first, double dropout, std::uint64_t dropout_seed, bool recompute) {
-  return network.record(x, state, lengths, batch_first, {{dropout, dropout_seed}, recompute});
+                 bool batch_first, double dropout, std::uint64_t dropout_seed, bool recompute,
+                 const py::object& owner) {
+  const py::tuple result = network.record(x, state, lengths, batch_first, {{dropout, dropout_seed}, recompute});
+  py::cast<BoundTape&>(result[2]).owner = owner;
+  return result;
+}
+
+py::tuple backward(BoundNetwork& network, const BoundTape& tape, const py::object& d_output,
+                   const py::object& d_state_n, const py::dict& gradients, bool accumulate, bool input_gradient,
+                   const py::object& owner) {
+  if (!tape.owner.is(owner)) refuse_value("tape", "one that this module's forward returned", "one of another module");
+  return network.backward(tape, d_output, d_state_n, gradients, accumulate, input_gradient);
 }
 
 void set_threads(int count) {
@@ -81,9 +91,9 @@ PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
       .def("__call__", &BoundNetwork::forward, py::arg("x"), py::arg("state"), py::arg("lengths"), py::arg("out"),
            py::arg("batch_first"))
       .def("record", &record, py::arg("x"), py::arg("state"), py::arg("lengths"), py::arg("batch_first"),
-           py::arg("dropout"), py::arg("dropout_seed"), py::arg("recompute"))
-      .def("backward", &BoundNetwork::backward, py::arg("tape"), py::arg("d_output"), py::arg("d_state_n"),
-           py::arg("gradients"), py::arg("accumulate"), py::arg("input_gradient"))
+           py::arg("dropout"), py::arg("dropout_seed"), py::arg("recompute"), py::arg("owner") = py::none())
+      .def("backward", &backward, py::arg("tape"), py::arg("d_output"), py::arg("d_state_n"), py::arg("gradients"),
+           py::arg("accumulate"), py::arg("input_gradient"), py::arg("owner") = py::none())
       .def("reference", &BoundNetwork::reference, py::arg("x"), py::arg("state"), py::arg("lengths"),
            py::arg("batch_first"))
       .def("plan", &plan_dict, py::arg("steps"), py::arg("batch"), py::arg("threads"))

@@ -39,6 +39,7 @@ class Network:
         dropout: float,
         dropout_seed: int,
         recompute: bool,
+        owner: object = None,
     ) -> tuple[_Array, Any, Tape]: ...
     def backward(
         self,
@@ -48,6 +49,7 @@ class Network:
         gradients: dict[str, _Array],
         accumulate: bool,
         input_gradient: bool,
+        owner: object = None,
     ) -> tuple[Any, Any]: ...
     def reference(
         self, x: _Array, state: Any, lengths: npt.ArrayLike | None, batch_first: bool

@@ -92,6 +92,7 @@ class _Recurrent(Generic[_State]):
         "_batch_first",
         "_dropout_generator",
         "_handed_out",
+        "_identity",
         "_lock",
         "_network",
         "_options",
@@ -130,6 +131,7 @@ class _Recurrent(Generic[_State]):
         self._batch_first = self.batch_first
         self._store = ParameterStore(parameter_shapes(self._options, self._gates), self.dtype)
         self._lock = threading.Lock()
+        self._identity = object()  # by which a tape knows its module
         self._handed_out = False
         self._dropout_generator = np.random.default_rng()
         self._network: _core.Network | None = None
@@ -222,7 +224,7 @@ class _Recurrent(Generic[_State]):
             seed = self._draw_dropout_seed() if dropout else 0
         network = self._network or self._packed()
         result: tuple[Array, _State, _core.Tape] = network.record(
-            x, state, lengths, self._batch_first, dropout, seed % 2**64, recompute
+            x, state, lengths, self._batch_first, dropout, seed % 2**64, recompute, self._identity
         )
         return result
 
@@ -272,7 +274,7 @@ class _Recurrent(Generic[_State]):
         pack = self._pack
         network = pack[1] if pack is not None else self._packed()
         d_x, d_state = network.backward(
-            tape, d_output, d_state_n, gradients, accumulate_into is not None, input_gradient
+            tape, d_output, d_state_n, gradients, accumulate_into is not None, input_gradient, self._identity
         )
         return d_x, d_state, gradients
 

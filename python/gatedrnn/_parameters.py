@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -67,28 +68,25 @@ def _elements(shapes: Shapes) -> int:
 class ParameterStore:
     """All parameters of a module in one contiguous array, so that one fingerprint covers them."""
 
-    __slots__ = ("flat", "views")
+    __slots__ = ("_starts", "flat", "views")
 
     def __init__(self, shapes: Shapes, dtype: np.dtype[Any]) -> None:
         """Allocate; the numbers are undefined until written."""
         self.flat: Array = np.empty(_elements(shapes), dtype)
-        self.views: dict[str, Array] = {}
-        start = 0
-        for name, shape in shapes.items():
-            end = start + math.prod(shape)
-            self.views[name] = self.flat[start:end].reshape(shape)
-            start = end
+        sizes = [math.prod(shape) for shape in shapes.values()]
+        self._starts = list(itertools.accumulate(sizes, initial=0))[:-1]
+        self.views: dict[str, Array] = {
+            name: self.flat[start : start + size].reshape(shape)
+            for start, size, (name, shape) in zip(self._starts, sizes, shapes.items(), strict=True)
+        }
 
     def like(self) -> dict[str, Array]:
-        """New arrays of the same names, shapes and dtype, the numbers undefined; one piece of memory for all."""
+        """New arrays of the same names, shapes and dtype; the numbers are undefined."""
         flat = np.empty_like(self.flat)
-        views = {}
-        start = 0
-        for name, view in self.views.items():
-            end = start + view.size
-            views[name] = flat[start:end].reshape(view.shape)
-            start = end
-        return views
+        return {
+            name: flat[start : start + view.size].reshape(view.shape)
+            for start, (name, view) in zip(self._starts, self.views.items(), strict=True)
+        }
 
     def draw(self, bound: float, seed: int | None) -> None:
         """Fill with numbers uniform in +-bound, the same for both dtypes but for rounding."""
