@@ -261,14 +261,18 @@ class TypedNetwork final : public BoundNetwork {
     return results(call);
   }
 
+  void pack_for_backward() override { network_->pack_for_backward(parameters_); }
+  bool packed_for_backward() const override { return network_->packed_for_backward(); }
+
   py::tuple record(py::handle x, py::handle state, py::handle lengths, bool batch_first,
                    const TapeOptions& options) override {
+    if (!packed_for_backward()) throw std::logic_error("record: comes after pack_for_backward");
     Call<T> call = check_call<T>(network_->spec(), x, state, lengths, py::none(), batch_first);
     auto tape = std::make_unique<TypedTape<T>>(network_, call, options, tape_pool_, bias_, batch_first);
     {
       const py::gil_scoped_release release;
       std::unique_ptr<Workspace> workspace = pool_.borrow();
-      network_->forward(call.sequence, *workspace, tape->tape, parameters_);
+      network_->forward(call.sequence, *workspace, tape->tape);
       pool_.give_back(std::move(workspace));
     }
     const py::tuple pair = results(call);

@@ -90,6 +90,8 @@ PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
            py::arg("proj_size"), py::arg("dtype"))
       .def("__call__", &BoundNetwork::forward, py::arg("x"), py::arg("state"), py::arg("lengths"), py::arg("out"),
            py::arg("batch_first"))
+      .def("pack_for_backward", &BoundNetwork::pack_for_backward)
+      .def_property_readonly("packed_for_backward", &BoundNetwork::packed_for_backward)
       .def("record", &record, py::arg("x"), py::arg("state"), py::arg("lengths"), py::arg("batch_first"),
            py::arg("dropout"), py::arg("dropout_seed"), py::arg("recompute"), py::arg("owner") = py::none())
       .def("backward", &backward, py::arg("tape"), py::arg("d_output"), py::arg("d_state_n"), py::arg("gradients"),

@@ -72,19 +72,15 @@ bool Network<T>::run(const Sequence<T>& sequence, Workspace& workspace, const Pl
 }
 
 template <class T>
-void Network<T>::forward(const Sequence<T>& sequence, Workspace& workspace, Tape<T>& tape,
-                         const Parameters<T>& parameters) const {
-  pack_for_backward(parameters);
+void Network<T>::forward(const Sequence<T>& sequence, Workspace& workspace, Tape<T>& tape) const {
   if (sequence.batch == 0) return;
   const Index valid = valid_steps(sequence.steps, sequence.batch, sequence.lengths);
   run_planned([&](int threads, Team team) { return plan(sequence.steps, sequence.batch, valid, threads, team); },
-              [&](const Plan& plan) { return forward(sequence, workspace, tape, parameters, plan); });
+              [&](const Plan& plan) { return forward(sequence, workspace, tape, plan); });
 }
 
 template <class T>
-bool Network<T>::forward(const Sequence<T>& sequence, Workspace& workspace, Tape<T>& tape,
-                         const Parameters<T>& parameters, const Plan& plan) const {
-  pack_for_backward(parameters);
+bool Network<T>::forward(const Sequence<T>& sequence, Workspace& workspace, Tape<T>& tape, const Plan& plan) const {
   ForwardRun<T> run(*this, sequence, plan, workspace.next_turn(), &tape);
   return start(run, workspace);
 }
@@ -113,7 +109,7 @@ bool Network<T>::backward(const Tape<T>& tape, const BackwardCall<T>& call, Work
 // process may be forked meanwhile.
 template <class T>
 void Network<T>::pack_for_backward(const Parameters<T>& parameters) const {
-  if (back_layers_.load(std::memory_order_acquire)) return;
+  if (packed_for_backward()) return;
   auto packed = std::make_unique<BackLayers>();
   for (std::size_t i = 0; i < parameters.size(); ++i)
     packed->push_back(pack_back_layer(spec_, static_cast<Index>(i) / spec_.directions, parameters[i], kernels_.lanes));

@@ -30,6 +30,11 @@ class Network:
     def __call__(
         self, x: _Array, state: Any, lengths: npt.ArrayLike | None, out: _Array | None, batch_first: bool
     ) -> tuple[_Array, Any]: ...
+    @property
+    def packed_for_backward(self) -> bool: ...
+    def pack_for_backward(self) -> None:
+        """Make ready for `record`, while the parameters are those that the network was made of."""
+
     def record(
         self,
         x: _Array,

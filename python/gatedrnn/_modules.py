@@ -222,7 +222,7 @@ class _Recurrent(Generic[_State]):
         dropout = self.dropout if self.num_layers > 1 else 0.0
         if seed is None:
             seed = self._draw_dropout_seed() if dropout else 0
-        network = self._network or self._packed()
+        network = self._packed(for_backward=True)
         result: tuple[Array, _State, _core.Tape] = network.record(
             x, state, lengths, self._batch_first, dropout, seed % 2**64, recompute, self._identity
         )
@@ -371,19 +371,21 @@ class _Recurrent(Generic[_State]):
 
         _storage.save(path, type(self), self._options, self.state_dict())
 
-    def _packed(self) -> _core.Network:
+    def _packed(self, for_backward: bool = False) -> _core.Network:
         """Return the pack of the parameters as they are now, packing them first where they changed."""
         network, pack = self._network, self._pack
-        if network is not None:
+        if network is None and pack is not None and pack[0] == _core.fingerprint(self._store.flat):
+            network = pack[1]
+        if network is not None and (network.packed_for_backward or not for_backward):
             return network
-        if pack is not None and pack[0] == _core.fingerprint(self._store.flat):
-            return pack[1]
-        with self._lock:
+        with self._lock:  # nobody writes meanwhile: both packs are of the same parameters
             fingerprint = _core.fingerprint(self._store.flat)
             if self._pack is None or self._pack[0] != fingerprint:
                 self._pack = fingerprint, self._new_network()
             if not self._handed_out:
                 self._network = self._pack[1]
+            if for_backward:
+                self._pack[1].pack_for_backward()
             return self._pack[1]
 
     def _draw_dropout_seed(self) -> int:

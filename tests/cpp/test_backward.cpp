@@ -153,11 +153,12 @@ class BackwardTest {
   static Gradients<T> computed(const Case& c, const KernelTable& table, const Plan& forward, const Plan& backward,
                                const TapeOptions& options = {}, T initial = 0) {
     const Network<T> network(c.problem.spec, c.problem.parameters, table);
+    network.pack_for_backward(c.problem.parameters);
     Workspace workspace, memory;
     Results<T> results, inference;
     const Sequence<T> sequence = c.problem.sequence(results);
     Tape<T> tape(c.problem.spec, sequence, options, memory);
-    CHECK(network.forward(sequence, workspace, tape, c.problem.parameters, forward));
+    CHECK(network.forward(sequence, workspace, tape, forward));
     CHECK(network.run(c.problem.sequence(inference), workspace, forward));
     CHECK_NOTHING_WRONG(inference.difference(results), "forward with a tape, " + c.problem.name());
     Gradients<T> gradients = c.gradients(sequence, initial), again = c.gradients(sequence, initial);

@@ -46,10 +46,14 @@ class Network {
   void run(const Sequence<T>& sequence, Workspace& workspace) const;
   bool run(const Sequence<T>& sequence, Workspace& workspace, const Plan& plan) const;
 
-  // The same for training. `parameters` are those that the network was made of: what backward needs of them is packed now.
-  void forward(const Sequence<T>& sequence, Workspace& workspace, Tape<T>& tape, const Parameters<T>& parameters) const;
-  bool forward(const Sequence<T>& sequence, Workspace& workspace, Tape<T>& tape, const Parameters<T>& parameters,
-               const Plan& plan) const;
+  // Packs what backward needs of the parameters, which have to be those that the network was made of. Comes before the
+  // first forward; does nothing after that.
+  void pack_for_backward(const Parameters<T>& parameters) const;
+  bool packed_for_backward() const { return back_layers_.load(std::memory_order_acquire) != nullptr; }
+
+  // The same as run, with a tape.
+  void forward(const Sequence<T>& sequence, Workspace& workspace, Tape<T>& tape) const;
+  bool forward(const Sequence<T>& sequence, Workspace& workspace, Tape<T>& tape, const Plan& plan) const;
   // The gradients of what forward computed. The tape stays as it is.
   void backward(const Tape<T>& tape, const BackwardCall<T>& call, Workspace& workspace) const;
   bool backward(const Tape<T>& tape, const BackwardCall<T>& call, Workspace& workspace, const Plan& plan) const;
@@ -66,7 +70,6 @@ class Network {
 
  private:
   using BackLayers = std::vector<PackedBackLayer<T>>;
-  void pack_for_backward(const Parameters<T>& parameters) const;
 
   Spec spec_;
   const Kernels<T>& kernels_;
