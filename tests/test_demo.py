@@ -100,6 +100,7 @@ def test_documentation_words_are_distinct_and_valid():
         (["--batch-size", "1e9"], "argument --batch-size: expected an integer in 1..4096, got '1e9'"),
         (["--threads", "0"], "argument --threads: expected an integer in 1.."),
         (["--threads", "99999999"], "argument --threads: expected an integer in 1.."),
+        (["--train", "word"], "words: expected none with --train, got word"),
         (["--unknown"], "unrecognized arguments: --unknown"),
     ],
 )
@@ -216,11 +217,24 @@ def test_main_by_default_takes_documentation_words(capsys, monkeypatch):
     hide(monkeypatch, "torch")
     hide(monkeypatch, "threadpoolctl")
     hide(monkeypatch, "tqdm")
-    assert demo.main(["--count", "30"]) == 0
+    assert demo.main(["--count", "30", "--no-train"]) == 0
     printed = capsys.readouterr().out
     assert "30 distinct words of Python's own documentation (pydoc_data.topics), batches of 256" in printed
     assert "PyTorch" not in printed
     assert "threadpoolctl" in printed
+
+
+@pytest.mark.demo
+@pytest.mark.usefixtures("package")
+def test_main_without_words_trains_too(capsys, monkeypatch):
+    trained = []
+    monkeypatch.setattr(demo.language_model, "run", trained.append)
+    assert demo.main(["--count", "1", "--quiet"]) == 0
+    assert [task.text for task in trained] == [None]
+    assert "phonemes equal to g2p_en" in capsys.readouterr().out
+    assert demo.main(["gated", "--quiet"]) == 0
+    assert demo.main(["--count", "1", "--quiet", "--no-train"]) == 0
+    assert len(trained) == 1
 
 
 @pytest.mark.demo

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import gatedrnn as gr
 
 _COMMANDS = {
-    "demo": "pronounce words with a real pretrained GRU model",
+    "demo": "pronounce words with a real pretrained GRU model; train a language model",
     "bench": "time gatedrnn and its peers side by side",
     "config": "print version, instruction sets, threads and caches",
 }

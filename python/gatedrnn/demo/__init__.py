@@ -1,4 +1,4 @@
-"""``gatedrnn demo``: a real pretrained model on real words, timed and compared with its own code."""
+"""``gatedrnn demo``: a real pretrained model, compared with its own code; and one trained here and now."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import gatedrnn as gr
-from gatedrnn.demo import baseline
-from gatedrnn.demo._compare import Engine, Run, differences, installed, num_threads, run
+from gatedrnn.demo import baseline, language_model
+from gatedrnn.demo._compare import Engine, Run, differences, installed, num_threads, one_blas_thread, run
 from gatedrnn.demo.g2p import ModelNotInstalledError, Pronouncer, find_package, load_weights
 from gatedrnn.demo.words import check_word, documentation_words
 
@@ -21,54 +21,103 @@ _SHOWN_WORDS = 12
 _SHOWN_DIFFERENCES = 10
 _REFERENCE_SECONDS = 20.0
 _MAX_BATCH_SIZE = 4096
+_MAX_HIDDEN_SIZE = 4096
+_TRAINING_SECONDS = 30.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Pronounce words and print a comparison.
+    """Pronounce words and print a comparison; train a language model and let it write.
 
     Args:
         argv: The arguments after ``gatedrnn demo``; None: those of the process.
 
     Returns:
-        0, or 1 where the extra is missing or any phoneme differs from those of g2p_en's own code.
+        0, or 1 where the extra is missing, any phoneme differs from those of g2p_en's own code, or the text
+        to train on cannot be read.
     """
-    options = _parser().parse_args(argv)
+    parser = _parser()
+    options = parser.parse_args(argv)
+    if options.train and options.words:
+        parser.error(f"words: expected none with --train, got {' '.join(options.words)}")
+    status = 0 if options.train else _pronounce(options)
+    if status == 0 and (options.train or (options.train is None and not options.words)):
+        status = _train(options)
+    return status
+
+
+def _pronounce(options: argparse.Namespace) -> int:
     try:
         package = find_package()
     except ModelNotInstalledError as error:
-        print(f"gatedrnn demo: {error}", file=sys.stderr)
+        print(f"gatedrnn demo: {error}; 'gatedrnn demo --train' needs no model", file=sys.stderr)
         return 1
     words = list(dict.fromkeys(options.words)) or documentation_words(options.count)
     engines = _engines(package, options.batch_size)
-    default_threads = gr.get_num_threads()
+    default_threads, threads = gr.get_num_threads(), options.threads or 1
 
     print("letters -> encoder GRU -> decoder GRU -> phonemes, with the pretrained weights of g2p_en\n")
-    with num_threads(options.threads):
+    with num_threads(threads):
         runs = [run(engine, words, show_progress=not options.quiet) for engine in engines]
     _print_words(runs[0], len(words) if options.words else _SHOWN_WORDS)
     source = "" if options.words else " of Python's own documentation (pydoc_data.topics)"
     print(f"\n{len(words)} distinct words{source}, batches of {options.batch_size}")
-    _print_times(runs, f"{options.threads} thread{'s' * (options.threads > 1)}")
-    if default_threads != options.threads:
+    _print_times(runs, f"{threads} thread{'s' * (threads > 1)}")
+    if default_threads != threads:
         default_runs = [run(engine, words, show_progress=not options.quiet) for engine in engines]
         _print_times(default_runs, f"default threads (gatedrnn: {default_threads})")
-    _print_notes(runs, options.threads)
+    _print_notes(runs, threads)
     return _print_comparison(runs)
+
+
+def _train(options: argparse.Namespace) -> int:
+    budget = language_model.Budget(options.seconds, options.epochs)
+    task = language_model.Task(
+        options.text, options.out, options.cell, options.hidden, budget, quiet=options.quiet
+    )
+    if not options.train:
+        print()
+    try:
+        # NumPy's own threads would go on spinning between its products, on the cores that the engine needs.
+        with gr.num_threads(options.threads or gr.get_num_threads()), one_blas_thread():
+            language_model.run(task)
+    except (OSError, ValueError) as error:
+        print(f"gatedrnn demo: {error}", file=sys.stderr)
+        return 1
+    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="gatedrnn demo",
         description="Pronounce English words with a real pretrained GRU model, and compare speed and "
-        'phonemes with its own code. Needs the extra: pip install "gatedrnn[demo]".',
+        'phonemes with its own code (needs the extra: pip install "gatedrnn[demo]"). Without words, train a '
+        "character language model as well, save it, load it and let it write.",
     )
     add = parser.add_argument
     add(
         "words",
         nargs="*",
         type=_word,
-        help="words of letters a-z (default: words of Python's own documentation)",
+        help="words of letters a-z, only to pronounce (default: words of Python's own documentation)",
     )
+    add(
+        "--train",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="only train, which needs no extra; or only pronounce (default: both)",
+    )
+    add(
+        "--threads",
+        type=_integer(1, os.cpu_count() or 1),
+        help="threads (default: 1 to pronounce, where the default number is timed as well; all to train)",
+    )
+    add("--quiet", action="store_true", help="no progress bar, no lines of progress")
+    _add_pronouncing(parser.add_argument_group("to pronounce").add_argument)
+    _add_training(parser.add_argument_group("to train").add_argument)
+    return parser
+
+
+def _add_pronouncing(add: Callable[..., object]) -> None:
     add(
         "--count", type=_integer(1), default=3000, help="so many default words at most (default: %(default)s)"
     )
@@ -78,14 +127,47 @@ def _parser() -> argparse.ArgumentParser:
         default=256,
         help="words at once (default: %(default)s)",
     )
+
+
+def _add_training(add: Callable[..., object]) -> None:
+    add("--text", type=Path, metavar="FILE", help="text in UTF-8 (default: Python's own documentation)")
     add(
-        "--threads",
-        type=_integer(1, os.cpu_count() or 1),
-        default=1,
-        help="threads for every engine; default threads are timed as well (default: %(default)s)",
+        "--cell",
+        choices=language_model.CELLS,
+        default="lstm",
+        help="recurrent layer (default: %(default)s)",
     )
-    add("--quiet", action="store_true", help="no progress bar")
-    return parser
+    add(
+        "--hidden",
+        type=_integer(1, _MAX_HIDDEN_SIZE),
+        default=256,
+        metavar="UNITS",
+        help="hidden units (default: %(default)s)",
+    )
+    add(
+        "--seconds",
+        type=_seconds,
+        default=_TRAINING_SECONDS,
+        help="how long to train (default: %(default)g)",
+    )
+    add("--epochs", type=_integer(1), help="how often to go through the text, instead of --seconds")
+    add(
+        "--out",
+        type=Path,
+        default=Path("gatedrnn-demo"),
+        metavar="FOLDER",
+        help="for model, sample and loss curve (default: %(default)s)",
+    )
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a number of seconds above 0, got {text!r}")
+    return value
 
 
 def _word(text: str) -> str:

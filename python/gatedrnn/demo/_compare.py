@@ -60,6 +60,16 @@ def num_threads(count: int) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def one_blas_thread() -> Iterator[None]:
+    """Hold NumPy's matrix products to one thread, where threadpoolctl is installed."""
+    with contextlib.ExitStack() as stack:
+        if installed("threadpoolctl"):
+            limits = importlib.import_module("threadpoolctl").threadpool_limits
+            stack.enter_context(limits(limits=1, user_api="blas"))
+        yield
+
+
 def run(engine: Engine, words: Sequence[str], *, show_progress: bool) -> Run:
     """Warm the engine up, then pronounce all words batch by batch; only the engine's own time counts."""
     words = _affordable(engine, words)
