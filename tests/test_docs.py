@@ -30,8 +30,9 @@ def blocks_of(page):
 
 
 def can_run(code):
-    imported = [name for name in OPTIONAL if re.search(rf"^(import|from) {name}\b", code, re.MULTILINE)]
-    return all(importlib.util.find_spec(name) for name in imported)
+    imported = rf"^(import|from) (gatedrnn\.)?({'|'.join(OPTIONAL)})\b"
+    names = {match[3] for match in re.finditer(imported, code, re.MULTILINE)}
+    return all(importlib.util.find_spec(name) for name in names)
 
 
 @pages

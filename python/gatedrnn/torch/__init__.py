@@ -1,0 +1,25 @@
+"""LSTM, GRU and RNN for PyTorch on the CPU: ``torch.nn``'s modules, computed by this package's engine.
+
+::
+
+    from gatedrnn.torch import GRU  # instead of: from torch.nn import GRU
+
+    gru = GRU(80, 256, num_layers=2, batch_first=True)
+    output, h_n = gru(x)
+    output.sum().backward()
+
+Constructors, parameters, state dictionaries, calls and results are those of ``torch.nn``. In addition there
+are ``lengths=`` for padded batches, ``GRU(reset_after=False)`` and ``LSTM(peephole=True)``. See
+docs/pytorch.md.
+"""
+
+from __future__ import annotations
+
+try:
+    import torch  # noqa: F401
+except ImportError as error:
+    raise ImportError(f"gatedrnn.torch needs PyTorch ({error}): 'pip install torch'") from error
+
+from gatedrnn.torch._modules import GRU, LSTM, RNN
+
+__all__ = ["GRU", "LSTM", "RNN"]

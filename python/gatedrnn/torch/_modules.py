@@ -1,0 +1,507 @@
+"""The modules: arguments, parameters and the forms of input; the computing is in `_ops`."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.nn.utils.rnn import PackedSequence
+
+import gatedrnn
+from gatedrnn import _checks
+from gatedrnn.torch import _ops
+from gatedrnn.torch._packs import DTYPES, Pack, Stack, shapes_of
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+    from typing_extensions import Self
+
+    Lengths: TypeAlias = Tensor | npt.NDArray[np.integer[Any]] | Sequence[int]
+
+__all__ = ["GRU", "LSTM", "RNN"]
+
+# What tells whether something watches torch's operators. A torch without these names is always asked to tell.
+_dispatch_modes = getattr(torch._C, "_len_torch_dispatch_stack", lambda: True)
+_tracing = getattr(torch._C, "_get_tracing_state", lambda: True)
+# Whether a transform of torch.func is at work. (A torch without this name refuses on its own.)
+_transforming = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
+
+
+class _Recurrent(nn.Module):
+    """What all modules share."""
+
+    _numpy_class: ClassVar[Any]  # checks the constructor's arguments
+    _own_options: ClassVar[tuple[str, ...]] = ()  # those of the cell alone
+    proj_size = 0
+
+    input_size: int
+    hidden_size: int
+    num_layers: int
+    bias: bool
+    batch_first: bool
+    dropout: float
+    bidirectional: bool
+
+    def __init__(
+        self, device: torch.device | str | int | None, dtype: torch.dtype | None, **options: object
+    ) -> None:
+        super().__init__()
+        dtype = dtype or torch.get_default_dtype()
+        if dtype not in DTYPES:
+            raise ValueError(f"dtype: expected torch.float32 or torch.float64, got {dtype}")
+        for name, value in self._numpy_class._checked(options).items():
+            setattr(self, name, value)
+        if self.dropout > 0 and self.num_layers == 1:
+            warnings.warn(
+                f"dropout={self.dropout} has no effect with num_layers=1: it acts between layers",
+                UserWarning,
+                stacklevel=3,
+            )
+        self._stack = Stack(self._cell, self.num_layers, self.bidirectional, self.bias)
+        shapes = shapes_of(self._stack, self.input_size, self.hidden_size, self._state_size)
+        for name, shape in shapes.items():
+            self.register_parameter(name, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
+        self._names = tuple(shapes)
+        self._pack = Pack()
+        self.reset_parameters()
+
+    @property
+    def _cell(self) -> str:
+        """The engine's name for the cell."""
+        raise NotImplementedError
+
+    @property
+    def _state_size(self) -> int:
+        return self.proj_size or self.hidden_size
+
+    def reset_parameters(self) -> None:
+        """Draw all parameters again, uniform in +-1/sqrt(H), as torch.nn would with the same seed."""
+        bound = self.hidden_size**-0.5
+        for parameter in self.parameters():
+            nn.init.uniform_(parameter, -bound, bound)
+
+    def flatten_parameters(self) -> None:
+        """Do nothing: there is no need to, but programs written for torch.nn's modules call it."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        self._pack.forget()  # or it would keep the memory of what `to()` leaves behind
+        cast(Any, super())._apply(fn, recurse)
+        return self
+
+    @property
+    def all_weights(self) -> list[list[Tensor]]:
+        """The parameters by layer and direction, as torch.nn's modules give them."""
+        count = len(self._names) // self._stack.tracks
+        weights = self._weights()
+        return [list(weights[i : i + count]) for i in range(0, len(weights), count)]
+
+    def extra_repr(self) -> str:
+        """Write the arguments that are not torch.nn's defaults."""
+        parts = [f"{self.input_size}, {self.hidden_size}"]
+        defaults = self._numpy_class._defaults
+        names = ("num_layers", "bias", "batch_first", "dropout", "bidirectional", *self._own_options)
+        for name in names:
+            value = getattr(self, name)
+            if value != defaults[name]:
+                parts.append(f"{name}={value!r}")
+        return ", ".join(parts)
+
+    # ---- a call ----
+
+    def _weights(self) -> tuple[Tensor, ...]:
+        """Return the parameters in order, also where something put other tensors in their place."""
+        parameters = self._parameters
+        if tuple(parameters) == self._names:
+            return cast("tuple[Tensor, ...]", tuple(parameters.values()))
+        return tuple([getattr(self, name) for name in self._names])
+
+    def _compute(
+        self, x: Tensor | PackedSequence, h: Tensor | None, c: Tensor | None, lengths: Lengths | None
+    ) -> tuple[Any, ...]:
+        """Return output, h_n and, for LSTM, c_n, for any form of input."""
+        weights = self._weights()
+        if isinstance(x, PackedSequence):
+            if lengths is not None:
+                raise ValueError("lengths: expected None with a PackedSequence, which has its own")
+            return self._compute_packed(x, h, c, weights)
+        x, h, c = _cast(x, h, c, weights[0].dtype)
+        self._check_input(x, weights[0].dtype, packed=False)
+        if h is not None:
+            self._check_state(h, c, _ops.batch_of(x, None, self.batch_first, False), x.dtype)
+        if lengths is not None:
+            _check_lengths(lengths, x)
+        return self._dispatch(x, h, c, lengths, False, weights)
+
+    def _compute_packed(
+        self, packed: PackedSequence, h: Tensor | None, c: Tensor | None, weights: tuple[Tensor, ...]
+    ) -> tuple[Any, ...]:
+        x, batch_sizes, order, inverse = packed
+        batch = int(batch_sizes[0]) if order is None else order.shape[0]
+        x, h, c = _cast(x, h, c, weights[0].dtype)
+        self._check_input(x, weights[0].dtype, packed=True)
+        if h is not None:
+            self._check_state(h, c, (batch,), x.dtype)
+        row_lengths = (batch_sizes.unsqueeze(1) > torch.arange(batch)).sum(0)
+        results = self._dispatch(x, _reordered(h, order), _reordered(c, order), row_lengths, True, weights)
+        output = PackedSequence(results[0], batch_sizes, order, inverse)
+        return output, *[_reordered(state, inverse) for state in results[1:]]
+
+    def _dispatch(
+        self,
+        x: Tensor,
+        h: Tensor | None,
+        c: Tensor | None,
+        lengths: Lengths | None,
+        packed: bool,
+        weights: tuple[Tensor, ...],
+    ) -> tuple[Tensor, ...]:
+        """Choose the way to the engine (see `_ops`), and whether to keep a tape."""
+        batch_first = self.batch_first and not packed
+        dropout = self.dropout if self.training and self.num_layers > 1 else 0.0
+        seed = torch.randint(2**63 - 1, ()) if dropout else None
+        keep = bool(dropout) or _wants_gradients(x, h, c, weights)
+        if (
+            torch.compiler.is_compiling()
+            or type(x) is not Tensor
+            or x.is_meta
+            or _dispatch_modes()
+            or _tracing()
+        ):
+            if lengths is not None:
+                lengths = torch.as_tensor(lengths)
+            arguments = (x, h, c, weights, lengths, batch_first, packed, *self._stack, self._pack.number)
+            return self._through_operators(arguments, dropout, seed, keep)
+        if _transforming():
+            raise NotImplementedError(
+                "gatedrnn.torch: the transforms of torch.func are not implemented; use torch.autograd, or "
+                "torch.nn's module"
+            )
+        if isinstance(lengths, Tensor):
+            lengths = lengths.numpy()
+        network = self._pack.get(self._stack, weights, keep)
+        call = _ops.Call(network, lengths, batch_first, packed, dropout, 0 if seed is None else int(seed))
+        return _ops.record(call, x, h, c, weights) if keep else _ops.run(call, x, h, c)
+
+    def _through_operators(
+        self, arguments: tuple[Any, ...], dropout: float, seed: Tensor | None, keep: bool
+    ) -> tuple[Tensor, ...]:
+        results: tuple[Tensor, ...]
+        if keep:
+            results = torch.ops.gatedrnn.record(*arguments, dropout, seed)[:3]
+        else:
+            results = torch.ops.gatedrnn.run(*arguments)
+        return results if self._stack.is_lstm else results[:2]
+
+    # ---- checks ----
+
+    def _check_input(self, x: Tensor, dtype: torch.dtype, *, packed: bool) -> None:
+        if not isinstance(x, Tensor):
+            raise TypeError(f"input: expected a tensor or a PackedSequence, got {_checks.described(x)}")
+        if dtype not in DTYPES:
+            raise TypeError(f"{self._names[0]}: expected torch.float32 or torch.float64, got {dtype}")
+        _check_tensor("input", x, dtype)
+        axes = x.dim()
+        if not (axes == 2 or (axes == 3 and not packed)) or x.size(-1) != self.input_size:
+            features = str(self.input_size)
+            batched = ("(B, T, " if self.batch_first else "(T, B, ") + features + ") or (T, " + features + ")"
+            expected = f"packed rows (N, {features})" if packed else batched
+            raise ValueError(f"input: expected {expected}, got {tuple(x.shape)}")
+
+    def _check_state(self, h: Tensor, c: Tensor | None, batch: tuple[int, ...], dtype: torch.dtype) -> None:
+        parts: list[tuple[str, Any, int]] = [("hx", h, self._state_size)]
+        if self._stack.is_lstm:
+            parts = [("hx: h", h, self._state_size), ("hx: c", c, self.hidden_size)]
+        for name, tensor, width in parts:
+            if not isinstance(tensor, Tensor):
+                raise TypeError(f"{name}: expected a tensor, got {_checks.described(tensor)}")
+            _check_tensor(name, tensor, dtype)
+            expected = (self._stack.tracks, *batch, width)
+            if tensor.shape != expected:
+                raise ValueError(f"{name}: expected {expected}, got {tuple(tensor.shape)}")
+
+
+def _check_tensor(name: str, tensor: Tensor, dtype: torch.dtype) -> None:
+    if tensor.dtype != dtype:
+        raise TypeError(f"{name}: expected {dtype} like the parameters, got {tensor.dtype}")
+    if tensor.device.type not in ("cpu", "meta"):
+        raise ValueError(f"{name}: expected a tensor on the CPU, got one on {tensor.device}")
+
+
+def _check_lengths(lengths: Lengths, x: Tensor) -> None:
+    """Check what the engine cannot: it checks the numbers."""
+    if x.dim() == 2:
+        raise ValueError(f"lengths: expected None for an unbatched input, got {_checks.described(lengths)}")
+    if isinstance(lengths, Tensor) and lengths.device.type not in ("cpu", "meta"):
+        raise ValueError(f"lengths: expected a tensor on the CPU, got one on {lengths.device}")
+
+
+def _cast(
+    x: Tensor, h: Tensor | None, c: Tensor | None, dtype: torch.dtype
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Within `torch.autocast`, undo what it did to the results of other modules."""
+    if getattr(x, "dtype", dtype) == dtype or not torch.is_autocast_enabled("cpu"):
+        return x, h, c
+    return x.to(dtype), None if h is None else h.to(dtype), None if c is None else c.to(dtype)
+
+
+def _reordered(state: Tensor | None, order: Tensor | None) -> Any:
+    return state if state is None or order is None else state.index_select(1, order)
+
+
+def _wants_gradients(x: Tensor, h: Tensor | None, c: Tensor | None, weights: tuple[Tensor, ...]) -> bool:
+    if getattr(forward_ad, "_current_level", -1) >= 0:
+        return True  # forward-mode derivatives, which only what is recorded refuses
+    return torch.is_grad_enabled() and (
+        x.requires_grad
+        or any([w.requires_grad for w in weights])  # of a list, since that is faster
+        or (h is not None and h.requires_grad)
+        or (c is not None and c.requires_grad)
+    )
+
+
+class LSTM(_Recurrent):
+    """``torch.nn.LSTM``, computed by this package's engine on the CPU.
+
+    Constructor, parameters, state dictionary, call and results are torch.nn's; `gatedrnn.LSTM` has the
+    equations. States and outputs share their memory with the engine, nothing is copied.
+
+    Args:
+        input_size: Width of one time step of the input, I.
+        hidden_size: Number of hidden units, H.
+        num_layers: Layers, each fed with the output of the one below.
+        bias: Whether to have bias parameters.
+        batch_first: Whether input and output are (B, T, ...) instead of (T, B, ...).
+        dropout: Probability of dropout between layers in training mode, drawn from torch's generator.
+        bidirectional: Whether each layer also runs from the end to the start; the outputs stand side by side.
+        proj_size: Width that h is projected to, below `hidden_size`; 0 for no projection.
+        device: Where the parameters are made; a call needs them on the CPU.
+        dtype: torch.float32 or torch.float64; None for torch's default.
+        peephole: Whether the gates see the memory cell through ``weight_ci_l0``, ``weight_cf_l0``,
+            ``weight_co_l0``, which torch.nn has not.
+
+    Raises:
+        TypeError: An argument has the wrong type.
+        ValueError: An argument has a value outside its range, or the parameters would fit in no memory.
+    """
+
+    _numpy_class = gatedrnn.LSTM
+    _own_options = ("proj_size", "peephole")
+    peephole: bool
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        peephole: bool = False,
+    ) -> None:
+        super().__init__(
+            device,
+            dtype,
+            input_size=input_size,
+            hidden_size=hidden_size,
+            num_layers=num_layers,
+            bias=bias,
+            batch_first=batch_first,
+            dropout=dropout,
+            bidirectional=bidirectional,
+            proj_size=proj_size,
+            peephole=peephole,
+        )
+
+    @property
+    def _cell(self) -> str:
+        return "lstm_peephole" if self.peephole else "lstm"
+
+    def forward(
+        self,
+        input: Tensor | PackedSequence,
+        hx: tuple[Tensor, Tensor] | None = None,
+        *,
+        lengths: Lengths | None = None,
+    ) -> tuple[Any, tuple[Tensor, Tensor]]:
+        """Run over whole sequences, with D directions and h of size S: `proj_size` if set, else H.
+
+        Args:
+            input: (T, B, I), or (B, T, I) with `batch_first`, or (T, I) unbatched, in the parameters' dtype
+                and of any strides; or a PackedSequence.
+            hx: Initial state (h, c), of shapes (L*D, B, S) and (L*D, B, H), without B where the input is
+                unbatched; None for zeros.
+            lengths: B integers in 0..T, in any order: how many steps of each row of a padded input are
+                valid. Output past them is 0, and the final state is that of the last valid step.
+
+        Returns:
+            The output, (T, B, D*S) laid out like the input (packed for a packed one), and the final state.
+
+        Raises:
+            TypeError: An argument has the wrong type or dtype.
+            ValueError: An argument has the wrong shape or value, or is not on the CPU.
+        """
+        h = c = None
+        if hx is not None:
+            if not isinstance(hx, (tuple, list)) or len(hx) != 2 or hx[0] is None:
+                raise TypeError(f"hx: expected a pair (h, c) of tensors, got {_checks.described(hx)}")
+            h, c = hx
+        output, h_n, c_n = self._compute(input, h, c, lengths)
+        return output, (h_n, c_n)
+
+
+class _SingleState(_Recurrent):
+    """Modules whose state is h alone."""
+
+    def forward(
+        self,
+        input: Tensor | PackedSequence,
+        hx: Tensor | None = None,
+        *,
+        lengths: Lengths | None = None,
+    ) -> tuple[Any, Tensor]:
+        """Run over whole sequences, with D directions.
+
+        Args:
+            input: (T, B, I), or (B, T, I) with `batch_first`, or (T, I) unbatched, in the parameters' dtype
+                and of any strides; or a PackedSequence.
+            hx: Initial state, (L*D, B, H), without B where the input is unbatched; None for zeros.
+            lengths: B integers in 0..T, in any order: how many steps of each row of a padded input are
+                valid. Output past them is 0, and the final state is that of the last valid step.
+
+        Returns:
+            The output, (T, B, D*H) laid out like the input (packed for a packed one), and the final state.
+
+        Raises:
+            TypeError: An argument has the wrong type or dtype.
+            ValueError: An argument has the wrong shape or value, or is not on the CPU.
+        """
+        output, h_n = self._compute(input, hx, None, lengths)
+        return output, h_n
+
+
+class GRU(_SingleState):
+    """``torch.nn.GRU``, computed by this package's engine on the CPU, in both forms of the unit.
+
+    Constructor, parameters, state dictionary, call and results are torch.nn's; `gatedrnn.GRU` has the
+    equations. States and outputs share their memory with the engine, nothing is copied.
+
+    Args:
+        input_size: Width of one time step of the input, I.
+        hidden_size: Number of hidden units, H.
+        num_layers: Layers, each fed with the output of the one below.
+        bias: Whether to have bias parameters.
+        batch_first: Whether input and output are (B, T, ...) instead of (T, B, ...).
+        dropout: Probability of dropout between layers in training mode, drawn from torch's generator.
+        bidirectional: Whether each layer also runs from the end to the start; the outputs stand side by side.
+        device: Where the parameters are made; a call needs them on the CPU.
+        dtype: torch.float32 or torch.float64; None for torch's default.
+        reset_after: Whether the reset gate acts after the candidate's matrix product, as in torch.nn, or on h
+            before it (False), as in the paper of Cho et al. 2014.
+
+    Raises:
+        TypeError: An argument has the wrong type.
+        ValueError: An argument has a value outside its range, or the parameters would fit in no memory.
+    """
+
+    _numpy_class = gatedrnn.GRU
+    _own_options = ("reset_after",)
+    reset_after: bool
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        reset_after: bool = True,
+    ) -> None:
+        super().__init__(
+            device,
+            dtype,
+            input_size=input_size,
+            hidden_size=hidden_size,
+            num_layers=num_layers,
+            bias=bias,
+            batch_first=batch_first,
+            dropout=dropout,
+            bidirectional=bidirectional,
+            reset_after=reset_after,
+        )
+
+    @property
+    def _cell(self) -> str:
+        return "gru" if self.reset_after else "gru_reset_before"
+
+
+class RNN(_SingleState):
+    """``torch.nn.RNN``, computed by this package's engine on the CPU.
+
+    Constructor, parameters, state dictionary, call and results are torch.nn's; `gatedrnn.RNN` has the
+    equations. States and outputs share their memory with the engine, nothing is copied.
+
+    Args:
+        input_size: Width of one time step of the input, I.
+        hidden_size: Number of hidden units, H.
+        num_layers: Layers, each fed with the output of the one below.
+        nonlinearity: "tanh" or "relu".
+        bias: Whether to have bias parameters.
+        batch_first: Whether input and output are (B, T, ...) instead of (T, B, ...).
+        dropout: Probability of dropout between layers in training mode, drawn from torch's generator.
+        bidirectional: Whether each layer also runs from the end to the start; the outputs stand side by side.
+        device: Where the parameters are made; a call needs them on the CPU.
+        dtype: torch.float32 or torch.float64; None for torch's default.
+
+    Raises:
+        TypeError: An argument has the wrong type.
+        ValueError: An argument has a value outside its range, or the parameters would fit in no memory.
+    """
+
+    _numpy_class = gatedrnn.RNN
+    _own_options = ("nonlinearity",)
+    nonlinearity: str
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        nonlinearity: str = "tanh",
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(
+            device,
+            dtype,
+            input_size=input_size,
+            hidden_size=hidden_size,
+            num_layers=num_layers,
+            nonlinearity=nonlinearity,
+            bias=bias,
+            batch_first=batch_first,
+            dropout=dropout,
+            bidirectional=bidirectional,
+        )
+
+    @property
+    def _cell(self) -> str:
+        return f"rnn_{self.nonlinearity}"

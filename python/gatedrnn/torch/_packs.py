@@ -1,0 +1,181 @@
+"""From tensors to the engine's networks: weights are packed once and again when they have changed."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import weakref
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gatedrnn import _core
+from gatedrnn._parameters import parameter_shapes
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from gatedrnn._parameters import Shapes
+
+    Array = npt.NDArray[np.floating[Any]]
+
+GATES = {"lstm": 4, "lstm_peephole": 4, "gru": 3, "gru_reset_before": 3, "rnn_tanh": 1, "rnn_relu": 1}
+DTYPES: dict[torch.dtype, np.dtype[Any]] = {
+    torch.float32: np.dtype(np.float32),
+    torch.float64: np.dtype(np.float64),
+}
+
+
+class Stack(NamedTuple):
+    """What a list of weights is for; their shapes tell the rest."""
+
+    cell: str  # the engine's name
+    num_layers: int
+    bidirectional: bool
+    bias: bool
+
+    @property
+    def tracks(self) -> int:
+        """Layers times directions."""
+        return self.num_layers * (1 + self.bidirectional)
+
+    @property
+    def is_lstm(self) -> bool:
+        """Whether the state is a pair."""
+        return GATES[self.cell] == 4
+
+    def sizes(self, weights: Sequence[Tensor]) -> tuple[int, int, int]:
+        """Return the sizes of the input, of c or the hidden units, and of h."""
+        weight_ih, weight_hh = weights[:2]
+        return weight_ih.shape[1], weight_ih.shape[0] // GATES[self.cell], weight_hh.shape[1]
+
+
+@functools.lru_cache(maxsize=256)
+def shapes_of(stack: Stack, input_size: int, hidden_size: int, state_size: int) -> Shapes:
+    """Return the shapes of all parameters by name; not to be changed, since the next caller gets them too."""
+    options = {
+        "input_size": input_size,
+        "hidden_size": hidden_size,
+        "num_layers": stack.num_layers,
+        "bidirectional": stack.bidirectional,
+        "bias": stack.bias,
+        "proj_size": 0 if state_size == hidden_size else state_size,
+        "peephole": stack.cell == "lstm_peephole",
+        "dtype": np.dtype(np.float64),
+    }
+    return parameter_shapes(options, GATES[stack.cell])
+
+
+class Packed(NamedTuple):
+    """A network, and how to tell that the weights are still those that it was made of."""
+
+    network: _core.Network
+    stack: Stack
+    shapes: Shapes
+    dtype: np.dtype[Any]
+    arrays: list[Array]  # the weights' memory
+    addresses: list[int]  # of the weights, which have no other memory while `arrays` keep it
+    fingerprints: list[int]
+
+    def is_of(self, stack: Stack, weights: Sequence[Tensor]) -> bool:
+        """Compare everything that tells a change.
+
+        torch's version counters do not: writes through ``p.data`` or a NumPy view, by another process or by
+        its fused optimizers are not counted. So the numbers are looked at.
+        """
+        return (
+            self.addresses == [w.data_ptr() for w in weights]
+            and self.stack == stack
+            and all([w.is_contiguous() for w in weights])  # or `arrays` are copies
+            and self.fingerprints == _fingerprints(self.arrays)
+        )
+
+
+class Pack:
+    """A module's `Packed`, replaced as a whole: safe without a lock.
+
+    Threads that find it outdated at the same time each pack, and each uses what it made.
+    """
+
+    __slots__ = ("__weakref__", "_packed", "number")
+
+    def __init__(self) -> None:
+        self.number = next(_numbers)
+        self._packed: Packed | None = None
+        _packs[self.number] = self
+
+    def get(self, stack: Stack, weights: Sequence[Tensor], for_backward: bool) -> Packed:
+        """Return the network of these weights, packing them first where they changed.
+
+        Raises:
+            TypeError: The weights' dtypes are not all float32 or all float64.
+            ValueError: One is not on the CPU, or of the wrong shape.
+        """
+        packed = self._packed
+        if packed is None or not packed.is_of(stack, weights):
+            packed = self._packed = _pack(stack, weights)
+        if for_backward and not packed.network.packed_for_backward:
+            packed.network.pack_for_backward()
+        return packed
+
+    def forget(self) -> None:
+        """Let go of the weights."""
+        self._packed = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies of a module, and those read from a file, pack for themselves."""
+        return Pack, ()
+
+
+_numbers = itertools.count(1)
+_packs: weakref.WeakValueDictionary[int, Pack] = weakref.WeakValueDictionary()
+
+
+def pack_numbered(number: int) -> Pack:
+    """Return the pack of this number, or a new one where its module is gone or was in another process.
+
+    Graphs cannot hold objects, so they hold numbers. One that means another module by now costs time, not
+    correctness: `Pack.get` compares.
+    """
+    pack = _packs.get(number)
+    return Pack() if pack is None else pack
+
+
+def _fingerprints(arrays: Sequence[Array]) -> list[int]:
+    return [_core.fingerprint(array) for array in arrays]
+
+
+def _pack(stack: Stack, weights: Sequence[Tensor]) -> Packed:
+    input_size, hidden_size, state_size = stack.sizes(weights)
+    shapes = shapes_of(stack, input_size, hidden_size, state_size)
+    for (name, shape), weight in zip(shapes.items(), weights, strict=True):
+        _check_weight(name, shape, weight, weights[0].dtype)
+    arrays: list[Array] = [w.detach().contiguous().numpy() for w in weights]
+    fingerprints = _fingerprints(arrays)  # before the packing, in case of a write meanwhile
+    dtype = DTYPES[weights[0].dtype]
+    network = _core.Network(
+        stack.cell,
+        dict(zip(shapes, arrays, strict=True)),
+        input_size=input_size,
+        hidden_size=hidden_size,
+        num_layers=stack.num_layers,
+        bidirectional=stack.bidirectional,
+        bias=stack.bias,
+        proj_size=0 if state_size == hidden_size else state_size,
+        dtype=dtype,
+    )
+    return Packed(network, stack, shapes, dtype, arrays, [w.data_ptr() for w in weights], fingerprints)
+
+
+def _check_weight(name: str, shape: tuple[int, ...], weight: Tensor, dtype: torch.dtype) -> None:
+    if weight.device.type != "cpu":
+        raise ValueError(f"{name}: expected a tensor on the CPU, got one on {weight.device}")
+    if weight.dtype not in DTYPES:
+        raise TypeError(f"{name}: expected torch.float32 or torch.float64, got {weight.dtype}")
+    if weight.dtype != dtype:
+        raise TypeError(f"{name}: expected {dtype} like the first parameter, got {weight.dtype}")
+    if tuple(weight.shape) != shape:
+        raise ValueError(f"{name}: expected shape {shape}, got {tuple(weight.shape)}")
