@@ -99,13 +99,13 @@ py::dict machine() {
   return d;
 }
 
-// Four interleaved multiplicative hashes, so that the multiplications' latency is hidden and memory sets the speed.
+// Eight interleaved multiplicative hashes, so that the multiplications' latency is hidden and memory sets the speed.
 std::uint64_t fingerprint(const py::array& array) {
   if (!(array.flags() & py::array::c_style)) refuse_value("array", "a contiguous array", "strides");
   const auto* bytes = static_cast<const unsigned char*>(array.data());
   const auto size = static_cast<std::size_t>(array.nbytes());
   constexpr std::uint64_t odd = 0x9e3779b97f4a7c15ull;
-  std::uint64_t lanes[4] = {1, 2, 3, size};
+  std::uint64_t lanes[8] = {1, 2, 3, 4, 5, 6, 7, size};
   std::size_t at = 0;
   const auto mix = [&](std::uint64_t& lane, std::size_t count) {
     std::uint64_t word = 0;
@@ -114,7 +114,7 @@ std::uint64_t fingerprint(const py::array& array) {
     lane ^= lane >> 29;
     at += count;
   };
-  while (size - at >= 32)
+  while (size - at >= sizeof(lanes))
     for (std::uint64_t& lane : lanes) mix(lane, 8);
   while (at < size) mix(lanes[0], std::min<std::size_t>(8, size - at));
   std::uint64_t hash = 0;

@@ -203,7 +203,7 @@ void step(const StepArgs<typename S::T>& a) noexcept {
                         // Nothing was projected into a linear stage.
                         if (stage == Stage::linear && at.begin == 0) tile.in = {zeros, 0, 0};
                         multiply<S, N>(at.rows, at.panels, at.vectors, tile);
-                        if (!at.last) return;
+                        if (!at.last || a.product_only) return;
                         finish<S, stage, Cell::first>(a, at);
                         if constexpr (Cell::two_passes) finish<S, stage, Cell::second>(a, at);
                       });

@@ -43,7 +43,7 @@ class BackwardRun : private Run<T> {
     input_products_ = arena.take<T>(threads * panel_count(widest_input()) * input_products_stride());
     const Index state = this->most_rows() * network_.state_stride();
     const Index panels = panel_count(std::max(spec_.hidden_size, spec_.state_size()));
-    this->carve_groups(arena, recomputing(), [&](Group<T>& group) {
+    this->carve_groups(arena, recomputing() ? Base::Forward::replay : Base::Forward::no, [&](Group<T>& group) {
       group.carry = arena.take<T>(state);
       if (is_lstm(spec_.cell)) group.d_c = arena.take<T>(state);
       group.products = arena.take<T>(panels * products_stride());
@@ -238,19 +238,16 @@ class BackwardRun : private Run<T> {
     }
   }
 
-  // What the block's steps kept, from the state before it.
+  // What the block's steps kept, from the outputs and the c before it.
   void recompute(const Share& share, const Block& block) {
-    const Index P = spec_.state_size(), H = spec_.hidden_size, stride = network_.state_stride();
-    if (share.units == 0)
-      for (Index i = 0; i < running(share, block.begin, row_count(share)); ++i) {
-        std::copy_n(h_before(share, block.begin, i), P, share.group.h[0] + i * stride);
-        if (!is_lstm(spec_.cell)) continue;
-        const Strided c = c_before(share, block, block.begin);
-        std::copy_n(c.data + rank(share, i) * c.stride, H, share.group.c + i * stride);
-      }
+    if (is_lstm(spec_.cell) && share.units == 0) {
+      const Strided c = c_before(share, block, block.begin);
+      for (Index i = 0; i < running(share, block.begin, row_count(share)); ++i)
+        std::copy_n(c.data + rank(share, i) * c.stride, spec_.hidden_size, share.group.c + i * network_.state_stride());
+    }
     meet(share);
     const Passage passage{input_of(share.layer), {}, kept_, block.begin, tape_.kept_width()};
-    this->walk(share, passage, block.begin, block.end, 0, [](Index, const T*, Index, Index) {});
+    this->replay(share, passage, block.begin, block.end, [&](Index step, Index i) { return h_before(share, step, i); });
   }
 
   // ---- One step ----------------------------------------------------------------------------------------------------------

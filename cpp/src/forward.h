@@ -24,7 +24,7 @@ class ForwardRun : private Run<T> {
     sorted_ = arena.take<Index>(sequence_.lengths ? sequence_.batch : 0);
     const bool in_place = tape_ || spec_.directions == 1 || spec_.num_layers == 1;
     between_ = arena.take<T>(in_place ? 0 : sequence_.steps * sequence_.batch * spec_.output_size());
-    this->carve_groups(arena, true, [](Group<T>&) {});
+    this->carve_groups(arena, Base::Forward::walk, [](Group<T>&) {});
   }
 
   // False where run_team is.

@@ -92,11 +92,13 @@ class Run {
 
   Index most_rows() const { return ceil_div(batch_, plan_.row_groups); }
 
-  // The groups, and in each of them the scratch for going forward. Measures when the arena has no block, carves when it has
-  // one. `more` takes what else a group needs.
+  // The groups, and in each of them the scratch for going forward, if at all. Measures when the arena has no block, carves
+  // when it has one. `more` takes what else a group needs.
+  enum class Forward { no, walk, replay };
   template <class More>
-  void carve_groups(Arena& arena, bool forward, More&& more) {
+  void carve_groups(Arena& arena, Forward forward, More&& more) {
     const Index state = most_rows() * network_.state_stride();
+    const Index operand = forward == Forward::replay ? plan_.block_rows * network_.state_stride() : state;
     groups_ = arena.take<Group<T>>(group_count());
     pointers_ = arena.take<const T*>(2 * plan_.block_rows * plan_.threads());
     for (int g = 0; g < group_count(); ++g) {
@@ -104,13 +106,14 @@ class Run {
       Group<T>& group = groups_ ? *new (groups_ + g) Group<T> : measured;
       group.barrier.reset(plan_.unit_groups);
       more(group);
-      if (!forward) continue;
-      for (T*& h : group.h) h = arena.take<T>(state);
+      if (forward == Forward::no) continue;
+      group.h[0] = arena.take<T>(operand);
+      group.h[1] = arena.take<T>(state);
       if (is_lstm(spec_.cell)) group.c = arena.take<T>(state);
       if (spec_.proj_size > 0) group.unprojected = arena.take<T>(state);
       if (spec_.cell == Cell::gru_reset_before) {
-        group.reset_h = arena.take<T>(state);
-        group.update = arena.take<T>(state);
+        group.reset_h = arena.take<T>(operand);
+        group.update = arena.take<T>(operand);
       }
       const auto& stages = network_.layer(0, 0).stages;
       for (std::size_t s = 0; s < stages.size(); ++s)
@@ -149,34 +152,56 @@ class Run {
   // turn.
   template <class After>
   int walk(const Share& share, const Passage& passage, Index begin, Index end, int turn, After&& after) const {
-    const PackedLayer<T>& layer = network_.layer(share.layer, share.direction);
-    const Index column = share.direction * spec_.state_size();
-    const T** x = pointers_ + 2 * plan_.block_rows * share.thread;
-    T** y = const_cast<T**>(x + plan_.block_rows);
-    Index rows = row_count(share), step = begin;
-    const auto still_running = [&](Index s) { return rows = running(share, s, rows); };
-    while (step < end && still_running(step) > 0) {
-      const Index first = step, rows_at_first = rows;
-      Index listed = 0;
-      for (; step < end && still_running(step) > 0 && listed + rows <= plan_.block_rows; ++step)
-        for (Index i = 0; i < rows; ++i, ++listed) {
-          const Index t = time(share, step, i);
-          x[listed] = passage.in.at(t, rank(share, i));
-          if (passage.out.data) y[listed] = passage.out.at(t, rank(share, i)) + column;
+    const Group<T>& group = share.group;
+    for_each_block(share, passage, begin, end, turn, [&](const StepBlock& block) {
+      Index at = 0, rows = block.rows;
+      for (Index step = block.begin; step < block.end; ++step) {
+        const Operands operands{group.h[turn], group.h[1 - turn], group.reset_h, group.update};
+        for (const PackedStage<T>& stage : stages(share)) {
+          run_stage(stage, step_args(share, passage, stage, step, rows, at, operands, block.y, turn), passage);
+          meet(share);
         }
-      project(share, layer, x, listed, turn);
-      meet(share);  // in place: all inputs of the block are read
-      rows = rows_at_first;
-      Index at = 0;
-      for (Index s = first; s < step; ++s) {
-        const Index now = still_running(s);
-        take_step(share, layer, passage, s, now, at, passage.out.data ? y + at : nullptr, turn);
-        at += now;
         turn ^= 1;
-        after(s, share.group.h[turn], still_running(s + 1), now);
+        const Index next = running(share, step + 1, rows);
+        after(step, group.h[turn], next, rows);
+        at += rows;
+        rows = next;
       }
-    }
+      return turn;
+    });
     return turn;
+  }
+
+  // The same with outputs that are known, for what the steps keep: `h_before(step, row)` is a row of h[t-1]. The recurrent
+  // products of a block's steps become one, which is as fast for a single row as for many. c before the first step is the
+  // group's.
+  template <class HBefore>
+  void replay(const Share& share, const Passage& passage, Index begin, Index end, HBefore&& h_before) const {
+    const Group<T>& group = share.group;
+    const Index stride = network_.state_stride();
+    for_each_block(share, passage, begin, end, 0, [&](const StepBlock& block) {
+      for_each_step(share, block, [&](Index step, Index rows, Index at) {
+        for (Index i = share.units; i < rows; i += plan_.unit_groups)
+          std::copy_n(h_before(step, i), spec_.state_size(), group.h[0] + (at + i) * stride);
+      });
+      meet(share);
+      for (const PackedStage<T>& stage : stages(share)) {
+        if (stage.stage == Stage::linear) break;  // whose result is h
+        const Operands all{group.h[0], group.h[1], group.reset_h, group.update};
+        StepArgs<T> product = step_args(share, passage, stage, block.begin, block.pairs, 0, all, nullptr, 0);
+        product.product_only = true;
+        run_stage(stage, product, passage);
+        for_each_step(share, block, [&](Index step, Index rows, Index at) {
+          const auto from = [&](T* array) { return array ? array + at * stride : nullptr; };
+          const Operands own{from(group.h[0]), group.h[1], from(group.reset_h), from(group.update)};
+          StepArgs<T> cell = step_args(share, passage, stage, step, rows, at, own, nullptr, 0);
+          cell.depth = 0;
+          run_stage(stage, cell, passage);
+        });
+        meet(share);
+      }
+      return 0;
+    });
   }
 
   // Row i's place in an array of states [track][row][width] in the caller's order.
@@ -217,52 +242,105 @@ class Run {
     return round_up(plan_.block_rows * stage.slots_size(), 2 * line) + line;
   }
 
-  void project(const Share& share, const PackedLayer<T>& layer, const T* const* x, Index rows, int turn) const {
-    for (std::size_t s = 0; s < layer.stages.size(); ++s) {
-      const PackedStage<T>& stage = layer.stages[s];
+  const std::vector<PackedStage<T>>& stages(const Share& share) const {
+    return network_.layer(share.layer, share.direction).stages;
+  }
+
+  // Steps whose (step, row) pairs fit into the gates buffers; `rows` run in the first.
+  struct StepBlock {
+    Index begin, end, rows, pairs;
+    T* const* y;  // of each pair, or null
+  };
+
+  // Visits the steps begin .. end in blocks, their inputs projected. `visit` returns the turn.
+  template <class Visit>
+  void for_each_block(const Share& share, const Passage& passage, Index begin, Index end, int turn,
+                      Visit&& visit) const {
+    const T** x = pointers_ + 2 * plan_.block_rows * share.thread;
+    T** y = const_cast<T**>(x + plan_.block_rows);
+    const Index column = share.direction * spec_.state_size();
+    Index rows = running(share, begin, row_count(share));
+    while (begin < end && rows > 0) {
+      StepBlock block{begin, begin, rows, 0, passage.out.data ? y : nullptr};
+      for (; block.end < end && rows > 0 && block.pairs + rows <= plan_.block_rows; ++block.end) {
+        for (Index i = 0; i < rows; ++i, ++block.pairs) {
+          const Index t = time(share, block.end, i);
+          x[block.pairs] = passage.in.at(t, rank(share, i));
+          if (block.y) y[block.pairs] = passage.out.at(t, rank(share, i)) + column;
+        }
+        rows = running(share, block.end + 1, rows);
+      }
+      project(share, x, block.pairs, turn);
+      meet(share);  // in place: all inputs of the block are read
+      turn = visit(block);
+      begin = block.end;
+    }
+  }
+
+  // `visit(step, rows that run in it, its first pair)`
+  template <class Visit>
+  void for_each_step(const Share& share, const StepBlock& block, Visit&& visit) const {
+    Index at = 0, rows = block.rows;
+    for (Index step = block.begin; step < block.end; ++step, at += rows) {
+      rows = running(share, step, rows);
+      visit(step, rows, at);
+    }
+  }
+
+  void project(const Share& share, const T* const* x, Index rows, int turn) const {
+    for (const PackedStage<T>& stage : stages(share)) {
       if (stage.stage == Stage::linear) continue;
       const auto [first, last] = panels(share, stage.panels);
       network_.kernels().project[static_cast<int>(stage.stage)]({x, rows, stage.input_depth, first, last, turn == 1,
                                                                  stage.input.data(), stage.bias.data(),
-                                                                 share.group.gates[s], gates_panel_stride(stage)});
+                                                                 gates(share, stage), gates_panel_stride(stage)});
     }
   }
 
-  // h[turn] -> h[1 - turn], for the rows whose gates start at block row `at`.
-  void take_step(const Share& share, const PackedLayer<T>& layer, const Passage& passage, Index step, Index rows,
-                 Index at, T* const* y, int turn) const {
+  T* gates(const Share& share, const PackedStage<T>& stage) const {
+    return share.group.gates[&stage - stages(share).data()];
+  }
+
+  // What a stage works on, from its first row on.
+  struct Operands {
+    T *h, *h_next, *reset_h, *update;
+  };
+
+  // For the rows of a step whose gates start at block row `at`.
+  StepArgs<T> step_args(const Share& share, const Passage& passage, const PackedStage<T>& stage, Index step, Index rows,
+                        Index at, const Operands& operands, T* const* y, int turn) const {
     const Group<T>& group = share.group;
-    for (std::size_t s = 0; s < layer.stages.size(); ++s) {
-      const PackedStage<T>& stage = layer.stages[s];
-      const bool last_stage = s + 1 == layer.stages.size();
-      StepArgs<T> args{};
-      args.rows = rows;
-      args.depth = stage.recurrent_depth;
-      args.units = stage.units;
-      std::tie(args.first_panel, args.last_panel) = panels(share, stage.panels);
-      args.backwards = turn == 1;  // what the last step left in the cache comes first in this one
-      args.weights = stage.recurrent.data();
-      args.gates = group.gates[s] + at * stage.slots_size();
-      args.gates_panel_stride = gates_panel_stride(stage);
-      args.state_stride = network_.state_stride();
-      args.operand = stage.stage == Stage::gru_before_candidate ? group.reset_h
-                     : stage.stage == Stage::linear             ? group.unprojected
-                                                                : group.h[turn];
-      args.h = group.h[turn];
-      args.h_next = last_stage ? group.h[1 - turn] : group.unprojected;
-      args.c = group.c;
-      args.reset_h = group.reset_h;
-      args.update = group.update;
-      args.peephole = stage.peephole.data();
-      args.y = last_stage ? y : nullptr;
-      const auto& kernels = passage.kept ? network_.kernels().step_keeping : network_.kernels().step;
-      if (passage.kept) {
-        args.kept_stride = plan_.row_groups * passage.kept_width;
-        args.kept = passage.kept + ((step - passage.first) * batch_ + share.row_group) * passage.kept_width;
-      }
-      kernels[static_cast<int>(stage.stage)](args);
-      meet(share);
+    const bool last_stage = &stage == &stages(share).back();
+    StepArgs<T> args{};
+    args.rows = rows;
+    args.depth = stage.recurrent_depth;
+    args.units = stage.units;
+    std::tie(args.first_panel, args.last_panel) = panels(share, stage.panels);
+    args.backwards = turn == 1;  // what the last step left in the cache comes first in this one
+    args.weights = stage.recurrent.data();
+    args.gates = gates(share, stage) + at * stage.slots_size();
+    args.gates_panel_stride = gates_panel_stride(stage);
+    args.state_stride = network_.state_stride();
+    args.operand = stage.stage == Stage::gru_before_candidate ? operands.reset_h
+                   : stage.stage == Stage::linear             ? group.unprojected
+                                                              : operands.h;
+    args.h = operands.h;
+    args.h_next = last_stage ? operands.h_next : group.unprojected;
+    args.c = group.c;
+    args.reset_h = operands.reset_h;
+    args.update = operands.update;
+    args.peephole = stage.peephole.data();
+    args.y = last_stage && y ? y + at : nullptr;
+    if (passage.kept) {
+      args.kept_stride = plan_.row_groups * passage.kept_width;
+      args.kept = passage.kept + ((step - passage.first) * batch_ + share.row_group) * passage.kept_width;
     }
+    return args;
+  }
+
+  void run_stage(const PackedStage<T>& stage, const StepArgs<T>& args, const Passage& passage) const {
+    const auto& kernels = passage.kept ? network_.kernels().step_keeping : network_.kernels().step;
+    kernels[static_cast<int>(stage.stage)](args);
   }
 };
 

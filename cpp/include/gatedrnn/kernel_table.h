@@ -70,6 +70,7 @@ struct StepArgs {
   Index depth;  // length of the recurrent product
   Index units;  // units that exist; the last panel may cover more
   Index first_panel, last_panel;
+  bool product_only;  // leave the cell for a call of depth 0
   bool backwards;    // visit the panels from the last to the first
   const T* weights;  // [panel][depth][vectors][lanes]
   T* gates;          // as left by project; used up
