@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 import gatedrnn as gr
-from gatedrnn.bench.peers import Ours
+from gatedrnn.bench.peers import Ours, OursInPyTorch
 from gatedrnn.bench.shapes import GRID_SIZES, Problem, Shape, grid, matches, problem
 from gatedrnn.bench.shapes import select as select_shapes
 from gatedrnn.bench.timing import Contender
@@ -33,6 +33,7 @@ class Measure:
     allowed: tuple[float, float]
     worst: bool
     pairs: Callable[[int], Iterator[Pair]]
+    needs: str | None = None  # a package that is not the benchmark's own
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,16 @@ def _recompute(_: int) -> Iterator[Pair]:
         for hidden, rows in ((64, 1), (256, 1), (128, 16), (256, 32)):
             shape = Shape(cell, hidden, hidden, rows, 1000, train=True)
             yield Pair(shape.label, functools.partial(build, shape))
+
+
+def _in_pytorch(threads: int) -> Iterator[Pair]:
+    def build(shape: Shape) -> tuple[Contender, Contender]:
+        of = problem(shape, np.float32)
+        (measured,) = OursInPyTorch(threads).contenders(of)
+        return replace(measured, name=MEASURED), _ours(BASE, of)
+
+    for shape in select_shapes("grid", ["LSTM", "GRU"], (), train=True):
+        yield Pair(shape.label, functools.partial(build, shape))
 
 
 def _nothing(_: Any) -> list[Any]:
@@ -150,6 +161,14 @@ MEASURES = (
         _gru_before_training,
     ),
     Measure("self-recompute", "training with recompute / without", (1.4, 1.4), True, _recompute),
+    Measure(
+        "self-pytorch",
+        "gatedrnn.torch / NumPy, forward and backward",
+        (1.1, 1.1),
+        False,
+        _in_pytorch,
+        needs="torch",
+    ),
     Measure("self-float64", "float64 / float32", (2.3, 2.3), True, _float64),
     Measure("self-ragged", "ragged / (padded * sum(lengths) / (B * T))", (1.2, 1.3), True, _ragged),
     Measure("self-threads", "two threads (or --threads) / one thread", (1.0, 1.0), True, _threads),

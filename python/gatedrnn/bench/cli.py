@@ -434,6 +434,9 @@ class Benchmark:
         chosen = against_self.pairs(measure, self.threads, self.options.only)
         if not chosen:
             return {}
+        if measure.needs and importlib.util.find_spec(measure.needs) is None:
+            self.write(f"\n{measure.name}: left out, {measure.needs} is not installed")
+            return {}
         self.write(f"\n{measure.name}: {measure.title}\n{'':30} {'us':>10} {'base us':>10} {'ratio':>8}")
         rows = []
         for pair in self._progress(chosen, measure.name):

@@ -220,15 +220,20 @@ class PyTorch(Peer):
         gradients = [parameter.grad.numpy() for parameter in module.parameters()]
         return [output.detach().numpy(), x.grad.numpy(), *gradients]
 
+    @property
+    def classes(self) -> Any:
+        """What has the classes LSTM, GRU and RNN."""
+        return self.torch.nn
+
     def _module(self, problem: Problem) -> Any:
-        shape, nn = problem.shape, self.torch.nn
+        shape, classes = problem.shape, self.classes
         if shape.cell == "GRU_BEFORE":
             raise UnsupportedError("has no GRU with the reset gate before the product")
         dtype = getattr(self.torch, problem.dtype.name)
         if shape.cell in ("LSTM", "GRU"):
-            module = getattr(nn, shape.cell)(shape.I, shape.H, dtype=dtype)
+            module = getattr(classes, shape.cell)(shape.I, shape.H, dtype=dtype)
         else:
-            module = nn.RNN(
+            module = classes.RNN(
                 shape.I, shape.H, nonlinearity="tanh" if shape.cell == "RNN" else "relu", dtype=dtype
             )
         module.load_state_dict(
@@ -240,6 +245,14 @@ class PyTorch(Peer):
     def _arrays(result: Any) -> list[Array]:
         output, state = result
         return [output.numpy(), *(part[0].numpy() for part in _parts(state))]
+
+
+class OursInPyTorch(PyTorch):
+    """gatedrnn.torch, called as torch.nn is."""
+
+    @property
+    def classes(self) -> Any:  # noqa: D102
+        return importlib.import_module("gatedrnn.torch")
 
 
 # ----------------------------------------------------------------------------------------------------

@@ -127,9 +127,7 @@ def _differentiate(
 ) -> tuple[Array | None, Any, dict[str, Array]]:
     """Return the gradients by x, by the initial state, and by the parameters."""
     packed, tape, places, padded = _recorded_with(token)
-    gradients: dict[str, Array] = {
-        name: np.empty(shape, packed.dtype) for name, shape in packed.shapes.items()
-    }
+    gradients = packed.new_gradients()
     d_y = None if d_output is None else _array(d_output)
     d_state: Any = None if d_h_n is None else _array(d_h_n)
     if packed.stack.is_lstm and (d_h_n is not None or d_c_n is not None):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 import weakref
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -74,11 +75,19 @@ class Packed(NamedTuple):
 
     network: _core.Network
     stack: Stack
-    shapes: Shapes
+    places: list[tuple[str, slice, tuple[int, ...]]]  # of all parameters, side by side
     dtype: np.dtype[Any]
     arrays: list[Array]  # the weights' memory
     addresses: list[int]  # of the weights, which have no other memory while `arrays` keep it
     fingerprints: list[int]
+
+    def new_gradients(self) -> dict[str, Array]:
+        """Arrays for the gradients by name; the numbers are undefined.
+
+        They share one piece of memory: given back piece by piece, it would go to the system each time.
+        """
+        flat = np.empty(self.places[-1][1].stop, self.dtype)
+        return {name: flat[place].reshape(shape) for name, place, shape in self.places}
 
     def is_of(self, stack: Stack, weights: Sequence[Tensor]) -> bool:
         """Compare everything that tells a change.
@@ -167,7 +176,12 @@ def _pack(stack: Stack, weights: Sequence[Tensor]) -> Packed:
         proj_size=0 if state_size == hidden_size else state_size,
         dtype=dtype,
     )
-    return Packed(network, stack, shapes, dtype, arrays, [w.data_ptr() for w in weights], fingerprints)
+    ends = itertools.accumulate(array.size for array in arrays)
+    places = [
+        (name, slice(end - math.prod(shape), end), shape)
+        for (name, shape), end in zip(shapes.items(), ends, strict=True)
+    ]
+    return Packed(network, stack, places, dtype, arrays, [w.data_ptr() for w in weights], fingerprints)
 
 
 def _check_weight(name: str, shape: tuple[int, ...], weight: Tensor, dtype: torch.dtype) -> None:
