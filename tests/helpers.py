@@ -118,13 +118,13 @@ def check(module, cell, x, state=None, lengths=None):
     return result
 
 
-def run_python(code, *arguments, isa=None, timeout=120, check_status=True):
+def run_python(code, *arguments, isa=None, timeout=120, check_status=True, environment=()):
     """Run `code` in a new interpreter that can import this directory; its last line is JSON and is returned.
 
     `code` is text, or the path of a script. A child that hangs is ended by the time-out and fails the test.
     With `check_status=False` the finished process itself is returned.
     """
-    environment = {k: v for k, v in os.environ.items() if k != "GATEDRNN_ISA"}
+    environment = {k: v for k, v in os.environ.items() if k != "GATEDRNN_ISA"} | dict(environment)
     environment["PYTHONPATH"] = os.pathsep.join(
         [str(Path(__file__).parent), environment.get("PYTHONPATH", "")]
     )

@@ -16,6 +16,9 @@ namespace gatedrnn::bindings {
 
 namespace py = pybind11;
 
+template <class T>
+using Array = py::array_t<T, py::array::c_style>;
+
 // Up to three axes; more never get this far. On the stack, since a step takes microseconds.
 class Shape {
  public:

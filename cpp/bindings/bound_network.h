@@ -28,10 +28,10 @@ class BoundNetwork {
  public:
   virtual ~BoundNetwork() = default;
   virtual py::tuple forward(py::handle x, py::handle state, py::handle lengths, py::handle out, bool batch_first) = 0;
-  // For training: (output, final state, tape).
   // While the parameters are those that it was made of: makes ready for record.
   virtual void pack_for_backward() = 0;
   virtual bool packed_for_backward() const = 0;
+  // For training: (output, final state, tape).
   virtual py::tuple record(py::handle x, py::handle state, py::handle lengths, bool batch_first,
                            const TapeOptions& options) = 0;
   // (d_x or None, d_state); the gradients of the parameters go into the arrays of `gradients`.

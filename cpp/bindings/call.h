@@ -38,9 +38,6 @@ class WorkspacePool {
   std::vector<std::unique_ptr<Workspace>> free_;
 };
 
-template <class T>
-using Array = py::array_t<T, py::array::c_style>;
-
 // A call's checked arrays, and the views of them that the engine takes. The objects only keep the memory alive (a
 // default-constructed py::array would allocate).
 template <class T>

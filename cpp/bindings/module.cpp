@@ -6,20 +6,11 @@
 #include "bound_network.h"
 #include "gatedrnn/machine.h"
 #include "gatedrnn/threads.h"
+#include "named_parameters.h"
 #include "tools.h"
 
 namespace gatedrnn::bindings {
 namespace {
-
-Cell cell_named(const std::string& name) {
-  if (name == "lstm") return Cell::lstm;
-  if (name == "lstm_peephole") return Cell::lstm_peephole;
-  if (name == "gru") return Cell::gru;
-  if (name == "gru_reset_before") return Cell::gru_reset_before;
-  if (name == "rnn_tanh") return Cell::rnn_tanh;
-  if (name == "rnn_relu") return Cell::rnn_relu;
-  refuse_value("cell", "lstm, lstm_peephole, gru, gru_reset_before, rnn_tanh or rnn_relu", "'" + name + "'");
-}
 
 std::unique_ptr<BoundNetwork> make_network(const std::string& cell, const py::dict& parameters, Index input_size,
                                            Index hidden_size, Index num_layers, bool bidirectional, bool bias,

@@ -154,16 +154,6 @@ class ForwardRun : private Run<T> {
                       [&](Index i) { return to + rank(share, i) * H; });
   }
 
-  // Whether a value stays: a hash of its place (Steele, Lea and Flood, Fast splittable pseudorandom number generators, 2014),
-  // whose upper bits are compared with the rate.
-  static bool stays(std::uint64_t place, const Dropout& dropout) {
-    std::uint64_t bits = dropout.seed + (place + 1) * 0x9e3779b97f4a7c15u;
-    bits = (bits ^ (bits >> 30)) * 0xbf58476d1ce4e5b9u;
-    bits = (bits ^ (bits >> 27)) * 0x94d049bb133111ebu;
-    bits ^= bits >> 31;
-    return static_cast<double>(bits >> 11) * 0x1p-53 >= dropout.rate;
-  }
-
   // What the next layer sees of this one's output.
   void drop(int thread, Index layer) {
     const Dropout& dropout = tape_->options.dropout;

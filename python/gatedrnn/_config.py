@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any, Literal, overload
 
-from gatedrnn import _checks, _core
+from gatedrnn import _checks, _core, _device
 
 _MAX_THREADS = 1024
 
@@ -72,7 +72,7 @@ def show_config(mode: Literal["print"] = "print") -> None: ...
 @overload
 def show_config(mode: Literal["dict"]) -> dict[str, Any]: ...
 def show_config(mode: str = "print") -> dict[str, Any] | None:
-    """Tell the version, the instruction set in use and those available, threads, caches, build, CUDA.
+    """Tell the version, the instruction set in use and those available, threads, caches, build, CUDA devices.
 
     Args:
         mode: "print" to print it and return None, "dict" to return it. Caches are in bytes.
@@ -101,7 +101,7 @@ def _config() -> dict[str, Any]:
         "threads": _core.get_num_threads(),
         "caches": {"l1": machine["l1"], "l2": machine["l2"], "l3": machine["l3"]},
         "compiler": machine["compiler"],
-        "cuda": False,
+        "cuda": _device.described(),
     }
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, overload
 
 import numpy as np
 
-from gatedrnn import _checks, _core
+from gatedrnn import _checks, _core, _device
 from gatedrnn._parameters import IncompatibleKeys, ParameterStore, parameter_shapes
 
 if TYPE_CHECKING:
@@ -90,6 +90,7 @@ class _Recurrent(Generic[_State]):
     __slots__ = (
         "__weakref__",
         "_batch_first",
+        "_device",
         "_dropout_generator",
         "_handed_out",
         "_identity",
@@ -97,6 +98,7 @@ class _Recurrent(Generic[_State]):
         "_network",
         "_options",
         "_pack",
+        "_precision",
         "_store",
     )
 
@@ -112,10 +114,21 @@ class _Recurrent(Generic[_State]):
     bidirectional = _Option[bool]("Whether each layer also runs from the end to the start.")
     dtype = _Option[np.dtype[Any]]("Type of parameters, states and outputs: float32 or float64.")
 
-    def _initialize(self, seed: object, **options: object) -> None:
+    @property
+    def device(self) -> str:
+        """Where calls compute: "cpu" or "cuda"."""
+        return self._device
+
+    @property
+    def precision(self) -> str | None:
+        """What `to` or the constructor was given."""
+        return self._precision
+
+    def _initialize(self, seed: object, device: object, precision: object, **options: object) -> None:
         """Finish a constructor: check the arguments, then draw the parameters."""
         checked_seed = _checks.seed("seed", seed)
         self._build(options)
+        self._place(device, precision)
         if self.dropout > 0 and self.num_layers == 1:
             warnings.warn(
                 f"dropout={self.dropout} has no effect with num_layers=1: it acts between layers",
@@ -134,8 +147,10 @@ class _Recurrent(Generic[_State]):
         self._identity = object()  # by which a tape knows its module
         self._handed_out = False
         self._dropout_generator = np.random.default_rng()
-        self._network: _core.Network | None = None
-        self._pack: tuple[int, _core.Network] | None = None
+        self._device = "cpu"
+        self._precision: str | None = None
+        self._network: Any = None  # a _core.Network, or one of _device
+        self._pack: tuple[int, Any] | None = None
         _all_modules.add(self)
 
     @classmethod
@@ -262,21 +277,47 @@ class _Recurrent(Generic[_State]):
             ValueError: An argument has the wrong shape, or the tape is of another module. In both cases
                 nothing was written.
         """
-        if not isinstance(tape, _core.Tape):
-            raise TypeError(f"tape: expected what forward returned, got {_checks.described(tape)}")
+        on_device = self._device == "cuda"
+        if not isinstance(tape, _device.Tape if on_device else _core.Tape):
+            where = f" on {self._device!r}" if isinstance(tape, (_core.Tape, _device.Tape)) else ""
+            raise TypeError(f"tape: expected what forward returned{where}, got {_checks.described(tape)}")
         gradients = accumulate_into
-        if gradients is None:
-            gradients = self._store.like()
-        elif not isinstance(gradients, dict):
+        if gradients is not None and not isinstance(gradients, dict):
             described = _checks.described(gradients)
             raise TypeError(f"accumulate_into: expected a dictionary of arrays by name, got {described}")
         input_gradient = _checks.flag("input_gradient", input_gradient)
         pack = self._pack
         network = pack[1] if pack is not None else self._packed()
+        if gradients is None and on_device:
+            gradients = network.new_gradients(tape)
+        if gradients is None:
+            gradients = self._store.like()
         d_x, d_state = network.backward(
             tape, d_output, d_state_n, gradients, accumulate_into is not None, input_gradient, self._identity
         )
         return d_x, d_state, gradients
+
+    def to(self, device: str, precision: str | None = None) -> Self:
+        """Compute somewhere else from now on. The parameters stay in the host's memory, a copy goes along.
+
+        Args:
+            device: "cpu" or "cuda", the current CUDA device. There, arguments and results are NumPy arrays,
+                which are copied, or arrays of the device (of PyTorch, CuPy, or with DLPack or
+                ``__cuda_array_interface__``), which are shared. See docs/cuda.md.
+            precision: For "cuda" and float32: "tf32" for products whose factors are rounded to 10 bits,
+                "float16" or "bfloat16" for weights and states of that type and sums of float32. None for
+                float32 throughout.
+
+        Returns:
+            The module itself.
+
+        Raises:
+            TypeError: An argument is not a string.
+            ValueError: An argument is another string, or `precision` does not go with the rest.
+            RuntimeError: The backend, a driver or a device is missing; the message says which.
+        """
+        self._place(device, precision)
+        return self
 
     def stream(self, batch_size: int = 1) -> _core.Stream[_State]:
         """Make a stream: `batch_size` sequences that go forward together, one time step at a time.
@@ -371,7 +412,7 @@ class _Recurrent(Generic[_State]):
 
         _storage.save(path, type(self), self._options, self.state_dict())
 
-    def _packed(self, for_backward: bool = False) -> _core.Network:
+    def _packed(self, for_backward: bool = False) -> Any:
         """Return the pack of the parameters as they are now, packing them first where they changed."""
         network, pack = self._network, self._pack
         if network is None and pack is not None and pack[0] == _core.fingerprint(self._store.flat):
@@ -392,18 +433,36 @@ class _Recurrent(Generic[_State]):
         with self._lock:
             return int(self._dropout_generator.integers(2**63))
 
-    def _new_network(self) -> _core.Network:
-        return _core.Network(
-            self._cell,
-            self._store.views,
-            input_size=self.input_size,
-            hidden_size=self.hidden_size,
-            num_layers=self.num_layers,
-            bidirectional=self.bidirectional,
-            bias=self.bias,
-            proj_size=self._options.get("proj_size", 0),
-            dtype=self.dtype,
-        )
+    def _place(self, device: object, precision: object) -> None:
+        device = _checks.choice("device", device, ("cpu", "cuda"))
+        if precision is not None:
+            precision = _checks.choice("precision", precision, ("tf32", "float16", "bfloat16"))
+            if device == "cpu" or self.dtype != np.float32:
+                expected = "None but for float32 on 'cuda'"
+                raise ValueError(f"precision: expected {expected}, got {precision!r}")
+        if device == "cuda":
+            _device.backend()
+        with self._lock:
+            self._device, self._precision = device, precision
+            self._network = self._pack = None
+
+    def _new_network(self) -> Any:
+        if self._device == "cuda":
+            return _device.Network(
+                self._cell, self._store.views, precision=self._precision, **self._network_options()
+            )
+        return _core.Network(self._cell, self._store.views, **self._network_options())
+
+    def _network_options(self) -> dict[str, Any]:
+        return {
+            "input_size": self.input_size,
+            "hidden_size": self.hidden_size,
+            "num_layers": self.num_layers,
+            "bidirectional": self.bidirectional,
+            "bias": self.bias,
+            "proj_size": self._options.get("proj_size", 0),
+            "dtype": self.dtype,
+        }
 
     def _write(self, values: Mapping[str, object]) -> None:
         accepted = self._store.accept(values)
@@ -444,17 +503,22 @@ class _Recurrent(Generic[_State]):
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle, and copy, as class, constructor arguments and parameters: copies share nothing."""
         state_of_subclass = getattr(self, "__dict__", None) or None
-        return _rebuild, (type(self), self._options, self.state_dict()), state_of_subclass
+        place = (self._device, self._precision)
+        return _rebuild, (type(self), self._options, self.state_dict(), *place), state_of_subclass
 
 
 def _rebuild(
-    cls: type[_Recurrent[Any]], options: Mapping[str, object], state: Mapping[str, object]
+    cls: type[_Recurrent[Any]],
+    options: Mapping[str, object],
+    state: Mapping[str, object],
+    device: str = "cpu",
+    precision: str | None = None,
 ) -> _Recurrent[Any]:
     """Make a module of given parameters, without drawing any."""
     module = cls.__new__(cls)
     module._build(options)
     module.load_state_dict(state)
-    return module
+    return module.to(device, precision)
 
 
 _all_modules: weakref.WeakSet[_Recurrent[Any]] = weakref.WeakSet()
@@ -500,10 +564,13 @@ class LSTM(_Recurrent["tuple[Array, Array]"]):
         dtype: float32 or float64, of parameters, states and all arithmetic.
         seed: Integer of at least 0 that decides the initial parameters, uniform in +-1/sqrt(H); None for new
             ones each time.
+        device: Where calls compute, "cpu" or "cuda"; see `to`.
+        precision: On "cuda"; see `to`.
 
     Raises:
         TypeError: An argument has the wrong type.
         ValueError: An argument has a value outside its range, or the parameters would fit in no memory.
+        RuntimeError: The device backend, a driver or a device is missing.
     """
 
     __slots__ = ()
@@ -527,9 +594,13 @@ class LSTM(_Recurrent["tuple[Array, Array]"]):
         peephole: bool = False,
         dtype: npt.DTypeLike = np.float32,
         seed: int | None = None,
+        device: str = "cpu",
+        precision: str | None = None,
     ) -> None:
         self._initialize(
             seed,
+            device,
+            precision,
             input_size=input_size,
             hidden_size=hidden_size,
             num_layers=num_layers,
@@ -575,10 +646,13 @@ class GRU(_Recurrent["Array"]):
         dtype: float32 or float64, of parameters, states and all arithmetic.
         seed: Integer of at least 0 that decides the initial parameters, uniform in +-1/sqrt(H); None for new
             ones each time.
+        device: Where calls compute, "cpu" or "cuda"; see `to`.
+        precision: On "cuda"; see `to`.
 
     Raises:
         TypeError: An argument has the wrong type.
         ValueError: An argument has a value outside its range, or the parameters would fit in no memory.
+        RuntimeError: The device backend, a driver or a device is missing.
     """
 
     __slots__ = ()
@@ -600,9 +674,13 @@ class GRU(_Recurrent["Array"]):
         reset_after: bool = True,
         dtype: npt.DTypeLike = np.float32,
         seed: int | None = None,
+        device: str = "cpu",
+        precision: str | None = None,
     ) -> None:
         self._initialize(
             seed,
+            device,
+            precision,
             input_size=input_size,
             hidden_size=hidden_size,
             num_layers=num_layers,
@@ -638,10 +716,13 @@ class RNN(_Recurrent["Array"]):
         dtype: float32 or float64, of parameters, states and all arithmetic.
         seed: Integer of at least 0 that decides the initial parameters, uniform in +-1/sqrt(H); None for new
             ones each time.
+        device: Where calls compute, "cpu" or "cuda"; see `to`.
+        precision: On "cuda"; see `to`.
 
     Raises:
         TypeError: An argument has the wrong type.
         ValueError: An argument has a value outside its range, or the parameters would fit in no memory.
+        RuntimeError: The device backend, a driver or a device is missing.
     """
 
     __slots__ = ()
@@ -663,9 +744,13 @@ class RNN(_Recurrent["Array"]):
         *,
         dtype: npt.DTypeLike = np.float32,
         seed: int | None = None,
+        device: str = "cpu",
+        precision: str | None = None,
     ) -> None:
         self._initialize(
             seed,
+            device,
+            precision,
             input_size=input_size,
             hidden_size=hidden_size,
             num_layers=num_layers,

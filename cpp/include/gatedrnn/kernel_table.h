@@ -71,9 +71,9 @@ struct StepArgs {
   Index units;  // units that exist; the last panel may cover more
   Index first_panel, last_panel;
   bool product_only;  // leave the cell for a call of depth 0
-  bool backwards;    // visit the panels from the last to the first
-  const T* weights;  // [panel][depth][vectors][lanes]
-  T* gates;          // as left by project; used up
+  bool backwards;     // visit the panels from the last to the first
+  const T* weights;   // [panel][depth][vectors][lanes]
+  T* gates;           // as left by project; used up
   Index gates_panel_stride;
   Index state_stride;  // of every [rows][state_stride] array below
   const T* operand;    // left side of the product: h[t-1]; r * h for the candidate; o * tanh(c) for the projection

@@ -4,16 +4,10 @@
 #include <cstdint>
 #include <vector>
 
+#include "gatedrnn/dropout.h"
 #include "gatedrnn/network.h"
 
 namespace gatedrnn {
-
-// Dropout between layers, for training: each value of a layer's output is kept with probability 1 - rate, and then divided by
-// that. Which ones depends on the seed and on the place (layer, time step, row, feature) alone.
-struct Dropout {
-  double rate = 0;
-  std::uint64_t seed = 0;
-};
 
 struct TapeOptions {
   Dropout dropout;

@@ -1,6 +1,6 @@
 // exp, sigmoid and tanh as fixed sequences of fused multiply-adds, one correctly rounded division and bit operations, so that
 // every machine and every vector width gives the same bits. `S` names the arithmetic: S::V is the value (a scalar or a
-// vector), S::T its element.
+// vector), S::T its element. Everything is constexpr so that a compiler for devices takes it too.
 //
 // exp(y): y = n ln 2 + r with n an integer and |r| <= ln 2 / 2; exp(r) - 1 = r + r^2 q(r) with a minimax polynomial q.
 // (Cody and Waite, Software Manual for the Elementary Functions, 1980, chapter 6; the coefficients are our own fit.)
@@ -59,44 +59,51 @@ struct Activations {
   };
 
   // y must lie in smallest .. largest, or be NaN.
-  static inline Exp exp_parts(V y) {
+  static constexpr Exp exp_parts(V y) {
     const V shifted = S::madd(y, S::set(C::log2e), S::set(C::rounder));
     const V n = S::sub(shifted, S::set(C::rounder));
     const V r = S::madd(n, S::set(-C::ln2_low), S::madd(n, S::set(-C::ln2_high), y));
-    constexpr int degree = sizeof(C::q) / sizeof(T) - 1;
-    V q = S::set(C::q[degree]);
-    for (int i = degree - 1; i >= 0; --i) q = S::madd(q, r, S::set(C::q[i]));
-    return {S::template shift_left<C::mantissa_bits>(shifted), S::madd(S::mul(r, r), q, r)};
+    return {S::template shift_left<C::mantissa_bits>(shifted), S::madd(S::mul(r, r), polynomial<0>(r), r)};
+  }
+
+  // q[i] + r (q[i + 1] + r (...))
+  template <int i>
+  static constexpr V polynomial(V r) {
+    constexpr T coefficient = C::q[i];
+    if constexpr (i + 1 == sizeof(C::q) / sizeof(T))
+      return S::set(coefficient);
+    else
+      return S::madd(polynomial<i + 1>(r), r, S::set(coefficient));
   }
 
   // exp(-x), with x held above -limit so that products of the result stay finite.
-  static inline V exp_negated(V x, T limit) {
+  static constexpr V exp_negated(V x, T limit) {
     const V y = S::min(S::max(S::negate(x), S::set(C::smallest)), S::set(limit));
     const Exp e = exp_parts(y);
     return S::madd(e.scale, e.fraction, e.scale);
   }
 
   // sigmoid(x) = 1 / (1 + exp(-x)): the denominator.
-  static inline V sigmoid_denominator(V x) { return S::add(S::set(1), exp_negated(x, C::largest)); }
+  static constexpr V sigmoid_denominator(V x) { return S::add(S::set(1), exp_negated(x, C::largest)); }
 
   // tanh(x) = sign(x) * -expm1(-2|x|) / (2 + expm1(-2|x|)); the denominator lies in 1 .. 2.
-  static inline Ratio tanh_ratio(V x) {
+  static constexpr Ratio tanh_ratio(V x) {
     const V y = S::max(S::mul(S::abs(x), S::set(-2)), S::set(C::smallest));
     const Exp e = exp_parts(y);
     const V expm1 = S::madd(e.scale, e.fraction, S::sub(e.scale, S::set(1)));
     return {S::copy_sign(expm1, x), S::add(S::set(2), expm1)};
   }
 
-  static inline V sigmoid(V x) { return S::div(S::set(1), sigmoid_denominator(x)); }
+  static constexpr V sigmoid(V x) { return S::div(S::set(1), sigmoid_denominator(x)); }
 
-  static inline V tanh(V x) {
+  static constexpr V tanh(V x) {
     const Ratio t = tanh_ratio(x);
     return S::div(t.numerator, t.denominator);
   }
 
   // The derivatives, from the activations' values: y (1 - y) and 1 - y^2, rounded once.
-  static inline V sigmoid_slope(V y) { return S::madd(S::negate(y), y, y); }
-  static inline V tanh_slope(V y) { return S::madd(S::negate(y), y, S::set(1)); }
+  static constexpr V sigmoid_slope(V y) { return S::madd(S::negate(y), y, y); }
+  static constexpr V tanh_slope(V y) { return S::madd(S::negate(y), y, S::set(1)); }
 };
 
 }  // namespace gatedrnn::cells

@@ -20,34 +20,34 @@ struct Gru {
   using V = typename S::V;
   using A = Activations<S>;
 
-  static inline V reset(V r, V value) { return S::div(value, A::sigmoid_denominator(r)); }
+  static constexpr V reset(V r, V value) { return S::div(value, A::sigmoid_denominator(r)); }
 
-  static inline V candidate_reset_after(V n_x, V r, V n_h) { return S::add(n_x, reset(r, n_h)); }
+  static constexpr V candidate_reset_after(V n_x, V r, V n_h) { return S::add(n_x, reset(r, n_h)); }
 
   // exp(-z), bounded so that blend()'s products stay finite
-  static inline V update(V z) { return A::exp_negated(z, A::C::largest_for_ratio); }
+  static constexpr V update(V z) { return A::exp_negated(z, A::C::largest_for_ratio); }
 
   // With e = exp(-z) and tanh(n) = p / q: h' = (e p + h q) / (q (1 + e)), one division for the update gate and the candidate.
-  static inline V blend(V e, V n, V h) {
+  static constexpr V blend(V e, V n, V h) {
     const auto t = A::tanh_ratio(n);
     const V numerator = S::madd(e, t.numerator, S::mul(h, t.denominator));
     return S::div(numerator, S::mul(t.denominator, S::add(S::set(1), e)));
   }
 
   // The update gate from update()'s exp(-z).
-  static inline V update_gate(V e) { return S::div(S::set(1), S::add(S::set(1), e)); }
+  static constexpr V update_gate(V e) { return S::div(S::set(1), S::add(S::set(1), e)); }
 
   // Of the loss by the pre-activations of z and n, and by h directly; z and n are activated.
   struct BlendGradients {
     V z, n, h;
   };
-  static inline BlendGradients blend_backward(V z, V n, V h, V d_h) {
+  static constexpr BlendGradients blend_backward(V z, V n, V h, V d_h) {
     return {S::mul(S::mul(d_h, S::sub(h, n)), A::sigmoid_slope(z)),
             S::mul(S::mul(d_h, S::sub(S::set(1), z)), A::tanh_slope(n)), S::mul(d_h, z)};
   }
 
   // The pre-activation of r, which multiplied `value` into something whose derivative is d.
-  static inline V reset_backward(V r, V value, V d) { return S::mul(S::mul(d, value), A::sigmoid_slope(r)); }
+  static constexpr V reset_backward(V r, V value, V d) { return S::mul(S::mul(d, value), A::sigmoid_slope(r)); }
 };
 
 }  // namespace gatedrnn::cells

@@ -20,7 +20,7 @@ struct Lstm {
   using V = typename S::V;
   using A = Activations<S>;
 
-  static inline V next_cell(V i, V f, V g, V c) {
+  static constexpr V next_cell(V i, V f, V g, V c) {
     const V kept = S::div(c, A::sigmoid_denominator(f));
     const auto candidate = A::tanh_ratio(g);
     // sigmoid(i) * tanh(g) with one division for the two
@@ -28,7 +28,7 @@ struct Lstm {
     return S::add(kept, added);
   }
 
-  static inline V output(V o, V c) {
+  static constexpr V output(V o, V c) {
     const auto squashed = A::tanh_ratio(c);
     return S::div(squashed.numerator, S::mul(A::sigmoid_denominator(o), squashed.denominator));
   }
@@ -49,18 +49,17 @@ struct Lstm {
   };
 
   // d_h and d_c are those of h' and c'; `peephole` is null without.
-  static inline Gradients backward(const Kept& kept, V c, V d_h, V d_c, const Peephole* peephole) {
+  static constexpr Gradients backward(const Kept& kept, V c, V d_h, V d_c, const Peephole* peephole) {
     const V squashed = A::tanh(kept.c);
-    Gradients d;
-    d.o = S::mul(S::mul(d_h, squashed), A::sigmoid_slope(kept.o));
+    const V d_o = S::mul(S::mul(d_h, squashed), A::sigmoid_slope(kept.o));
     d_c = S::madd(S::mul(d_h, kept.o), A::tanh_slope(squashed), d_c);
-    if (peephole) d_c = S::madd(d.o, peephole->o, d_c);
-    d.i = S::mul(S::mul(d_c, kept.g), A::sigmoid_slope(kept.i));
-    d.f = S::mul(S::mul(d_c, c), A::sigmoid_slope(kept.f));
-    d.g = S::mul(S::mul(d_c, kept.i), A::tanh_slope(kept.g));
-    d.c = S::mul(d_c, kept.f);
-    if (peephole) d.c = S::madd(d.f, peephole->f, S::madd(d.i, peephole->i, d.c));
-    return d;
+    if (peephole) d_c = S::madd(d_o, peephole->o, d_c);
+    const V d_i = S::mul(S::mul(d_c, kept.g), A::sigmoid_slope(kept.i));
+    const V d_f = S::mul(S::mul(d_c, c), A::sigmoid_slope(kept.f));
+    const V d_g = S::mul(S::mul(d_c, kept.i), A::tanh_slope(kept.g));
+    V d_c_before = S::mul(d_c, kept.f);
+    if (peephole) d_c_before = S::madd(d_f, peephole->f, S::madd(d_i, peephole->i, d_c_before));
+    return {d_i, d_f, d_g, d_o, d_c_before};
   }
 };
 

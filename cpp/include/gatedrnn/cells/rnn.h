@@ -10,11 +10,11 @@ template <class S>
 struct Rnn {
   using V = typename S::V;
 
-  static inline V tanh(V a) { return Activations<S>::tanh(a); }
-  static inline V relu(V a) { return S::max(a, S::set(0)); }  // NaN stays NaN
+  static constexpr V tanh(V a) { return Activations<S>::tanh(a); }
+  static constexpr V relu(V a) { return S::max(a, S::set(0)); }  // NaN stays NaN
 
-  static inline V tanh_backward(V h, V d_h) { return S::mul(d_h, Activations<S>::tanh_slope(h)); }
-  static inline V relu_backward(V h, V d_h) { return S::where_positive(h, d_h); }
+  static constexpr V tanh_backward(V h, V d_h) { return S::mul(d_h, Activations<S>::tanh_slope(h)); }
+  static constexpr V relu_backward(V h, V d_h) { return S::where_positive(h, d_h); }
 };
 
 }  // namespace gatedrnn::cells

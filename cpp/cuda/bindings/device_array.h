@@ -1,0 +1,58 @@
+// Arrays in the device's memory, as Python sees them: our own, and those of others by DLPack or __cuda_array_interface__.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <memory>
+#include <vector>
+
+#include "../runtime.h"
+#include "../types.h"
+
+namespace gatedrnn::cuda {
+
+namespace py = pybind11;
+
+// Shape and strides count values.
+struct ArrayView {
+  void* data = nullptr;
+  Storage storage = Storage::float32;
+  std::vector<Index> shape, strides;
+
+  int axes() const { return static_cast<int>(shape.size()); }
+  Index size() const;
+  bool contiguous() const;
+};
+
+std::vector<Index> contiguous_strides(const std::vector<Index>& shape);
+std::string text(const std::vector<Index>& shape);
+const char* name_of(Storage storage);
+
+// An array whose memory is ours, or somebody's who is kept alive.
+class Array {
+ public:
+  // New memory in the order of the stream.
+  Array(std::vector<Index> shape, Storage storage, cudaStream_t stream);
+  Array(const ArrayView& view, py::object owner) : view_(view), owner_(std::move(owner)) {}
+
+  // A NumPy array's copy on the device, and the other way round.
+  static std::shared_ptr<Array> from_numpy(const py::array& array, cudaStream_t stream);
+  py::array to_numpy(cudaStream_t stream) const;
+
+  // What `object` shares with others. Its producer has been given work on the stream that ours will be on.
+  static std::shared_ptr<Array> shared(const char* name, const py::object& object);
+
+  const ArrayView& view() const { return view_; }
+  py::dict array_interface() const;
+
+ private:
+  ArrayView view_;
+  DeviceMemory memory_;
+  py::object owner_;
+};
+
+// The capsule named "dltensor" that keeps the array alive.
+py::capsule to_dlpack(const std::shared_ptr<Array>& array);
+int device_number();
+
+}  // namespace gatedrnn::cuda

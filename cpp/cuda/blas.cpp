@@ -1,0 +1,26 @@
+#include "blas.h"
+
+namespace gatedrnn::cuda {
+
+void check(cublasStatus_t status, const char* doing) {
+  if (status == CUBLAS_STATUS_SUCCESS) return;
+  if (status == CUBLAS_STATUS_ALLOC_FAILED) throw std::bad_alloc();
+  throw std::runtime_error(std::string("cuBLAS: ") + doing + ": " + cublasGetStatusString(status));
+}
+
+Blas::Blas() { check(cublasCreate(&handle_), "starting"); }
+
+Blas::~Blas() {
+  if (handle_) cublasDestroy(handle_);
+}
+
+// A workspace of our own: with cuBLAS's, which all streams share, two streams at once could change each other's order of sums.
+void Blas::begin(cudaStream_t stream, bool tf32) {
+  constexpr Index bytes = Index(32) << 20;
+  tf32_ = tf32;
+  check(cublasSetStream(handle_, stream), "choosing the stream");
+  workspace_ = DeviceMemory(bytes, stream);
+  check(cublasSetWorkspace(handle_, workspace_.data(), static_cast<std::size_t>(bytes)), "setting the workspace");
+}
+
+}  // namespace gatedrnn::cuda

@@ -1,0 +1,510 @@
+// The network for one type of stored values. The shape of the work is that of the engine for the processor: layer by layer,
+// direction by direction, block by block of time steps; in each block first what merges all of its (step, row) pairs, then the
+// steps, and backward the other way round.
+#pragma once
+
+#include <array>
+#include <numeric>
+
+#include "gatedrnn/row_order.h"
+#include "network.h"
+#include "recurrence.cuh"
+
+namespace gatedrnn::cuda {
+
+template <class... Parameters, class... Arguments>
+void launch(void (*kernel)(Parameters...), Index count, cudaStream_t stream, Arguments... arguments) {
+  if (count > 0)
+    check(start(kernel, dim3(blocks_for(count)), dim3(kThreads), 0, stream, Parameters(arguments)...),
+          "starting a kernel");
+}
+
+// What a batch's lengths mean, here and on the device.
+class Batch {
+ public:
+  Batch(Index steps, Index batch, const Index* lengths, cudaStream_t stream) : steps_(steps), batch_(batch) {
+    std::vector<Index> all(batch, steps), rows(batch);
+    if (lengths) all.assign(lengths, lengths + batch);
+    RowOrder::sort(all.data(), batch, rows.data());
+    std::vector<int> ints;  // rows, lengths, counts, offsets
+    for (const Index row : rows) ints.push_back(static_cast<int>(row));
+    for (const Index row : rows) ints.push_back(static_cast<int>(all[row]));
+    counts_.resize(steps);
+    offsets_.assign(steps + 1, 0);
+    Index running = batch;
+    for (Index step = 0; step < steps; ++step) {
+      while (running > 0 && all[rows[running - 1]] <= step) --running;
+      counts_[step] = running;
+      offsets_[step + 1] = offsets_[step] + running;
+    }
+    ragged_ = offsets_[steps] < steps * batch;
+    for (const Index count : counts_) ints.push_back(static_cast<int>(count));
+    for (const Index offset : offsets_) ints.push_back(static_cast<int>(offset));
+    memory_ = DeviceArray<int>(static_cast<Index>(ints.size()), stream);
+    copy(memory_.data(), ints.data(), memory_.bytes(), cudaMemcpyHostToDevice, stream);
+  }
+
+  Index steps() const { return steps_; }
+  Index batch() const { return batch_; }
+  bool ragged() const { return ragged_; }
+  Index count(Index step) const { return counts_[step]; }
+  Index offset(Index step) const { return offsets_[step]; }
+  Index running_steps() const {
+    return std::partition_point(counts_.begin(), counts_.end(), [](Index count) { return count > 0; }) -
+           counts_.begin();
+  }
+
+  const int* rows() const { return memory_.data(); }
+  Order order() const { return {rows(), rows() + batch_, static_cast<int>(batch_), static_cast<int>(steps_)}; }
+  StepBlock block(Index begin, Index end, bool reverse) const {
+    const int* counts = rows() + 2 * batch_;
+    return {static_cast<int>(begin), static_cast<int>(end),           counts,
+            counts + steps_,         offsets_[end] - offsets_[begin], reverse};
+  }
+
+  // The ends of blocks of at most so many pairs and steps.
+  std::vector<Index> blocks(Index most_pairs, Index most_steps) const {
+    std::vector<Index> ends = {0};
+    const Index last = running_steps();
+    for (Index step = 1; step <= last; ++step) {
+      const bool full =
+          step < last && (offsets_[step + 1] - offsets_[ends.back()] > most_pairs || step - ends.back() == most_steps);
+      if (step == last || full) ends.push_back(step);
+    }
+    return ends;
+  }
+
+ private:
+  Index steps_, batch_;
+  bool ragged_ = false;
+  std::vector<Index> counts_, offsets_;
+  DeviceArray<int> memory_;
+};
+
+// One layer's and direction's weights.
+template <class S>
+struct Weights {
+  using A = Sum<S>;
+  DeviceArray<S> weight_ih, weight_hh, weight_hr;
+  DeviceArray<A> bias;      // [(gates + 1) * H]: see Step
+  DeviceArray<A> peephole;  // [3][H]
+};
+
+template <class S>
+class TypedTape final : public Tape {
+ public:
+  using A = Sum<S>;
+  TypedTape(const TapeOptions& options, Batch batch, cudaStream_t stream)
+      : options(options), stream(stream), batch(std::move(batch)) {}
+
+  Index bytes() const override {
+    Index bytes = 0;
+    const auto add = [&](const auto& arrays) {
+      for (const auto& array : arrays) bytes += array.bytes();
+    };
+    add(outputs), add(inputs), add(kept), add(c), add(h_0);
+    return bytes;
+  }
+
+  const TapeOptions options;
+  const cudaStream_t stream;  // in whose order the memory below is made and given back
+  const Batch batch;
+  std::vector<Index> blocks;            // ends of the blocks of steps
+  std::vector<DeviceArray<S>> outputs;  // by layer: [time][row][D * P]
+  std::vector<DeviceArray<S>> inputs;   // with dropout, by layer from the second on
+  std::vector<DeviceArray<A>> kept;     // by track: [pair][kept slots][H]; none with `recompute`
+  std::vector<DeviceArray<A>> c;        // by track, LSTM: [block][rank][H], before each block
+  std::vector<DeviceArray<S>> h_0;      // by track: [rank][P]
+};
+
+template <class S>
+class TypedNetwork final : public Network {
+ public:
+  using A = Sum<S>;
+
+  TypedNetwork(const Spec& spec, const Parameters<A>& parameters, bool tf32)
+      : spec_(spec), tf32_(tf32), limits_(limits_of_current_device()) {
+    const cudaStream_t stream = cudaStreamPerThread;
+    for (std::size_t track = 0; track < parameters.size(); ++track)
+      weights_.push_back(upload(parameters[track], static_cast<Index>(track) / spec.directions, stream));
+    check(cudaStreamSynchronize(stream), "copying the parameters");
+  }
+  // Streams that still read the weights are not known here.
+  ~TypedNetwork() override { cudaDeviceSynchronize(); }
+
+  Plan plan(Index steps, Index batch) const override {
+    return make_plan({spec_, steps, batch, sizeof(S), sizeof(A)}, limits_);
+  }
+
+  void run(const ForwardCall& call, cudaStream_t stream) override { forward(call, nullptr, stream); }
+
+  std::unique_ptr<Tape> record(const ForwardCall& call, const TapeOptions& options, cudaStream_t stream) override {
+    auto tape = std::make_unique<TypedTape<S>>(options, Batch(call.steps, call.batch, call.lengths, stream), stream);
+    forward(call, tape.get(), stream);
+    return tape;
+  }
+
+  void backward(const Tape& tape, const BackwardCall& call, cudaStream_t stream) override;
+
+ private:
+  Index H() const { return spec_.hidden_size; }
+  Index P() const { return spec_.state_size(); }
+  Index width() const { return spec_.output_size(); }
+  Index gates() const { return gate_count(spec_.cell); }
+  Index kept_width() const { return kept_slots(spec_.cell) * H(); }
+  Index slots() const { return gradient_slots(spec_.cell); }
+  Index tracks() const { return spec_.num_layers * spec_.directions; }
+  bool is_rnn() const { return spec_.cell == Cell::rnn_tanh || spec_.cell == Cell::rnn_relu; }
+
+  // What all functions of one call share.
+  struct Context {
+    const Batch& batch;
+    Blas& blas;
+    cudaStream_t stream;
+    Plan plan;
+  };
+
+  // One layer and direction of a call.
+  struct Track {
+    Index layer, direction;
+    Index number(const Spec& spec) const { return layer * spec.directions + direction; }
+  };
+
+  // ---- Parameters --------------------------------------------------------------------------------------------------------
+  DeviceArray<S> stored(const A* host, Index count, cudaStream_t stream) const {
+    DeviceArray<A> copied = as_sums(host, count, stream);
+    if constexpr (std::is_same_v<S, A>) {
+      return copied;
+    } else {
+      DeviceArray<S> result(count, stream);
+      launch(convert<S, A>, count, stream, copied.data(), count, result.data());
+      return result;
+    }
+  }
+  DeviceArray<A> as_sums(const A* host, Index count, cudaStream_t stream) const {
+    DeviceArray<A> result(count, stream);
+    copy(result.data(), host, result.bytes(), cudaMemcpyHostToDevice, stream);
+    return result;
+  }
+
+  Weights<S> upload(const LayerParameters<A>& from, Index layer, cudaStream_t stream) const {
+    Weights<S> weights;
+    weights.weight_ih = stored(from.weight_ih, gates() * H() * spec_.layer_input_size(layer), stream);
+    weights.weight_hh = stored(from.weight_hh, gates() * H() * P(), stream);
+    if (spec_.proj_size > 0) weights.weight_hr = stored(from.weight_hr, P() * H(), stream);
+    std::vector<A> bias((gates() + 1) * H());
+    for (Index i = 0; from.bias_ih && i < gates() * H(); ++i) {
+      const bool apart = spec_.cell == Cell::gru && i >= 2 * H();  // b_hn is multiplied by r
+      bias[i] = apart ? from.bias_ih[i] : bias_sum(from, i);
+      if (apart) bias[i + H()] = from.bias_hh[i];
+    }
+    weights.bias = as_sums(bias.data(), static_cast<Index>(bias.size()), stream);
+    if (spec_.cell == Cell::lstm_peephole) {
+      std::vector<A> peephole;
+      for (const A* gate : from.peephole) peephole.insert(peephole.end(), gate, gate + H());
+      weights.peephole = as_sums(peephole.data(), static_cast<Index>(peephole.size()), stream);
+    }
+    return weights;
+  }
+
+  // ---- Forward -----------------------------------------------------------------------------------------------------------
+  // Memory that the steps of a track share.
+  struct State {
+    DeviceArray<S> h[2], reset_h, unprojected;  // [rank][P], [rank][H]
+    DeviceArray<A> c, update, products;
+    State(const TypedNetwork& n, const Context& x)
+        : h{{x.batch.batch() * n.P(), x.stream}, {x.batch.batch() * n.P(), x.stream}},
+          reset_h(n.spec_.cell == Cell::gru_reset_before ? x.batch.batch() * n.H() : 0, x.stream),
+          unprojected(n.spec_.proj_size > 0 ? x.batch.batch() * n.H() : 0, x.stream),
+          c(is_lstm(n.spec_.cell) ? x.batch.batch() * n.H() : 0, x.stream),
+          update(reset_h.size(), x.stream),
+          products(x.batch.batch() * n.gates() * n.H(), x.stream) {}
+  };
+
+  void forward(const ForwardCall& call, TypedTape<S>* tape, cudaStream_t stream) {
+    if (call.batch == 0) return;
+    std::unique_ptr<Batch> own;
+    if (!tape) own = std::make_unique<Batch>(call.steps, call.batch, call.lengths, stream);
+    const Batch& batch = tape ? tape->batch : *own;
+    const auto borrowed = blas_pool_.borrow();
+    const Context x{batch, *borrowed, stream, plan(call.steps, call.batch)};
+    x.blas.begin(stream, tf32_);
+    const bool dropping = tape && tape->options.dropout.rate > 0;
+    const Index parts = tape && tape->options.recompute ? 32 : 1;
+    const std::vector<Index> blocks = batch.blocks(x.plan.most_pairs, std::max<Index>(1, call.steps / parts));
+    if (tape) tape->blocks = blocks;
+
+    DeviceArray<S> below;
+    for (Index layer = 0; layer < spec_.num_layers; ++layer) {
+      DeviceArray<S> output(call.steps * call.batch * width(), stream);
+      if (batch.ragged()) clear(output.data(), output.size(), stream);
+      const AnyFeatures in = layer == 0 ? call.x : dense(tape ? input_of(*tape, layer) : below.data(), width(), x);
+      for (Index direction = 0; direction < spec_.directions; ++direction)
+        run_track(x, {layer, direction}, blocks, in, output.data(), call, tape);
+      if (tape && dropping && layer + 1 < spec_.num_layers) {
+        DeviceArray<S> dropped(output.size(), stream);
+        launch(drop<S>, output.size(), stream, batch.order(), tape->options.dropout, layer, static_cast<int>(width()),
+               static_cast<const S*>(output.data()), dropped.data());
+        tape->inputs.push_back(std::move(dropped));
+      }
+      below = std::move(output);
+      if (tape && layer + 1 < spec_.num_layers) tape->outputs.push_back(std::move(below));
+    }
+    copy_out(x, dense(below.data(), width(), x), call.y, width());
+    if (tape) tape->outputs.push_back(std::move(below));
+  }
+
+  // Of a layer from the second on.
+  static S* input_of(const TypedTape<S>& tape, Index layer) {
+    return (tape.inputs.empty() ? tape.outputs : tape.inputs)[layer - 1].data();
+  }
+
+  template <class T>
+  static AnyFeatures dense(T* data, Index width, const Context& x) {
+    return {const_cast<std::remove_const_t<T>*>(data), storage_of<std::remove_const_t<T>>, x.batch.batch() * width,
+            width};
+  }
+  template <class T>
+  static Features<T> features(const AnyFeatures& any) {
+    return {static_cast<T*>(any.data), any.time_stride, any.row_stride};
+  }
+  static Features<S> column(S* data, Index offset, Index width, const Context& x) {
+    return {data + offset, x.batch.batch() * width, width};
+  }
+
+  void copy_out(const Context& x, const AnyFeatures& from, const AnyFeatures& to, Index width) const {
+    const Index count = x.batch.steps() * x.batch.batch() * width;
+    with_type(from.storage, [&](auto source) {
+      with_type(to.storage, [&](auto target) {
+        using From = decltype(source);
+        using To = decltype(target);
+        launch(copy_features<To, From>, count, x.stream, x.batch.order(), features<const From>(from),
+               static_cast<int>(width), features<To>(to));
+      });
+    });
+  }
+
+  // One track's part of states in the caller's order, from or to the order of ranks.
+  template <class T>
+  void take_state(const Context& x, const Track& track, const AnyState& from, Index width, T* to) const {
+    const Index count = x.batch.batch() * width;
+    if (!from.data) return clear(to, count, x.stream);
+    with_type(from.storage, [&](auto source) {
+      using From = decltype(source);
+      launch(copy_by_rank<T, From>, count, x.stream, x.batch.rows(), static_cast<int>(x.batch.batch()),
+             static_cast<int>(width), static_cast<const From*>(from.data) + track.number(spec_) * count, true, to);
+    });
+  }
+  template <class T>
+  void give_state(const Context& x, const Track& track, const T* from, Index width, const AnyState& to) const {
+    if (!to.data) return;
+    const Index count = x.batch.batch() * width;
+    with_type(to.storage, [&](auto target) {
+      using To = decltype(target);
+      launch(copy_by_rank<To, T>, count, x.stream, x.batch.rows(), static_cast<int>(x.batch.batch()),
+             static_cast<int>(width), from, false, static_cast<To*>(to.data) + track.number(spec_) * count);
+    });
+  }
+
+  void run_track(const Context& x, const Track& track, const std::vector<Index>& blocks, const AnyFeatures& in,
+                 S* output, const ForwardCall& call, TypedTape<S>* tape) {
+    State state(*this, x);
+    take_state(x, track, call.h_0, P(), state.h[0].data());
+    if (is_lstm(spec_.cell)) take_state(x, track, call.c_0, H(), state.c.data());
+    const bool keeping = tape && !tape->options.recompute && kept_width() > 0;
+    if (tape) {
+      tape->h_0.emplace_back(state.h[0].size(), x.stream);
+      copy(tape->h_0.back().data(), state.h[0].data(), state.h[0].bytes(), cudaMemcpyDeviceToDevice, x.stream);
+      tape->kept.emplace_back(keeping ? x.batch.offset(x.batch.steps()) * kept_width() : 0, x.stream);
+      tape->c.emplace_back(is_lstm(spec_.cell) ? static_cast<Index>(blocks.size()) * state.c.size() : 0, x.stream);
+    }
+    for (std::size_t b = 0; b + 1 < blocks.size(); ++b) {
+      if (tape && is_lstm(spec_.cell))
+        copy(tape->c.back().data() + static_cast<Index>(b) * state.c.size(), state.c.data(), state.c.bytes(),
+             cudaMemcpyDeviceToDevice, x.stream);
+      A* kept = keeping ? tape->kept.back().data() + x.batch.offset(blocks[b]) * kept_width() : nullptr;
+      run_block(x, track, blocks[b], blocks[b + 1], in, state, output, kept);
+    }
+    final_state(x, track, state, call);
+  }
+
+  // A row's last h is in the array where its last step left it.
+  void final_state(const Context& x, const Track& track, const State& state, const ForwardCall& call) const {
+    if (call.h_n.data) {
+      DeviceArray<S> last(state.h[0].size(), x.stream);
+      launch(choose_last<S>, last.size(), x.stream, x.batch.order(), static_cast<int>(P()),
+             static_cast<const S*>(state.h[0].data()), static_cast<const S*>(state.h[1].data()), last.data());
+      give_state(x, track, static_cast<const S*>(last.data()), P(), call.h_n);
+    }
+    if (is_lstm(spec_.cell)) give_state(x, track, static_cast<const A*>(state.c.data()), H(), call.c_n);
+  }
+
+  // The inputs of a block's pairs, one after the other.
+  DeviceArray<S> gathered(const Context& x, const StepBlock& block, const AnyFeatures& in, Index width) const {
+    DeviceArray<S> result(block.pairs * width, x.stream);
+    with_type(in.storage, [&](auto source) {
+      using From = decltype(source);
+      launch(gather<S, From>, result.size(), x.stream, block, x.batch.order(), features<const From>(in),
+             static_cast<int>(width), result.data());
+    });
+    return result;
+  }
+
+  void run_block(const Context& x, const Track& track, Index begin, Index end, const AnyFeatures& in, State& state,
+                 S* output, A* kept) const {
+    const Weights<S>& weights = weights_[track.number(spec_)];
+    const Index I = spec_.layer_input_size(track.layer);
+    const StepBlock block = x.batch.block(begin, end, track.direction == 1);
+    const DeviceArray<S> inputs = gathered(x, block, in, I);
+    DeviceArray<A> projected(block.pairs * gates() * H(), x.stream);
+    x.blas.template multiply_transposed<S>(block.pairs, gates() * H(), I, {inputs.data(), I},
+                                           {weights.weight_ih.data(), I}, false, {projected.data(), gates() * H()});
+    Step<S> step{};
+    step.units = static_cast<int>(H());
+    step.gates = static_cast<int>(gates());
+    step.projected = projected.data();
+    step.bias = weights.bias.data();
+    step.peephole = weights.peephole.data();
+    step.c = state.c.data();
+    step.reset_h = state.reset_h.data();
+    step.update = state.update.data();
+    step.kept = kept;
+    step.kept_slots = static_cast<int>(kept_slots(spec_.cell));
+    step.has_output = output != nullptr;
+    if (output) step.output = column(output, track.direction * P(), width(), x);
+    step.output_rows = x.batch.order().rows;
+    step.output_lengths = x.batch.order().lengths;
+    step.reverse = block.reverse;
+    step.rows = static_cast<int>(x.batch.count(begin));
+    if (x.plan.persistent) return recur(x, step, block, weights, state);
+    for (Index t = begin; t < end; ++t) {
+      const Index rows = x.batch.count(t);
+      step.rows = static_cast<int>(rows);
+      step.step = static_cast<int>(t);
+      step.h = state.h[t % 2].data();
+      step.h_next = state.h[1 - t % 2].data();
+      take_step(x, step, weights, state);
+      step.projected += rows * gates() * H();
+      if (kept) step.kept += rows * kept_width();
+    }
+  }
+
+  void take_step(const Context& x, const Step<S>& step, const Weights<S>& weights, const State& state) const {
+    switch (spec_.cell) {
+      case Cell::lstm: return take_lstm_step<Stage::lstm>(x, step, weights, state);
+      case Cell::lstm_peephole: return take_lstm_step<Stage::lstm_peephole>(x, step, weights, state);
+      case Cell::gru: return run_stage<Stage::gru>(x, step, step.h, weights, state);
+      case Cell::gru_reset_before:
+        run_stage<Stage::gru_before_gates>(x, step, step.h, weights, state);
+        return run_stage<Stage::gru_before_candidate>(x, step, step.reset_h, weights, state);
+      case Cell::rnn_tanh: return run_stage<Stage::rnn_tanh>(x, step, step.h, weights, state);
+      case Cell::rnn_relu: return run_stage<Stage::rnn_relu>(x, step, step.h, weights, state);
+    }
+  }
+
+  template <Stage stage>
+  void take_lstm_step(const Context& x, Step<S> step, const Weights<S>& weights, const State& state) const {
+    if (spec_.proj_size == 0) return run_stage<stage>(x, step, step.h, weights, state);
+    Step<S> projection = step;
+    step.h_next = state.unprojected.data();
+    step.has_output = false;
+    run_stage<stage>(x, step, step.h, weights, state);
+    x.blas.template multiply_transposed<S>(step.rows, P(), H(), {state.unprojected.data(), H()},
+                                           {weights.weight_hr.data(), H()}, false, {state.products.data(), P()});
+    projection.units = static_cast<int>(P());
+    launch(forward_stage<S, Stage::linear>, step.rows * P(), x.stream, projection,
+           static_cast<const A*>(state.products.data()));
+  }
+
+  template <Stage stage>
+  void run_stage(const Context& x, const Step<S>& step, const S* operand, const Weights<S>& weights,
+                 const State& state) const {
+    constexpr Index count = stage_gates(stage);
+    x.blas.template multiply_transposed<S>(step.rows, count * H(), P(), {operand, P()},
+                                           {weights.weight_hh.data() + stage_first_gate(stage) * H() * P(), P()}, false,
+                                           {state.products.data(), count * H()});
+    launch(forward_stage<S, stage>, step.rows * H(), x.stream, step, static_cast<const A*>(state.products.data()));
+  }
+
+  // Calls `visit` with the cell as a constant.
+  template <class Visit>
+  void with_cell(Visit&& visit) const {
+    switch (spec_.cell) {
+      case Cell::lstm: return visit(std::integral_constant<Cell, Cell::lstm>());
+      case Cell::lstm_peephole: return visit(std::integral_constant<Cell, Cell::lstm_peephole>());
+      case Cell::gru: return visit(std::integral_constant<Cell, Cell::gru>());
+      case Cell::gru_reset_before: return visit(std::integral_constant<Cell, Cell::gru_reset_before>());
+      case Cell::rnn_tanh: return visit(std::integral_constant<Cell, Cell::rnn_tanh>());
+      case Cell::rnn_relu: return visit(std::integral_constant<Cell, Cell::rnn_relu>());
+    }
+  }
+
+  template <class Arguments>
+  void start_recurrence(const Context& x, void (*kernel)(Arguments), Index shared_bytes, Arguments arguments) const {
+    DeviceArray<unsigned> arrived(1, x.stream);
+    clear(arrived.data(), 1, x.stream);
+    arguments.arrived = arrived.data();
+    arguments.units_per_block = x.plan.units_per_block;
+    check(allow_shared_bytes(kernel, static_cast<std::size_t>(shared_bytes)), "asking for shared memory");
+    check(start_together(kernel, dim3(static_cast<unsigned>(x.plan.grid)), dim3(kRecurrenceThreads),
+                         static_cast<std::size_t>(shared_bytes), x.stream, arguments),
+          "starting a persistent kernel");
+  }
+
+  void recur(const Context& x, const Step<S>& step, const StepBlock& block, const Weights<S>& weights,
+             const State& state) const {
+    Recurrence<S> arguments{};
+    arguments.first = step;
+    arguments.block = block;
+    arguments.weights = weights.weight_hh.data();
+    for (int i = 0; i < 2; ++i) arguments.h[i] = state.h[i].data();
+    with_cell([&](auto cell) {
+      start_recurrence(x, forward_recurrence<S, decltype(cell)::value>, x.plan.forward_shared_bytes, arguments);
+    });
+  }
+
+  // ---- Backward ----------------------------------------------------------------------------------------------------------
+  struct BackState {
+    DeviceArray<A> d_h, d_c, d_unprojected;  // [rank][P], [rank][H]
+    DeviceArray<A> products;
+    BackState(const TypedNetwork& n, const Context& x)
+        : d_h(x.batch.batch() * n.P(), x.stream),
+          d_c(is_lstm(n.spec_.cell) ? x.batch.batch() * n.H() : 0, x.stream),
+          d_unprojected(n.spec_.proj_size > 0 ? x.batch.batch() * n.H() : 0, x.stream),
+          products(n.spec_.cell == Cell::gru_reset_before ? x.batch.batch() * n.H() : 0, x.stream) {}
+  };
+
+  // What the pairs of a block leave for the products that merge them.
+  struct BackBlock {
+    StepBlock steps;
+    DeviceArray<S> inputs, h_before, h, d_z, operand, d_h;
+    const A* kept;
+    const A* c_before;
+  };
+
+  void back_track(const Context& x, const Track& track, const TypedTape<S>& tape, const AnyFeatures& in,
+                  const A* d_output, const BackwardCall& call, A* d_input) const;
+  void back_steps(const Context& x, const Track& track, const BackBlock& block, const BackStep<S>& first,
+                  const BackState& state) const;
+  void take_back_step(const Context& x, const Weights<S>& weights, BackStep<S> step, S* d_h,
+                      const BackState& state) const;
+  void add_to_gradients(const Context& x, const Track& track, const BackBlock& block, const GradientPlaces<A>& to,
+                        bool add) const;
+  void clear_gradients(const Context& x, const Track& track, const GradientPlaces<A>& to) const;
+  GradientPlaces<A> places(const Track& track, const BackwardCall& call) const {
+    const auto at = [&, i = track.number(spec_) * 8](Index which) {
+      return static_cast<A*>(call.gradients[i + which]);
+    };
+    return {at(0), at(1), at(2), at(3), at(4), {at(5), at(6), at(7)}};
+  }
+
+  const Spec spec_;
+  const bool tf32_;
+  const DeviceLimits limits_;
+  std::vector<Weights<S>> weights_;
+  BlasPool blas_pool_;
+};
+
+}  // namespace gatedrnn::cuda
+
+#include "network_backward.cuh"

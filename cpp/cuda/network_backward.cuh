@@ -1,0 +1,272 @@
+// Backward of the typed network.
+#pragma once
+
+#include "network.cuh"
+
+namespace gatedrnn::cuda {
+
+template <class S>
+void TypedNetwork<S>::backward(const Tape& any_tape, const BackwardCall& call, cudaStream_t stream) {
+  const auto& tape = static_cast<const TypedTape<S>&>(any_tape);
+  const Batch& batch = tape.batch;
+  const Following order(tape.stream, stream);
+  if (batch.batch() == 0) {
+    for (Index track = 0; track < tracks() && !call.accumulate; ++track) {
+      const Plan none;
+      const auto borrowed = blas_pool_.borrow();
+      const Track which{track / spec_.directions, track % spec_.directions};
+      clear_gradients({batch, *borrowed, stream, none}, which, places(which, call));
+    }
+    return;
+  }
+  const auto borrowed = blas_pool_.borrow();
+  const Context x{batch, *borrowed, stream, plan(batch.steps(), batch.batch())};
+  x.blas.begin(stream, tf32_);
+  const Index pairs = batch.steps() * batch.batch();
+
+  DeviceArray<A> d_output(pairs * width(), stream);
+  if (call.d_output.data)
+    copy_out(x, call.d_output, dense(d_output.data(), width(), x), width());
+  else
+    clear(d_output.data(), d_output.size(), stream);
+  for (Index layer = spec_.num_layers - 1; layer >= 0; --layer) {
+    const Index I = spec_.layer_input_size(layer);
+    const bool wanted = layer > 0 || call.d_x.data;
+    DeviceArray<A> d_input(wanted ? pairs * I : 0, stream);
+    clear(d_input.data(), d_input.size(), stream);
+    const AnyFeatures in = layer == 0 ? call.x : dense(input_of(tape, layer), width(), x);
+    for (Index direction = 0; direction < spec_.directions; ++direction)
+      back_track(x, {layer, direction}, tape, in, d_output.data(), call, wanted ? d_input.data() : nullptr);
+    if (layer > 0 && tape.options.dropout.rate > 0)
+      launch(drop<A>, d_input.size(), stream, batch.order(), tape.options.dropout, layer - 1, static_cast<int>(I),
+             static_cast<const A*>(d_input.data()), d_input.data());
+    d_output = std::move(d_input);
+  }
+  if (call.d_x.data) copy_out(x, dense(d_output.data(), spec_.input_size, x), call.d_x, spec_.input_size);
+}
+
+template <class S>
+void TypedNetwork<S>::back_track(const Context& x, const Track& track, const TypedTape<S>& tape, const AnyFeatures& in,
+                                 const A* d_output, const BackwardCall& call, A* d_input) const {
+  const Index number = track.number(spec_), I = spec_.layer_input_size(track.layer);
+  const Weights<S>& weights = weights_[number];
+  const GradientPlaces<A> to = places(track, call);
+  const Features<S> output = column(tape.outputs[track.layer].data(), track.direction * P(), width(), x);
+  const AnyFeatures any_output{output.data, storage_of<S>, output.time_stride, output.row_stride};
+  const bool reverse = track.direction == 1;
+  BackState state(*this, x);
+  take_state(x, track, call.d_h_n, P(), state.d_h.data());
+  if (is_lstm(spec_.cell)) take_state(x, track, call.d_c_n, H(), state.d_c.data());
+
+  const auto count = static_cast<Index>(tape.blocks.size()) - 1;
+  for (Index b = count - 1; b >= 0; --b) {
+    const Index begin = tape.blocks[b], end = tape.blocks[b + 1];
+    BackBlock block{};
+    block.steps = x.batch.block(begin, end, reverse);
+    const Index pairs = block.steps.pairs;
+    block.inputs = gathered(x, block.steps, in, I);
+    block.h_before = DeviceArray<S>(pairs * P(), x.stream);
+    launch(gather_before<S>, block.h_before.size(), x.stream, block.steps, x.batch.order(),
+           Features<const S>{output.data, output.time_stride, output.row_stride},
+           static_cast<const S*>(tape.h_0[number].data()), static_cast<int>(P()), block.h_before.data());
+    if (is_rnn()) block.h = gathered(x, block.steps, any_output, P());
+    block.d_z = DeviceArray<S>(pairs * slots() * H(), x.stream);
+    if (spec_.cell == Cell::gru_reset_before || spec_.proj_size > 0)
+      block.operand = DeviceArray<S>(pairs * H(), x.stream);
+    if (spec_.proj_size > 0) block.d_h = DeviceArray<S>(pairs * P(), x.stream);
+    block.c_before = is_lstm(spec_.cell) ? tape.c[number].data() + b * x.batch.batch() * H() : nullptr;
+
+    DeviceArray<A> recomputed;
+    if (kept_width() > 0 && tape.options.recompute) {
+      recomputed = DeviceArray<A>(pairs * kept_width(), x.stream);
+      State forward(*this, x);
+      copy(forward.h[begin % 2].data(), block.h_before.data(),
+           x.batch.count(begin) * P() * static_cast<Index>(sizeof(S)), cudaMemcpyDeviceToDevice, x.stream);
+      if (is_lstm(spec_.cell))
+        copy(forward.c.data(), block.c_before, forward.c.bytes(), cudaMemcpyDeviceToDevice, x.stream);
+      run_block(x, track, begin, end, in, forward, nullptr, recomputed.data());
+      block.kept = recomputed.data();
+    } else if (kept_width() > 0) {
+      block.kept = tape.kept[number].data() + x.batch.offset(begin) * kept_width();
+    }
+
+    BackStep<S> first{};
+    first.units = static_cast<int>(H());
+    first.slots = static_cast<int>(slots());
+    first.kept = block.kept;
+    first.kept_slots = static_cast<int>(kept_slots(spec_.cell));
+    first.h_before = block.h_before.data();
+    first.h = is_rnn() ? block.h.data() : nullptr;
+    first.peephole = weights.peephole.data();
+    first.d_h = state.d_h.data();
+    first.d_c = state.d_c.data();
+    first.d_z = block.d_z.data();
+    first.operand = block.operand.size() > 0 ? block.operand.data() : nullptr;
+    first.d_output = {d_output + track.direction * P(), x.batch.batch() * width(), width()};
+    first.output_rows = x.batch.order().rows;
+    first.output_lengths = x.batch.order().lengths;
+    first.reverse = reverse;
+    first.has_output = true;
+    first.rows = static_cast<int>(x.batch.count(begin));
+    back_steps(x, track, block, first, state);
+
+    add_to_gradients(x, track, block, to, call.accumulate || b + 1 < count);
+    if (!d_input) continue;
+    DeviceArray<A> d_inputs(pairs * I, x.stream);
+    const Index row = slots() * H();
+    const S* w = weights.weight_ih.data();
+    if (spec_.cell == Cell::gru) {  // the slots n_x, r, z; the rows of the weights r, z, n
+      x.blas.template multiply<S>(pairs, I, H(), {block.d_z.data(), row}, {w + 2 * H() * I, I}, false,
+                                  {d_inputs.data(), I});
+      x.blas.template multiply<S>(pairs, I, 2 * H(), {block.d_z.data() + H(), row}, {w, I}, true, {d_inputs.data(), I});
+    } else {
+      x.blas.template multiply<S>(pairs, I, row, {block.d_z.data(), row}, {w, I}, false, {d_inputs.data(), I});
+    }
+    launch(scatter_add<A>, d_inputs.size(), x.stream, block.steps, x.batch.order(),
+           static_cast<const A*>(d_inputs.data()), static_cast<int>(I), Features<A>{d_input, x.batch.batch() * I, I});
+  }
+  if (count == 0 && !call.accumulate) clear_gradients(x, track, to);
+  give_state(x, track, static_cast<const A*>(state.d_h.data()), P(), call.d_h_0);
+  if (is_lstm(spec_.cell)) give_state(x, track, static_cast<const A*>(state.d_c.data()), H(), call.d_c_0);
+}
+
+template <class S>
+void TypedNetwork<S>::back_steps(const Context& x, const Track& track, const BackBlock& block, const BackStep<S>& first,
+                                 const BackState& state) const {
+  const Weights<S>& weights = weights_[track.number(spec_)];
+  if (x.plan.persistent) {
+    BackRecurrence<S> arguments{};
+    arguments.first = first;
+    arguments.block = block.steps;
+    arguments.weights = weights.weight_hh.data();
+    arguments.c_at_begin = block.c_before;
+    with_cell([&](auto cell) {
+      start_recurrence(x, backward_recurrence<S, decltype(cell)::value>, x.plan.backward_shared_bytes, arguments);
+    });
+    return;
+  }
+  const Index begin = block.steps.begin, start = x.batch.offset(begin);
+  for (Index t = block.steps.end - 1; t >= begin; --t) {
+    const Index pair = x.batch.offset(t) - start;
+    BackStep<S> step = first;
+    step.rows = static_cast<int>(x.batch.count(t));
+    step.step = static_cast<int>(t);
+    step.h_before += pair * P();
+    if (step.h) step.h += pair * H();
+    step.d_z += pair * slots() * H();
+    if (step.operand) step.operand += pair * H();
+    if (step.kept) step.kept += pair * kept_width();
+    if (is_lstm(spec_.cell)) {
+      step.c_before =
+          t == begin ? block.c_before : first.kept + (x.batch.offset(t - 1) - start) * kept_width() + 4 * H();
+      step.c_before_stride = t == begin ? H() : kept_width();
+    }
+    take_back_step(x, weights, step, block.d_h.size() > 0 ? block.d_h.data() + pair * P() : nullptr, state);
+  }
+}
+
+template <class S>
+void TypedNetwork<S>::take_back_step(const Context& x, const Weights<S>& weights, BackStep<S> step, S* d_h,
+                                     const BackState& state) const {
+  const Index rows = step.rows, row = slots() * H();
+  const S* w = weights.weight_hh.data();
+  if (spec_.proj_size > 0) {
+    BackStep<S> projected = step;
+    projected.units = static_cast<int>(P());
+    launch(collect_d_h<S>, rows * P(), x.stream, projected, d_h);
+    x.blas.template multiply<S>(rows, H(), P(), {d_h, P()}, {weights.weight_hr.data(), H()}, false,
+                                {state.d_unprojected.data(), H()});
+    step.d_h = state.d_unprojected.data();
+    step.has_output = false;
+  }
+  const auto apply = [&](auto kernel) { launch(kernel, rows * H(), x.stream, step); };
+  switch (spec_.cell) {
+    case Cell::lstm: apply(backward_stage<S, BackStage::lstm>); break;
+    case Cell::lstm_peephole: apply(backward_stage<S, BackStage::lstm_peephole>); break;
+    case Cell::gru: apply(backward_stage<S, BackStage::gru>); break;
+    case Cell::gru_reset_before: apply(backward_stage<S, BackStage::gru_before_candidate>); break;
+    case Cell::rnn_tanh: apply(backward_stage<S, BackStage::rnn_tanh>); break;
+    case Cell::rnn_relu: apply(backward_stage<S, BackStage::rnn_relu>); break;
+  }
+  if (spec_.cell == Cell::gru_reset_before) {
+    x.blas.template multiply<S>(rows, H(), H(), {step.d_z + 2 * H(), row}, {w + 2 * H() * H(), H()}, false,
+                                {state.products.data(), H()});
+    launch(reset_stage<S>, rows * H(), x.stream, step, static_cast<const A*>(state.products.data()));
+  }
+  x.blas.template multiply<S>(rows, P(), recurrent_slots(spec_.cell) * H(),
+                              {step.d_z + first_recurrent_slot(spec_.cell) * H(), row}, {w, P()}, true,
+                              {state.d_h.data(), P()});
+}
+
+// Products of each matrix's slots with what its columns were multiplied with, summed over the block's pairs.
+template <class S>
+void TypedNetwork<S>::add_to_gradients(const Context& x, const Track& track, const BackBlock& block,
+                                       const GradientPlaces<A>& to, bool add) const {
+  const Index pairs = block.steps.pairs, I = spec_.layer_input_size(track.layer), row = slots() * H();
+  const auto weight = [&](Index slot, Index count, Index gate, const DeviceArray<S>& right, Index columns,
+                          A* gradient) {
+    x.blas.template multiply_columns<S>(count * H(), columns, pairs, {block.d_z.data() + slot * H(), row},
+                                        {right.data(), columns}, add, {gradient + gate * H() * columns, columns});
+  };
+  const auto bias = [&](Index slot, Index count, Index gate, A* gradient) {
+    if (!gradient) return;
+    check(start(sum_columns<S>, dim3(blocks_for(count * H(), kSumColumns)), dim3(kSumColumns * kSumRows),
+                kSumColumns * kSumRows * sizeof(A), x.stream, static_cast<const S*>(block.d_z.data() + slot * H()),
+                pairs, row, static_cast<int>(count * H()), add, gradient + gate * H()),
+          "starting a kernel");
+  };
+  switch (spec_.cell) {
+    case Cell::gru:
+      weight(0, 1, 2, block.inputs, I, to.weight_ih);
+      weight(1, 2, 0, block.inputs, I, to.weight_ih);
+      weight(1, 3, 0, block.h_before, P(), to.weight_hh);
+      bias(0, 1, 2, to.bias_ih);
+      bias(1, 2, 0, to.bias_ih);
+      bias(1, 3, 0, to.bias_hh);
+      break;
+    case Cell::gru_reset_before:
+      weight(0, 3, 0, block.inputs, I, to.weight_ih);
+      weight(0, 2, 0, block.h_before, P(), to.weight_hh);
+      weight(2, 1, 2, block.operand, H(), to.weight_hh);
+      bias(0, 3, 0, to.bias_ih);
+      bias(0, 3, 0, to.bias_hh);
+      break;
+    default:
+      weight(0, gates(), 0, block.inputs, I, to.weight_ih);
+      weight(0, gates(), 0, block.h_before, P(), to.weight_hh);
+      bias(0, gates(), 0, to.bias_ih);
+      bias(0, gates(), 0, to.bias_hh);
+  }
+  if (spec_.proj_size > 0)
+    x.blas.template multiply_columns<S>(P(), H(), pairs, {block.d_h.data(), P()}, {block.operand.data(), H()}, add,
+                                        {to.weight_hr, H()});
+  if (spec_.cell == Cell::lstm_peephole) {
+    constexpr int slot_of[] = {0, 1, 3};
+    for (int gate = 0; gate < 3; ++gate)
+      check(start(sum_peephole<S>, dim3(blocks_for(H(), kSumColumns)), dim3(kSumColumns * kSumRows),
+                  kSumColumns * kSumRows * sizeof(A), x.stream, block.steps,
+                  static_cast<const S*>(block.d_z.data() + slot_of[gate] * H()), row, block.kept, kept_width(),
+                  block.c_before, static_cast<int>(H()), gate < 2, add, to.peephole[gate]),
+            "starting a kernel");
+  }
+}
+
+template <class S>
+void TypedNetwork<S>::clear_gradients(const Context& x, const Track& track, const GradientPlaces<A>& to) const {
+  const auto clear_all = [&](A* gradient, Index count) {
+    if (gradient) clear(gradient, count, x.stream);
+  };
+  clear_all(to.weight_ih, gates() * H() * spec_.layer_input_size(track.layer));
+  clear_all(to.weight_hh, gates() * H() * P());
+  clear_all(to.bias_ih, gates() * H());
+  clear_all(to.bias_hh, gates() * H());
+  clear_all(to.weight_hr, P() * H());
+  for (A* peephole : to.peephole) clear_all(peephole, H());
+}
+
+template <class S>
+std::unique_ptr<Network> make_typed_network(const Spec& spec, const Parameters<Sum<S>>& parameters, bool tf32) {
+  return std::make_unique<TypedNetwork<S>>(spec, parameters, tf32);
+}
+
+}  // namespace gatedrnn::cuda

@@ -1,0 +1,115 @@
+// The CUDA runtime with errors as exceptions, and memory that is given back by itself.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <algorithm>
+#include <new>
+#include <stdexcept>
+#include <string>
+#include <utility>
+
+#include "gatedrnn/memory.h"
+#include "plan.h"
+
+namespace gatedrnn::cuda {
+
+inline void check(cudaError_t status, const char* doing) {
+  if (status == cudaSuccess) return;
+  cudaGetLastError();  // so that the next call does not report it again
+  if (status == cudaErrorMemoryAllocation) throw std::bad_alloc();
+  throw std::runtime_error(std::string("CUDA: ") + doing + ": " + cudaGetErrorString(status));
+}
+
+// Memory of the device in the order of a stream: usable by what the stream does after it was taken, and free for others after
+// what the stream had been given by then.
+class DeviceMemory {
+ public:
+  DeviceMemory() = default;
+  DeviceMemory(Index bytes, cudaStream_t stream) : bytes_(bytes), stream_(stream) {
+    check(cudaMallocAsync(&data_, static_cast<std::size_t>(std::max<Index>(bytes, 1)), stream), "taking memory");
+  }
+  DeviceMemory(DeviceMemory&& other) noexcept { swap(other); }
+  DeviceMemory& operator=(DeviceMemory&& other) noexcept {
+    DeviceMemory gone(std::move(other));
+    swap(gone);
+    return *this;
+  }
+  ~DeviceMemory() {
+    if (data_) cudaFreeAsync(data_, stream_);
+  }
+
+  void* data() const { return data_; }
+  Index bytes() const { return bytes_; }
+
+ private:
+  void swap(DeviceMemory& other) {
+    std::swap(data_, other.data_);
+    std::swap(bytes_, other.bytes_);
+    std::swap(stream_, other.stream_);
+  }
+
+  void* data_ = nullptr;
+  Index bytes_ = 0;
+  cudaStream_t stream_ = nullptr;
+};
+
+// `count` values of the device.
+template <class T>
+class DeviceArray {
+ public:
+  DeviceArray() = default;
+  DeviceArray(Index count, cudaStream_t stream) : count_(count), memory_(checked_bytes<T>(count), stream) {}
+
+  T* data() const { return static_cast<T*>(memory_.data()); }
+  Index size() const { return count_; }
+  Index bytes() const { return memory_.bytes(); }
+
+ private:
+  Index count_ = 0;
+  DeviceMemory memory_;
+};
+
+template <class T>
+void clear(T* data, Index count, cudaStream_t stream) {
+  if (count > 0)
+    check(cudaMemsetAsync(data, 0, static_cast<std::size_t>(count) * sizeof(T), stream), "clearing memory");
+}
+
+inline void copy(void* to, const void* from, Index bytes, cudaMemcpyKind kind, cudaStream_t stream) {
+  if (bytes > 0) check(cudaMemcpyAsync(to, from, static_cast<std::size_t>(bytes), kind, stream), "copying memory");
+}
+
+// While it lives, `later` works after what `earlier` had been given, and afterwards the other way round.
+class Following {
+ public:
+  Following(cudaStream_t earlier, cudaStream_t later) : earlier_(earlier), later_(later) { follow(earlier, later); }
+  ~Following() { follow(later_, earlier_); }
+  Following(const Following&) = delete;
+  Following& operator=(const Following&) = delete;
+
+ private:
+  static void follow(cudaStream_t first, cudaStream_t second) {
+    if (first == second) return;
+    cudaEvent_t event = nullptr;
+    if (cudaEventCreateWithFlags(&event, cudaEventDisableTiming) != cudaSuccess) return;
+    if (cudaEventRecord(event, first) == cudaSuccess) cudaStreamWaitEvent(second, event, 0);
+    cudaEventDestroy(event);
+  }
+
+  cudaStream_t earlier_, later_;
+};
+
+inline DeviceLimits limits_of_current_device() {
+  int number = 0;
+  check(cudaGetDevice(&number), "asking for the device");
+  const auto attribute = [number](cudaDeviceAttr which) {
+    int value = 0;
+    check(cudaDeviceGetAttribute(&value, which, number), "asking for the device's properties");
+    return value;
+  };
+  return {attribute(cudaDevAttrMultiProcessorCount), attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin),
+          attribute(cudaDevAttrCooperativeLaunch) != 0};
+}
+
+}  // namespace gatedrnn::cuda

@@ -1,0 +1,201 @@
+"""Computing on a CUDA device: finding it, and a network there that is used like `_core.Network`.
+
+Arrays of NumPy are copied to the device and back. Those that are there already (of PyTorch, CuPy, or anything
+with DLPack or ``__cuda_array_interface__``) are shared: the work goes to their library's current stream, the
+results are arrays of the same library, and nobody waits.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import numpy as np
+
+BUILD = "pip install . -C cmake.define.GATEDRNN_CUDA=ON"
+
+_Result = Any  # arrays of whatever library
+
+
+def backend() -> Any:
+    """Return the extension module, or raise a RuntimeError that names what is missing."""
+    try:
+        module = importlib.import_module("gatedrnn._cuda")
+    except ModuleNotFoundError:
+        raise RuntimeError(
+            f"device: 'cuda' needs the device backend, which this build has not; install it with: {BUILD}"
+        ) from None
+    except ImportError as error:
+        raise RuntimeError(f"device: 'cuda' needs libraries of CUDA that were not found: {error}") from error
+    found = module.devices()
+    if not found["driver"]:
+        raise RuntimeError("device: 'cuda' needs a driver, and none is installed")
+    if not found["names"]:
+        reason = f" ({found['error']})" if found["error"] else ""
+        raise RuntimeError(f"device: 'cuda' needs a device, and the driver finds none{reason}")
+    return module
+
+
+def described() -> bool | str | list[str]:
+    """For `show_config`: False where there is no backend, else the devices, or why there are none."""
+    try:
+        return list(backend().devices()["names"])
+    except RuntimeError as error:
+        return False if BUILD in str(error) else str(error).removeprefix("device: 'cuda' ")
+
+
+class _Place:
+    """Where a call's arrays are, by its first one: the library they are of, and its current stream."""
+
+    def __init__(self, array: object) -> None:
+        self.library = type(array).__module__.partition(".")[0]
+        self.stream = 0
+        if self.library == "torch":
+            torch = importlib.import_module("torch")
+            on_device: Any = array
+            self.stream = torch.cuda.current_stream(on_device.device).cuda_stream if on_device.is_cuda else 0
+        elif self.library == "cupy":
+            self.stream = importlib.import_module("cupy").cuda.get_current_stream().ptr
+
+    def given(self, results: _Result) -> _Result:
+        """Turn our arrays into the library's, which share their memory."""
+        if isinstance(results, tuple):
+            return tuple(self.given(result) for result in results)
+        if isinstance(results, dict):
+            return {name: self.given(result) for name, result in results.items()}
+        if results is None or self.library not in ("torch", "cupy") or not _is_ours(results):
+            return results
+        return importlib.import_module(self.library).from_dlpack(results)
+
+
+def _is_ours(array: object) -> bool:
+    return type(array).__name__ == "Array" and type(array).__module__.endswith("_cuda")
+
+
+class Tape:
+    """What `forward` keeps on the device for `backward`."""
+
+    __slots__ = ("owner", "place", "tape")
+
+    def __init__(self, tape: Any, place: _Place | None, owner: object) -> None:
+        self.tape = tape
+        self.place = place
+        self.owner = owner
+
+    @property
+    def nbytes(self) -> int:
+        """Its size on the device in bytes, without the input that it refers to."""
+        size: int = self.tape.nbytes
+        return size
+
+
+class Network:
+    """`_core.Network` on the device; immutable too."""
+
+    __slots__ = ("_network",)
+    packed_for_backward = True
+
+    def __init__(
+        self, cell: str, parameters: dict[str, Any], *, precision: str | None, **options: Any
+    ) -> None:
+        self._network = backend().Network(cell, parameters, precision=precision or "", **options)
+
+    def __call__(self, x: Any, state: Any, lengths: Any, out: Any, batch_first: bool) -> tuple[Any, Any]:
+        """Run over whole sequences; keep nothing."""
+        if isinstance(x, np.ndarray):
+            return self._network(x, state, lengths, out, batch_first)  # type: ignore[no-any-return]
+        place = _Place(x)
+        output, state_n = self._network(x, state, lengths, out, batch_first, place.stream)
+        return place.given(output), place.given(state_n)
+
+    def pack_for_backward(self) -> None:
+        """Do nothing: the same weights serve both ways."""
+
+    def record(
+        self,
+        x: Any,
+        state: Any,
+        lengths: Any,
+        batch_first: bool,
+        dropout: float,
+        dropout_seed: int,
+        recompute: bool,
+        owner: object,
+    ) -> tuple[Any, Any, Tape]:
+        """Run and keep a tape."""
+        arguments = (x, state, lengths, batch_first, dropout, dropout_seed, recompute, owner)
+        if isinstance(x, np.ndarray):
+            output, state_n, tape = self._network.record(*arguments)
+            return output, state_n, Tape(tape, None, owner)
+        place = _Place(x)
+        output, state_n, tape = self._network.record(*arguments, place.stream)
+        return place.given(output), place.given(state_n), Tape(tape, place, owner)
+
+    def new_gradients(self, tape: Tape) -> dict[str, Any] | None:
+        """Make arrays for the gradients where forward's were on the device."""
+        if tape.place is None:
+            return None
+        made: dict[str, Any] = tape.place.given(self._network.new_gradients(tape.place.stream))
+        return made
+
+    def backward(
+        self,
+        tape: Tape,
+        d_output: Any,
+        d_state_n: Any,
+        gradients: dict[str, Any],
+        accumulate: bool,
+        input_gradient: bool,
+        owner: object,
+    ) -> tuple[Any, Any]:
+        """Compute the gradients; those of parameters go into `gradients`."""
+        place = tape.place if d_output is None or tape.place is None else _Place(d_output)
+        stream = 0 if place is None else place.stream
+        d_x, d_state = self._network.backward(
+            tape.tape, d_output, d_state_n, gradients, accumulate, input_gradient, owner, stream
+        )
+        return (d_x, d_state) if place is None else (place.given(d_x), place.given(d_state))
+
+    def plan(self, steps: int, batch: int) -> dict[str, object]:
+        """Tell what the engine would decide for such a call."""
+        plan: dict[str, object] = self._network.plan(steps, batch)
+        return plan
+
+    def stream(self, batch_size: int) -> Stream:
+        """Make a stream."""
+        return Stream(self._network.stream(batch_size))
+
+
+class Stream:
+    """`_core.Stream` on the device, where its state stays."""
+
+    __slots__ = ("_stream",)
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def step(self, x: Any, out: Any = None) -> Any:
+        """Take one step: x (B, I) to output (B, S)."""
+        if isinstance(x, np.ndarray):
+            return self._stream.step(x, out)
+        place = _Place(x)
+        return place.given(self._stream.step(x, out, place.stream))
+
+    @property
+    def state(self) -> Any:
+        """The state as NumPy arrays, in the layout of a call's."""
+        return self._stream.state
+
+    @state.setter
+    def state(self, value: Any) -> None:
+        self._stream.state = value
+
+    def reset(self, rows: Any = None) -> None:
+        """Set the state of these rows, or of all, to zero."""
+        self._stream.reset(rows)
+
+    @property
+    def batch_size(self) -> int:
+        """Number of sequences."""
+        size: int = self._stream.batch_size
+        return size

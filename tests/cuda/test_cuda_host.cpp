@@ -1,0 +1,122 @@
+// What of the device backend can be checked without a device: plans, the conversions of stored types, and that the device's
+// arithmetic gives the cells' mathematics the bits of the processor's.
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#include "../cpp/check.h"
+#include "gatedrnn/cells/activations.h"
+#include "gatedrnn/cells/gru.h"
+#include "gatedrnn/cells/lstm.h"
+#include "gatedrnn/cells/scalar.h"
+#include "plan.h"
+#include "types.h"
+
+namespace gatedrnn::cuda {
+namespace {
+
+template <class T>
+bool same_bits(T a, T b) {
+  return std::memcmp(&a, &b, sizeof(T)) == 0;
+}
+
+Problem problem(Cell cell, Index hidden, Index batch, Index steps, Index proj_size = 0) {
+  Problem p;
+  p.spec = {cell, 7, hidden, 1, 1, proj_size};
+  p.steps = steps;
+  p.batch = batch;
+  return p;
+}
+
+constexpr DeviceLimits kHopper{132, 227 << 10, true};
+
+void check_plans() {
+  for (const Cell cell : {Cell::lstm, Cell::gru, Cell::gru_reset_before, Cell::rnn_tanh})
+    for (const Index hidden : {1, 31, 64, 132, 133, 256, 512, 1024, 2048})
+      for (const Index batch : {1, 8, 32, 33, 256}) {
+        const Problem p = problem(cell, hidden, batch, 100);
+        const Plan plan = make_plan(p, kHopper);
+        CHECK(plan.most_pairs >= batch);
+        if (batch > 32) CHECK(!plan.persistent);
+        if (!plan.persistent) continue;
+        CHECK(plan.grid >= 1 && plan.grid <= kHopper.processors);
+        CHECK(Index(plan.grid) * plan.units_per_block >= hidden);     // every unit has a block
+        CHECK(Index(plan.grid - 1) * plan.units_per_block < hidden);  // and every block a unit
+        CHECK(plan.forward_shared_bytes <= kHopper.shared_bytes && plan.backward_shared_bytes <= kHopper.shared_bytes);
+        CHECK(plan.forward_shared_bytes >= gate_count(cell) * plan.units_per_block * hidden * 4);
+      }
+  // The weights of 1024 units fit into the shared memory of all processors together, those of 2048 do not.
+  CHECK(make_plan(problem(Cell::lstm, 1024, 1, 100), kHopper).persistent);
+  CHECK(!make_plan(problem(Cell::lstm, 2048, 1, 100), kHopper).persistent);
+  CHECK(make_plan(problem(Cell::gru, 256, 1, 2), kHopper).persistent);
+  CHECK(!make_plan(problem(Cell::gru, 256, 1, 1), kHopper).persistent);
+  CHECK(!make_plan(problem(Cell::lstm, 256, 1, 100, 64), kHopper).persistent);
+  CHECK(!make_plan(problem(Cell::lstm, 256, 1, 100), {132, 227 << 10, false}).persistent);
+  CHECK(!make_plan(problem(Cell::lstm, 256, 1, 100), {0, 0, true}).persistent);
+}
+
+// Every value of 16 bits there and back, and what lies between two of them to the nearest, or to the even one.
+template <class S>
+void check_conversions(int mantissa_bits) {
+  for (std::uint32_t bits = 0; bits < 0x10000; ++bits) {
+    S value;
+    value.bits = static_cast<std::uint16_t>(bits);
+    const float wide = converted<float>(value);
+    if (std::isnan(wide)) {
+      CHECK(std::isnan(converted<float>(converted<S>(wide))));
+      continue;
+    }
+    CHECK_EQUAL(bits, std::uint32_t(converted<S>(wide).bits));
+    S next;
+    next.bits = static_cast<std::uint16_t>(bits + 1);
+    const float after = converted<float>(next);
+    if (!std::isfinite(wide) || !std::isfinite(after) || (bits & 0x7fff) == 0x7fff) continue;
+    const double middle = (static_cast<double>(wide) + after) / 2;
+    const auto even = static_cast<std::uint16_t>(bits + (bits & 1));
+    if (static_cast<float>(middle) == middle) CHECK_EQUAL(even, converted<S>(static_cast<float>(middle)).bits);
+    const auto nearer = static_cast<float>(wide + 0.4 * (static_cast<double>(after) - wide));
+    CHECK_EQUAL(bits, std::uint32_t(converted<S>(nearer).bits));
+  }
+  CHECK_EQUAL(1.0f + std::ldexp(1.0f, -mantissa_bits),
+              converted<float>(converted<S>(1.0f + std::ldexp(1.0f, -mantissa_bits))));
+}
+
+template <class T>
+void check_arithmetic() {
+  using Ours = cells::Activations<Arithmetic<T>>;
+  using Theirs = cells::Activations<cells::Scalar<T>>;
+  const T infinity = std::numeric_limits<T>::infinity(), nan = std::numeric_limits<T>::quiet_NaN();
+  const auto check = [](T x) {
+    CHECK(same_bits(Theirs::sigmoid(x), Ours::sigmoid(x)));
+    CHECK(same_bits(Theirs::tanh(x), Ours::tanh(x)));
+  };
+  for (const T x : {T(0), T(-0.0), infinity, -infinity, std::numeric_limits<T>::denorm_min()}) check(x);
+  CHECK(std::isnan(Ours::sigmoid(nan)) && std::isnan(Ours::tanh(nan)));
+  for (int i = -4000; i <= 4000; ++i) {
+    const T x = T(i) * T(0.01), y = T(i % 97) * T(0.03), z = T(i % 31) * T(0.1);
+    check(x);
+    using A = Arithmetic<T>;
+    using B = cells::Scalar<T>;
+    CHECK(same_bits(cells::Lstm<B>::next_cell(x, y, z, y), cells::Lstm<A>::next_cell(x, y, z, y)));
+    CHECK(same_bits(cells::Lstm<B>::output(x, y), cells::Lstm<A>::output(x, y)));
+    CHECK(same_bits(cells::Gru<B>::blend(cells::Gru<B>::update(x), y, z),
+                    cells::Gru<A>::blend(cells::Gru<A>::update(x), y, z)));
+    const auto a = cells::Lstm<A>::backward({x, y, z, x, y}, z, x, y, nullptr);
+    const auto b = cells::Lstm<B>::backward({x, y, z, x, y}, z, x, y, nullptr);
+    CHECK(same_bits(a.i, b.i) && same_bits(a.f, b.f) && same_bits(a.g, b.g) && same_bits(a.o, b.o) &&
+          same_bits(a.c, b.c));
+  }
+}
+
+}  // namespace
+}  // namespace gatedrnn::cuda
+
+int main() {
+  using namespace gatedrnn::cuda;
+  check_plans();
+  check_conversions<__half>(10);
+  check_conversions<__nv_bfloat16>(7);
+  check_arithmetic<float>();
+  check_arithmetic<double>();
+  return gatedrnn::test::finish("test_cuda_host");
+}

@@ -1,0 +1,553 @@
+"""device="cuda" against the processor's engine.
+
+The tests run on a device where there is one, and without one in an emulation (tests/cuda), which the C++
+build makes and GATEDRNN_TEST_CUDA names. What needs neither comes first.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import importlib
+import importlib.util
+import os
+import pickle
+import sys
+
+import numpy as np
+import pytest
+
+import gatedrnn as gr
+from gatedrnn import _device
+from gatedrnn.bench import cuda
+from gradients import (
+    CELLS,
+    assert_close_gradients,
+    assert_same_gradients,
+    gradient_tolerance,
+    make,
+    named,
+    parts,
+    plain,
+    problem,
+)
+from helpers import CELLS_AND_PROJECTION, assert_same_bits, build, flat, normal, run_python, state_of
+from tolerance import assert_close
+
+EMULATION = os.environ.get("GATEDRNN_TEST_CUDA")
+
+every_cell = pytest.mark.parametrize("cell", CELLS)
+dtypes = pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=["float32", "float64"])
+
+
+def load_emulation():
+    spec = importlib.util.spec_from_file_location("gatedrnn._cuda", EMULATION)
+    sys.modules["gatedrnn._cuda"] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+
+
+if EMULATION:
+    load_emulation()
+
+
+def missing():
+    """Why the tests of the device cannot run, or None."""
+    try:
+        _device.backend()
+    except RuntimeError as error:
+        return str(error)
+    return None
+
+
+# ---- without a device ----
+
+
+FAKE = """
+import json, sys, types
+import gatedrnn as gr
+module = types.ModuleType("gatedrnn._cuda")
+module.devices = lambda: {found}
+sys.modules["gatedrnn._cuda"] = module
+try:
+    gr.GRU(3, 4, device="cuda")
+except RuntimeError as error:
+    print(json.dumps([str(error), gr.show_config("dict")["cuda"]]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("found", "message"),
+    [
+        ({"driver": 0, "names": [], "error": None}, "needs a driver, and none is installed"),
+        (
+            {"driver": 13000, "names": [], "error": "no device"},
+            "needs a device, and the driver finds none (no device)",
+        ),
+    ],
+)
+def test_what_is_missing_is_named(found, message):
+    assert run_python(FAKE.format(found=found)) == [f"device: 'cuda' {message}", message]
+
+
+def test_missing_backend_is_named():
+    message, listed = run_python("""
+import json, sys
+import gatedrnn as gr
+class Hidden:
+    def find_spec(name, *_):
+        if name == "gatedrnn._cuda":
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Hidden)
+try:
+    gr.LSTM(3, 4).to("cuda")
+except RuntimeError as error:
+    print(json.dumps([str(error), gr.show_config("dict")["cuda"]]))
+""")
+    expected = "device: 'cuda' needs the device backend, which this build has not; install it with: "
+    assert message == expected + "pip install . -C cmake.define.GATEDRNN_CUDA=ON"
+    assert listed is False
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"device": "gpu"}, ValueError, "device: expected 'cpu' or 'cuda', got 'gpu'"),
+        ({"device": 0}, TypeError, "device: expected 'cpu' or 'cuda', got 0 (int)"),
+        (
+            {"precision": "tf32"},
+            ValueError,
+            "precision: expected None but for float32 on 'cuda', got 'tf32'",
+        ),
+        (
+            {"device": "cuda", "precision": "tf32", "dtype": np.float64},
+            ValueError,
+            "precision: expected None but for float32 on 'cuda', got 'tf32'",
+        ),
+        (
+            {"device": "cuda", "precision": "int8"},
+            ValueError,
+            "precision: expected 'tf32' or 'float16' or 'bfloat16', got 'int8'",
+        ),
+    ],
+)
+def test_bad_device(arguments, error, message):
+    with pytest.raises(error) as raised:
+        gr.LSTM(3, 4, **arguments)
+    assert str(raised.value) == message
+
+
+def test_the_processor_is_a_device():
+    module = gr.GRU(3, 4, seed=0)
+    assert (module.device, module.precision) == ("cpu", None)
+    x = normal((5, 2, 3))
+    expected = module(x)
+    assert module.to("cpu") is module
+    assert_same_bits(module(x), expected)
+
+
+def test_benchmark_needs_a_device(capsys):
+    torch = sys.modules.get("torch") or (
+        importlib.util.find_spec("torch") and importlib.import_module("torch")
+    )
+    if torch and torch.cuda.is_available():
+        pytest.skip("the device's tests: there is one")
+    with pytest.raises(SystemExit):
+        cuda.main(["--train"])
+    expected = "this PyTorch has no device" if torch else "needs PyTorch, which is not installed"
+    assert expected in capsys.readouterr().err
+
+
+# ---- on the device ----
+
+on_device = pytest.mark.skipif(missing() is not None, reason=f"the device's tests: {missing()}")
+
+
+def both(p):
+    """The problem for the processor, and the same for the device."""
+    return p, dataclasses.replace(p, module=copy.deepcopy(p.module).to("cuda"))
+
+
+# (I, H, B, T, options), for the persistent kernel and for a kernel a step: a device of the emulation has
+# three processors, and room for little. One step is never worth a persistent kernel, nor are 33 rows.
+SHAPES = [
+    (1, 2, 1, 2, {}),
+    (7, 9, 3, 4, {}),
+    (5, 8, 2, 4, {"num_layers": 2, "bidirectional": True}),
+    (4, 6, 3, 3, {"bias": False, "batch_first": True}),
+    (3, 5, None, 4, {}),
+    (5, 7, 4, 1, {"bidirectional": True}),
+    (9, 5, 33, 2, {"batch_first": True, "bidirectional": True}),
+    (3, 70, 5, 3, {}),
+]
+shapes = pytest.mark.parametrize("shape", SHAPES, ids=[str(shape) for shape in SHAPES])
+
+
+def problem_of(cell, shape, dtype=np.float64, **more):
+    input_size, hidden_size, batch, steps, options = shape
+    return problem(cell, input_size, hidden_size, batch, steps, dtype=dtype, **options, **more)
+
+
+def compare(p):
+    """Results and gradients of the device are those of the processor but for rounding."""
+    host, device = both(p)
+    options = {"cell": plain(p.cell), "accumulations": p.accumulations, "steps": p.steps}
+    assert_close(flat(device.results()), flat(host.results()), layers=p.module.num_layers, **options)
+    assert_close_gradients(device.gradients(), host.gradients(), 2 * gradient_tolerance(p))
+
+
+@on_device
+@every_cell
+@shapes
+def test_results_and_gradients(cell, shape):
+    compare(problem_of(cell, shape))
+
+
+@on_device
+@pytest.mark.parametrize("cell", CELLS_AND_PROJECTION)
+def test_float32(cell):
+    compare(problem_of(cell, (7, 9, 3, 6, {"num_layers": 2}), np.float32))
+
+
+@on_device
+def test_plans_differ():
+    """The shapes above are of both kinds."""
+    persistent = set()
+    for input_size, hidden_size, batch, steps, options in SHAPES:
+        module = gr.GRU(input_size, hidden_size, **options, device="cuda")
+        persistent.add(module._packed().plan(steps, batch or 1)["persistent"])
+    assert persistent == {True, False} or not EMULATION
+
+
+@on_device
+@every_cell
+@pytest.mark.parametrize("lengths", [[4, 0, 2, 4, 1], [0] * 5, [1] * 5])
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_lengths(cell, lengths, batch_first):
+    options = {"bidirectional": True, "num_layers": 2, "batch_first": batch_first}
+    compare(problem_of(cell, (3, 6, 5, 4, options), lengths=lengths))
+
+
+@on_device
+@pytest.mark.parametrize("cell", ["lstm", "gru_reset_before", "lstm_projected"])
+@pytest.mark.parametrize("lengths", [None, np.arange(34) % 4])
+def test_lengths_of_many_rows(cell, lengths):
+    compare(problem_of(cell, (3, 5, 34, 3, {"bidirectional": True}), lengths=lengths))
+
+
+@on_device
+@pytest.mark.parametrize(("steps", "batch"), [(0, 3), (3, 0), (0, 0)])
+@every_cell
+def test_nothing_to_do(cell, steps, batch):
+    compare(problem_of(cell, (3, 4, batch, steps, {"num_layers": 2, "bidirectional": True})))
+
+
+@on_device
+@every_cell
+def test_dropout_has_the_masks_of_the_processor(cell):
+    p = problem_of(
+        cell, (3, 8, 4, 3, {"num_layers": 3, "dropout": 0.4, "bidirectional": True}), dropout_seed=5
+    )
+    host, device = both(dataclasses.replace(p, lengths=[3, 1, 0, 2]))
+    options = {"cell": plain(cell), "accumulations": p.accumulations, "steps": 3, "layers": 3}
+    assert_close(flat(device.forward()[:2]), flat(host.forward()[:2]), **options)
+    assert_close_gradients(device.gradients(), host.gradients(), 4 * gradient_tolerance(p))
+
+
+@on_device
+@every_cell
+def test_recompute(cell):
+    """The sums of the parameters' gradients have other pieces; nothing else changes."""
+    p = problem_of(cell, (3, 5, 3, 34, {"bidirectional": True}), lengths=[34, 33, 17])
+    _, device = both(p)
+    recomputed, expected = device.gradients(recompute=True), device.gradients()
+    of_call = ("x", "h_0", "c_0")
+    assert_same_gradients(*({k: g[k] for k in of_call if k in g} for g in (recomputed, expected)))
+    assert_close_gradients(recomputed, expected, gradient_tolerance(p))
+    kept, recomputed = (device.forward(recompute=flag)[2].nbytes for flag in (False, True))
+    assert recomputed < kept or "rnn" in cell
+
+
+@on_device
+@every_cell
+def test_a_tape_may_be_used_twice_and_gradients_accumulate(cell):
+    _, device = both(problem_of(cell, (3, 5, 3, 4, {})))
+    _, _, tape = device.forward()
+    backward = device.module.backward
+    first = named(*backward(tape, device.d_output, device.d_state_n))
+    assert_same_gradients(named(*backward(tape, device.d_output, device.d_state_n)), first)
+    into = {name: np.ones_like(value) for name, value in device.module.state_dict().items()}
+    d_x, _, total = backward(
+        tape, device.d_output, device.d_state_n, accumulate_into=into, input_gradient=False
+    )
+    assert d_x is None
+    assert total is into
+    for name, value in into.items():
+        np.testing.assert_allclose(value, 1 + first[name], rtol=1e-12, atol=1e-12)
+
+
+@on_device
+@every_cell
+def test_the_same_call_gives_the_same_bits(cell):
+    _, device = both(problem_of(cell, (3, 9, 3, 4, {"num_layers": 2}), np.float32))
+    assert_same_bits(device.results(), device.results())
+    assert_same_gradients(device.gradients(), device.gradients())
+
+
+@on_device
+@pytest.mark.parametrize(
+    ("precision", "eps"), [("tf32", 2.0**-10), ("float16", 2.0**-10), ("bfloat16", 2.0**-7)]
+)
+@pytest.mark.parametrize("cell", CELLS_AND_PROJECTION)
+def test_precision(cell, precision, eps):
+    """Off by roundings of inputs, weights and states, each by eps / 2 of values of order one."""
+    p = problem_of(cell, (5, 8, 3, 4, {"num_layers": 2}), np.float32)
+    host = p
+    device = dataclasses.replace(p, module=copy.deepcopy(p.module).to("cuda", precision))
+    assert device.module.precision == precision
+    for actual, expected in zip(flat(device.results()), flat(host.results()), strict=True):
+        assert actual.dtype == np.float32
+        assert np.abs(actual - expected).max() <= 16 * eps * max(1, np.abs(expected).max())
+        assert precision == "tf32" or not np.array_equal(actual, expected)
+    assert_close_gradients(device.gradients(), host.gradients(), 32 * eps)
+
+
+@on_device
+@pytest.mark.parametrize("cell", CELLS_AND_PROJECTION)
+def test_stream(cell):
+    module = build(cell, 3, 5, num_layers=2, dtype=np.float64)
+    host, device = module.stream(2), copy.deepcopy(module).to("cuda").stream(2)
+    x = normal((4, 2, 3), dtype=np.float64)
+    for x_t in x[:2]:
+        np.testing.assert_allclose(device.step(x_t), host.step(x_t), rtol=1e-12, atol=1e-12)
+    state = state_of(module, 2)
+    host.state = device.state = state
+    host.reset([1]), device.reset([1])
+    out = np.empty((2, module.hidden_size if cell != "lstm_projected" else 3))
+    assert device.step(x[2], out) is out
+    np.testing.assert_allclose(out, host.step(x[2]), rtol=1e-12, atol=1e-12)
+    for actual, expected in zip(parts(device.state), parts(host.state), strict=True):
+        np.testing.assert_allclose(actual, expected, rtol=1e-12, atol=1e-12)
+    device.reset()
+    assert not any(part.any() for part in parts(device.state))
+    assert device.batch_size == 2
+
+
+@on_device
+def test_out_and_strides():
+    module = make("gru", 3, 4, dtype=np.float64)
+    x = normal((5, 4, 6), dtype=np.float64)[:, ::2, ::2]
+    expected, device = module(x), copy.deepcopy(module).to("cuda")
+    out = np.full((5, 2, 8), np.nan)[:, :, ::2]
+    output, _ = device(x, out=out)
+    assert output is out
+    np.testing.assert_allclose(out, expected[0], rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(device(x.astype(np.float32))[0], expected[0], atol=1e-6)
+
+
+@on_device
+def test_a_module_moves_and_changes():
+    module = make("lstm", 3, 4)
+    x = normal((5, 2, 3))
+    before = module(x)
+    assert module.to("cuda").device == "cuda"
+    moved = module(x)
+    module.weight_hh_l0[0, 0] += 1
+    assert not np.array_equal(module(x)[0], moved[0])
+    module.weight_hh_l0[0, 0] -= 1
+    assert_same_bits(module.to("cpu")(x), before)
+    _, _, tape = module.to("cuda").forward(x)
+    with pytest.raises(TypeError, match=r"tape: expected what forward returned on 'cpu'"):
+        module.to("cpu").backward(tape, before[0])
+    with pytest.raises(ValueError, match="tape: expected one that this module's forward returned"):
+        copy.deepcopy(module).to("cuda").backward(tape, before[0])
+
+
+@on_device
+def test_copies_and_files(tmp_path):
+    module = gr.GRU(3, 4, seed=0, device="cuda", precision="bfloat16")
+    for copied in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
+        assert (copied.device, copied.precision) == ("cuda", "bfloat16")
+    module.save(tmp_path / "gru.safetensors")
+    assert gr.load(tmp_path / "gru.safetensors").device == "cpu"
+
+
+@on_device
+def test_devices_are_listed():
+    assert gr.show_config("dict")["cuda"] == _device.backend().devices()["names"]
+
+
+class Foreign:
+    """An array of some other library, by one of the protocols."""
+
+    def __init__(self, values, protocol):
+        self.array = (
+            values if isinstance(values, _device.backend().Array) else _device.backend().Array(values)
+        )
+        if protocol == "dlpack":
+            self.__class__ = ForeignDlpack
+        else:
+            self.__class__ = ForeignInterface
+
+
+class ForeignDlpack(Foreign):
+    def __dlpack__(self, **options):
+        return self.array.__dlpack__(**options)
+
+
+class ForeignInterface(Foreign):
+    @property
+    def __cuda_array_interface__(self):
+        return self.array.__cuda_array_interface__
+
+
+@on_device
+@pytest.mark.parametrize("protocol", ["dlpack", "interface"])
+@pytest.mark.parametrize("cell", CELLS_AND_PROJECTION)
+def test_arrays_of_the_device(cell, protocol):
+    """What is on the device stays there, and the numbers are those of NumPy's arrays."""
+    p = problem_of(cell, (3, 5, 3, 4, {"batch_first": True}), np.float32, lengths=[4, 1, 0])
+    _, device = both(p)
+    module = device.module
+    expected, wanted = device.results(), device.gradients()
+
+    def there(value):
+        if isinstance(value, tuple):
+            return tuple(there(part) for part in value)
+        return Foreign(value, protocol)
+
+    output, state_n = module(there(p.x), there(p.state), lengths=p.lengths)
+    assert output.dtype == "float32"
+    assert output.shape == expected[0].shape
+    for actual, e in zip(flat((output, state_n)), flat(expected), strict=True):
+        np.testing.assert_array_equal(actual.numpy(), e)
+    output, _, tape = module.forward(there(p.x), there(p.state), lengths=p.lengths)
+    gradients = named(*module.backward(tape, there(p.d_output), there(p.d_state_n)))
+    assert_same_gradients({name: value.numpy() for name, value in gradients.items()}, wanted)
+    out = _device.backend().Array(np.empty(expected[0].shape, np.float32))
+    assert module(there(p.x), there(p.state), lengths=p.lengths, out=out)[0] is out
+    np.testing.assert_array_equal(out.numpy(), expected[0])
+    stream, on_host = module.stream(3), copy.deepcopy(module).stream(3)
+    x_t = p.x[:, 0]
+    np.testing.assert_array_equal(stream.step(there(x_t)).numpy(), on_host.step(x_t))
+
+
+@on_device
+@pytest.mark.parametrize("dtype", [np.float16, np.float64])
+def test_arrays_of_other_types(dtype):
+    """The results are of x's type; inside it is the module's precision."""
+    module = make("gru", 3, 4).to("cuda")
+    x = normal((5, 2, 3)).astype(dtype)
+    output, h_n = module(_device.backend().Array(x))
+    assert (output.dtype, h_n.dtype) == (np.dtype(dtype).name,) * 2
+    expected, _ = module(x.astype(np.float32))
+    np.testing.assert_array_equal(output.numpy(), expected.astype(dtype))
+
+
+@on_device
+def test_bfloat16_arrays():
+    array = _device.backend().Array
+    module = make("gru", 3, 4).to("cuda", "bfloat16")
+    x = normal((5, 2, 3))
+    output, _ = module(array(x))
+    assert output.dtype == "float32"
+    np.testing.assert_array_equal(output.numpy(), module(x)[0])
+
+
+ERRORS = {
+    "x: shape": (lambda m, a: m(a((4, 2, 5))), ValueError, "x: expected (T, B, 3) or (T, 3), got (4, 2, 5)"),
+    "x: type": (
+        lambda m, a: m([[1.0, 2.0, 3.0]]),
+        TypeError,
+        "x: expected an array on the device (DLPack or __cuda_array_interface__), got list",
+    ),
+    "x: integers": (
+        lambda m, a: m(np.zeros((4, 2, 3), int)),
+        TypeError,
+        "x: expected a NumPy array of floating-point numbers, got dtype int64",
+    ),
+    "state: place": (
+        lambda m, a: m(a((4, 2, 3)), np.zeros((1, 2, 4), np.float32)),
+        TypeError,
+        "state: expected an array on the device, like x, got a NumPy array",
+    ),
+    "state: shape": (
+        lambda m, a: m(a((4, 2, 3)), a((1, 3, 4))),
+        ValueError,
+        "state: expected (1, 2, 4), got (1, 3, 4)",
+    ),
+    "lengths": (
+        lambda m, a: m(a((4, 2, 3)), lengths=[1, 5]),
+        ValueError,
+        "lengths: expected 2 integers in 0 .. 4, got 5 at position 1",
+    ),
+    "out: shape": (
+        lambda m, a: m(a((4, 2, 3)), out=a((4, 2, 5))),
+        ValueError,
+        "out: expected shape (4, 2, 4), got shape (4, 2, 5)",
+    ),
+    "out: NumPy": (
+        lambda m, a: m(np.zeros((4, 2, 3), np.float32), out=np.zeros((4, 2, 4))),
+        TypeError,
+        "out: expected a writable NumPy array of float32 and shape (4, 2, 4), got dtype float64",
+    ),
+    "d_output": (
+        lambda m, a: m.backward(m.forward(a((4, 2, 3)))[2], a((4, 2, 3))),
+        ValueError,
+        "d_output: expected (4, 2, 4), got (4, 2, 3)",
+    ),
+    "accumulate_into": (
+        lambda m, a: m.backward(m.forward(a((4, 2, 3)))[2], None, accumulate_into={}),
+        ValueError,
+        "accumulate_into: weight_ih_l0: expected an array, got nothing of this name",
+    ),
+    "tape": (
+        lambda m, a: m.backward(None, None),
+        TypeError,
+        "tape: expected what forward returned, got None",
+    ),
+    "step": (lambda m, a: m.stream(2).step(a((3, 3))), ValueError, "x: expected (2, 3), got (3, 3)"),
+}
+
+
+@on_device
+@pytest.mark.parametrize("case", ERRORS)
+def test_errors(case):
+    run, error, message = ERRORS[case]
+    module = make("gru", 3, 4).to("cuda")
+    with pytest.raises(error) as raised:
+        run(module, lambda shape: _device.backend().Array(np.zeros(shape, np.float32)))
+    assert str(raised.value) == message
+
+
+@on_device
+@pytest.mark.skipif(not EMULATION, reason="the device's tests: PyTorch has the device itself")
+def test_emulation_without_a_device():
+    code = "import json, test_cuda as t; print(json.dumps(t.missing()))"
+    environment = {"GATEDRNN_EMULATED_DEVICES": "0"}
+    assert "the driver finds none" in run_python(code, environment=environment)
+
+
+@on_device
+@pytest.mark.skipif(bool(EMULATION), reason="the device's tests: needs PyTorch with the device")
+@pytest.mark.parametrize("cell", CELLS_AND_PROJECTION)
+def test_tensors_on_their_stream(cell):
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        pytest.skip("the device's tests: this PyTorch has no device")
+    p = problem_of(cell, (3, 33, 3, 40, {}), np.float32)
+    _, device = both(p)
+    expected, wanted = device.results(), device.gradients()
+
+    def there(value):
+        return tuple(map(there, value)) if isinstance(value, tuple) else torch.from_numpy(value).cuda()
+
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        output, state_n, tape = device.module.forward(there(p.x), there(p.state))
+        gradients = named(*device.module.backward(tape, there(p.d_output), there(p.d_state_n)))
+    stream.synchronize()
+    assert output.is_cuda
+    for actual, e in zip(flat((output, state_n)), flat(expected), strict=True):
+        np.testing.assert_array_equal(actual.cpu().numpy(), e)
+    assert_same_gradients({name: value.cpu().numpy() for name, value in gradients.items()}, wanted)
