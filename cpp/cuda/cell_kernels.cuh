@@ -172,14 +172,11 @@ struct Forward<S, Stage::linear> {
 template <class S, Stage stage>
 __global__ void forward_stage(Step<S> step, const Sum<S>* products) {
   constexpr int gates = stage_gates(stage);
-  for (Index i = first_index(); i < static_cast<Index>(step.rows) * step.units; i += index_step()) {
-    const int rank = static_cast<int>(i / step.units), unit = static_cast<int>(i % step.units);
+  for_own(step.rows, step.units, [&](Index rank, int unit) {
     Sum<S> product[gates];
-
-    for (int gate = 0; gate < gates; ++gate)
-      product[gate] = products[(static_cast<Index>(rank) * gates + gate) * step.units + unit];
-    Forward<S, stage>::apply(step, rank, unit, product);
-  }
+    for (int gate = 0; gate < gates; ++gate) product[gate] = products[(rank * gates + gate) * step.units + unit];
+    Forward<S, stage>::apply(step, static_cast<int>(rank), unit, product);
+  });
 }
 
 // ---- Backward -----------------------------------------------------------------------------------------------------------
@@ -315,23 +312,25 @@ struct Backward<S, BackStage::rnn_relu> : BackwardRnn<S, false> {};
 
 template <class S, BackStage stage>
 __global__ void backward_stage(BackStep<S> step) {
-  for (Index i = first_index(); i < static_cast<Index>(step.rows) * step.units; i += index_step())
-    Backward<S, stage>::apply(step, static_cast<int>(i / step.units), static_cast<int>(i % step.units));
+  for_own(step.rows, step.units,
+          [&](Index rank, int unit) { Backward<S, stage>::apply(step, static_cast<int>(rank), unit); });
 }
 
 template <class S>
 __global__ void reset_stage(BackStep<S> step, const Sum<S>* products) {
-  for (Index i = first_index(); i < static_cast<Index>(step.rows) * step.units; i += index_step())
-    reset_backward(step, static_cast<int>(i / step.units), static_cast<int>(i % step.units), products[i]);
+  for_own(step.rows, step.units, [&](Index rank, int unit) {
+    reset_backward(step, static_cast<int>(rank), unit, products[rank * step.units + unit]);
+  });
 }
 
 // With a projection: all of the gradient of h, for the product with its weights; nothing of it passes by.
 template <class S>
 __global__ void collect_d_h(BackStep<S> step, S* collected) {
-  for (Index i = first_index(); i < static_cast<Index>(step.rows) * step.units; i += index_step()) {
-    collected[i] = converted<S>(step.whole_d_h(static_cast<int>(i / step.units), static_cast<int>(i % step.units)));
+  for_own(step.rows, step.units, [&](Index rank, int unit) {
+    const Index i = rank * step.units + unit;
+    collected[i] = converted<S>(step.whole_d_h(static_cast<int>(rank), unit));
     step.d_h[i] = 0;
-  }
+  });
 }
 
 }  // namespace gatedrnn::cuda

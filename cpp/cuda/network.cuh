@@ -12,13 +12,6 @@
 
 namespace gatedrnn::cuda {
 
-template <class... Parameters, class... Arguments>
-void launch(void (*kernel)(Parameters...), Index count, cudaStream_t stream, Arguments... arguments) {
-  if (count > 0)
-    check(start(kernel, dim3(blocks_for(count)), dim3(kThreads), 0, stream, Parameters(arguments)...),
-          "starting a kernel");
-}
-
 // What a batch's lengths mean, here and on the device.
 class Batch {
  public:
@@ -58,8 +51,15 @@ class Batch {
   Order order() const { return {rows(), rows() + batch_, static_cast<int>(batch_), static_cast<int>(steps_)}; }
   StepBlock block(Index begin, Index end, bool reverse) const {
     const int* counts = rows() + 2 * batch_;
-    return {static_cast<int>(begin), static_cast<int>(end),           counts,
-            counts + steps_,         offsets_[end] - offsets_[begin], reverse};
+    StepBlock block;
+    block.begin = static_cast<int>(begin);
+    block.end = static_cast<int>(end);
+    block.counts = counts;
+    block.offsets = counts + steps_;
+    block.pairs = offsets_[end] - offsets_[begin];
+    block.reverse = reverse;
+    block.rows = counts_[end - 1] == counts_[begin] ? static_cast<int>(counts_[begin]) : 0;
+    return block;
   }
 
   // The ends of blocks of at most so many pairs and steps.
@@ -177,7 +177,7 @@ class TypedNetwork final : public Network {
       return copied;
     } else {
       DeviceArray<S> result(count, stream);
-      launch(convert<S, A>, count, stream, copied.data(), count, result.data());
+      launch(convert<S, A>, count / H(), H(), stream, copied.data(), count / H(), static_cast<int>(H()), result.data());
       return result;
     }
   }
@@ -243,8 +243,8 @@ class TypedNetwork final : public Network {
         run_track(x, {layer, direction}, blocks, in, output.data(), call, tape);
       if (tape && dropping && layer + 1 < spec_.num_layers) {
         DeviceArray<S> dropped(output.size(), stream);
-        launch(drop<S>, output.size(), stream, batch.order(), tape->options.dropout, layer, static_cast<int>(width()),
-               static_cast<const S*>(output.data()), dropped.data());
+        launch(drop<S>, call.steps * call.batch, width(), stream, batch.order(), tape->options.dropout, layer,
+               static_cast<int>(width()), static_cast<const S*>(output.data()), dropped.data());
         tape->inputs.push_back(std::move(dropped));
       }
       below = std::move(output);
@@ -273,12 +273,12 @@ class TypedNetwork final : public Network {
   }
 
   void copy_out(const Context& x, const AnyFeatures& from, const AnyFeatures& to, Index width) const {
-    const Index count = x.batch.steps() * x.batch.batch() * width;
+    const Index places = x.batch.steps() * x.batch.batch();
     with_type(from.storage, [&](auto source) {
       with_type(to.storage, [&](auto target) {
         using From = decltype(source);
         using To = decltype(target);
-        launch(copy_features<To, From>, count, x.stream, x.batch.order(), features<const From>(from),
+        launch(copy_features<To, From>, places, width, x.stream, x.batch.order(), features<const From>(from),
                static_cast<int>(width), features<To>(to));
       });
     });
@@ -291,7 +291,7 @@ class TypedNetwork final : public Network {
     if (!from.data) return clear(to, count, x.stream);
     with_type(from.storage, [&](auto source) {
       using From = decltype(source);
-      launch(copy_by_rank<T, From>, count, x.stream, x.batch.rows(), static_cast<int>(x.batch.batch()),
+      launch(copy_by_rank<T, From>, x.batch.batch(), width, x.stream, x.batch.rows(), static_cast<int>(x.batch.batch()),
              static_cast<int>(width), static_cast<const From*>(from.data) + track.number(spec_) * count, true, to);
     });
   }
@@ -301,7 +301,7 @@ class TypedNetwork final : public Network {
     const Index count = x.batch.batch() * width;
     with_type(to.storage, [&](auto target) {
       using To = decltype(target);
-      launch(copy_by_rank<To, T>, count, x.stream, x.batch.rows(), static_cast<int>(x.batch.batch()),
+      launch(copy_by_rank<To, T>, x.batch.batch(), width, x.stream, x.batch.rows(), static_cast<int>(x.batch.batch()),
              static_cast<int>(width), from, false, static_cast<To*>(to.data) + track.number(spec_) * count);
     });
   }
@@ -332,7 +332,7 @@ class TypedNetwork final : public Network {
   void final_state(const Context& x, const Track& track, const State& state, const ForwardCall& call) const {
     if (call.h_n.data) {
       DeviceArray<S> last(state.h[0].size(), x.stream);
-      launch(choose_last<S>, last.size(), x.stream, x.batch.order(), static_cast<int>(P()),
+      launch(choose_last<S>, x.batch.batch(), P(), x.stream, x.batch.order(), static_cast<int>(P()),
              static_cast<const S*>(state.h[0].data()), static_cast<const S*>(state.h[1].data()), last.data());
       give_state(x, track, static_cast<const S*>(last.data()), P(), call.h_n);
     }
@@ -344,7 +344,7 @@ class TypedNetwork final : public Network {
     DeviceArray<S> result(block.pairs * width, x.stream);
     with_type(in.storage, [&](auto source) {
       using From = decltype(source);
-      launch(gather<S, From>, result.size(), x.stream, block, x.batch.order(), features<const From>(in),
+      launch(gather<S, From>, block.pairs, width, x.stream, block, x.batch.order(), features<const From>(in),
              static_cast<int>(width), result.data());
     });
     return result;
@@ -412,7 +412,7 @@ class TypedNetwork final : public Network {
     x.blas.template multiply_transposed<S>(step.rows, P(), H(), {state.unprojected.data(), H()},
                                            {weights.weight_hr.data(), H()}, false, {state.products.data(), P()});
     projection.units = static_cast<int>(P());
-    launch(forward_stage<S, Stage::linear>, step.rows * P(), x.stream, projection,
+    launch(forward_stage<S, Stage::linear>, step.rows, P(), x.stream, projection,
            static_cast<const A*>(state.products.data()));
   }
 
@@ -423,7 +423,7 @@ class TypedNetwork final : public Network {
     x.blas.template multiply_transposed<S>(step.rows, count * H(), P(), {operand, P()},
                                            {weights.weight_hh.data() + stage_first_gate(stage) * H() * P(), P()}, false,
                                            {state.products.data(), count * H()});
-    launch(forward_stage<S, stage>, step.rows * H(), x.stream, step, static_cast<const A*>(state.products.data()));
+    launch(forward_stage<S, stage>, step.rows, H(), x.stream, step, static_cast<const A*>(state.products.data()));
   }
 
   // Calls `visit` with the cell as a constant.

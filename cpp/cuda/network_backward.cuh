@@ -38,7 +38,7 @@ void TypedNetwork<S>::backward(const Tape& any_tape, const BackwardCall& call, c
     for (Index direction = 0; direction < spec_.directions; ++direction)
       back_track(x, {layer, direction}, tape, in, d_output.data(), call, wanted ? d_input.data() : nullptr);
     if (layer > 0 && tape.options.dropout.rate > 0)
-      launch(drop<A>, d_input.size(), stream, batch.order(), tape.options.dropout, layer - 1, static_cast<int>(I),
+      launch(drop<A>, pairs, I, stream, batch.order(), tape.options.dropout, layer - 1, static_cast<int>(I),
              static_cast<const A*>(d_input.data()), d_input.data());
     d_output = std::move(d_input);
   }
@@ -66,7 +66,7 @@ void TypedNetwork<S>::back_track(const Context& x, const Track& track, const Typ
     const Index pairs = block.steps.pairs;
     block.inputs = gathered(x, block.steps, in, I);
     block.h_before = DeviceArray<S>(pairs * P(), x.stream);
-    launch(gather_before<S>, block.h_before.size(), x.stream, block.steps, x.batch.order(),
+    launch(gather_before<S>, pairs, P(), x.stream, block.steps, x.batch.order(),
            Features<const S>{output.data, output.time_stride, output.row_stride},
            static_cast<const S*>(tape.h_0[number].data()), static_cast<int>(P()), block.h_before.data());
     if (is_rnn()) block.h = gathered(x, block.steps, any_output, P());
@@ -122,8 +122,8 @@ void TypedNetwork<S>::back_track(const Context& x, const Track& track, const Typ
     } else {
       x.blas.template multiply<S>(pairs, I, row, {block.d_z.data(), row}, {w, I}, false, {d_inputs.data(), I});
     }
-    launch(scatter_add<A>, d_inputs.size(), x.stream, block.steps, x.batch.order(),
-           static_cast<const A*>(d_inputs.data()), static_cast<int>(I), Features<A>{d_input, x.batch.batch() * I, I});
+    launch(scatter_add<A>, pairs, I, x.stream, block.steps, x.batch.order(), static_cast<const A*>(d_inputs.data()),
+           static_cast<int>(I), Features<A>{d_input, x.batch.batch() * I, I});
   }
   if (count == 0 && !call.accumulate) clear_gradients(x, track, to);
   give_state(x, track, static_cast<const A*>(state.d_h.data()), P(), call.d_h_0);
@@ -173,13 +173,13 @@ void TypedNetwork<S>::take_back_step(const Context& x, const Weights<S>& weights
   if (spec_.proj_size > 0) {
     BackStep<S> projected = step;
     projected.units = static_cast<int>(P());
-    launch(collect_d_h<S>, rows * P(), x.stream, projected, d_h);
+    launch(collect_d_h<S>, rows, P(), x.stream, projected, d_h);
     x.blas.template multiply<S>(rows, H(), P(), {d_h, P()}, {weights.weight_hr.data(), H()}, false,
                                 {state.d_unprojected.data(), H()});
     step.d_h = state.d_unprojected.data();
     step.has_output = false;
   }
-  const auto apply = [&](auto kernel) { launch(kernel, rows * H(), x.stream, step); };
+  const auto apply = [&](auto kernel) { launch(kernel, rows, H(), x.stream, step); };
   switch (spec_.cell) {
     case Cell::lstm: apply(backward_stage<S, BackStage::lstm>); break;
     case Cell::lstm_peephole: apply(backward_stage<S, BackStage::lstm_peephole>); break;
@@ -191,7 +191,7 @@ void TypedNetwork<S>::take_back_step(const Context& x, const Weights<S>& weights
   if (spec_.cell == Cell::gru_reset_before) {
     x.blas.template multiply<S>(rows, H(), H(), {step.d_z + 2 * H(), row}, {w + 2 * H() * H(), H()}, false,
                                 {state.products.data(), H()});
-    launch(reset_stage<S>, rows * H(), x.stream, step, static_cast<const A*>(state.products.data()));
+    launch(reset_stage<S>, rows, H(), x.stream, step, static_cast<const A*>(state.products.data()));
   }
   x.blas.template multiply<S>(rows, P(), recurrent_slots(spec_.cell) * H(),
                               {step.d_z + first_recurrent_slot(spec_.cell) * H(), row}, {w, P()}, true,
@@ -210,7 +210,7 @@ void TypedNetwork<S>::add_to_gradients(const Context& x, const Track& track, con
   };
   const auto bias = [&](Index slot, Index count, Index gate, A* gradient) {
     if (!gradient) return;
-    check(start(sum_columns<S>, dim3(blocks_for(count * H(), kSumColumns)), dim3(kSumColumns * kSumRows),
+    check(start(sum_columns<S>, dim3(blocks_for(count * H(), kSumColumns, 1 << 30)), dim3(kSumColumns * kSumRows),
                 kSumColumns * kSumRows * sizeof(A), x.stream, static_cast<const S*>(block.d_z.data() + slot * H()),
                 pairs, row, static_cast<int>(count * H()), add, gradient + gate * H()),
           "starting a kernel");
@@ -243,7 +243,7 @@ void TypedNetwork<S>::add_to_gradients(const Context& x, const Track& track, con
   if (spec_.cell == Cell::lstm_peephole) {
     constexpr int slot_of[] = {0, 1, 3};
     for (int gate = 0; gate < 3; ++gate)
-      check(start(sum_peephole<S>, dim3(blocks_for(H(), kSumColumns)), dim3(kSumColumns * kSumRows),
+      check(start(sum_peephole<S>, dim3(blocks_for(H(), kSumColumns, 1 << 30)), dim3(kSumColumns * kSumRows),
                   kSumColumns * kSumRows * sizeof(A), x.stream, block.steps,
                   static_cast<const S*>(block.d_z.data() + slot_of[gate] * H()), row, block.kept, kept_width(),
                   block.c_before, static_cast<int>(H()), gate < 2, add, to.peephole[gate]),

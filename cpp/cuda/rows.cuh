@@ -13,15 +13,28 @@
 
 namespace gatedrnn::cuda {
 
-constexpr int kThreads = 256;  // of a block, where nothing asks for another number
+constexpr int kThreads = 128;  // of a block, where nothing asks for another number
 
-inline unsigned blocks_for(Index count, Index per_block = kThreads) {
-  constexpr Index most = 1 << 30;  // the loops below make up for the rest
+inline unsigned blocks_for(Index count, Index per_block, Index most) {  // the loops below make up for the rest
   return static_cast<unsigned>(std::clamp<Index>((count + per_block - 1) / per_block, 1, most));
 }
 
-__device__ inline Index first_index() { return static_cast<Index>(blockIdx.x) * blockDim.x + threadIdx.x; }
-__device__ inline Index index_step() { return static_cast<Index>(gridDim.x) * blockDim.x; }
+// A kernel over a matrix: blocks of columns by x, rows by y.
+template <class... Parameters, class... Arguments>
+void launch(void (*kernel)(Parameters...), Index rows, Index columns, cudaStream_t stream, Arguments... arguments) {
+  if (rows == 0 || columns == 0) return;
+  const dim3 grid(blocks_for(columns, kThreads, 1 << 30), blocks_for(rows, 1, 65535));
+  check(start(kernel, grid, dim3(kThreads), 0, stream, Parameters(arguments)...), "starting a kernel");
+}
+
+// Calls `visit(row, column)` for what is this thread's of such a matrix.
+template <class Visit>
+__device__ inline void for_own(Index rows, int columns, Visit&& visit) {
+  for (Index row = blockIdx.y; row < rows; row += gridDim.y)
+    for (Index column = static_cast<Index>(blockIdx.x) * blockDim.x + threadIdx.x; column < columns;
+         column += static_cast<Index>(gridDim.x) * blockDim.x)
+      visit(row, static_cast<int>(column));
+}
 
 // The batch's order in the device's memory.
 struct Order {
@@ -37,13 +50,15 @@ struct StepBlock {
   const int* offsets = nullptr;  // [T + 1] pairs before each step, from step 0
   Index pairs = 0;
   bool reverse = false;
+  int rows = 0;  // that run in every step, or 0 where their number changes
 };
 
-// A pair's step and rank. Blocks are short next to the pairs in them, so the step is searched for.
+// A pair's step and rank.
 struct Pair {
   int step, rank;
 };
 __device__ inline Pair pair_of(const StepBlock& block, Index pair) {
+  if (block.rows > 0) return {block.begin + static_cast<int>(pair / block.rows), static_cast<int>(pair % block.rows)};
   const Index wanted = block.offsets[block.begin] + pair;
   int low = block.begin, high = block.end - 1;
   while (low < high) {
@@ -72,85 +87,85 @@ struct Features {
 // The features of a block's pairs, one row after the other.
 template <class S, class From>
 __global__ void gather(StepBlock block, Order order, Features<const From> from, int width, S* to) {
-  for (Index i = first_index(); i < block.pairs * width; i += index_step()) {
-    const Pair pair = pair_of(block, i / width);
+  for_own(block.pairs, width, [&](Index i, int column) {
+    const Pair pair = pair_of(block, i);
     const int time = time_of(order, block.reverse, pair.step, pair.rank);
-    to[i] = converted<S>(from.at(time, order.rows[pair.rank])[i % width]);
-  }
+    to[i * width + column] = converted<S>(from.at(time, order.rows[pair.rank])[column]);
+  });
 }
 
 // h[t-1] of a block's pairs: the outputs of the step before, or at the first step the initial state, which is by rank.
 template <class S>
 __global__ void gather_before(StepBlock block, Order order, Features<const S> outputs, const S* h_0, int width, S* to) {
-  for (Index i = first_index(); i < block.pairs * width; i += index_step()) {
-    const Pair pair = pair_of(block, i / width);
-    const int column = static_cast<int>(i % width);
+  for_own(block.pairs, width, [&](Index i, int column) {
+    const Pair pair = pair_of(block, i);
     if (pair.step == 0) {
-      to[i] = h_0[static_cast<Index>(pair.rank) * width + column];
+      to[i * width + column] = h_0[static_cast<Index>(pair.rank) * width + column];
     } else {
       const int time = time_of(order, block.reverse, pair.step - 1, pair.rank);
-      to[i] = outputs.at(time, order.rows[pair.rank])[column];
+      to[i * width + column] = outputs.at(time, order.rows[pair.rank])[column];
     }
-  }
+  });
 }
 
 // Adds the features of a block's pairs to where they belong.
 template <class T>
 __global__ void scatter_add(StepBlock block, Order order, const T* from, int width, Features<T> to) {
-  for (Index i = first_index(); i < block.pairs * width; i += index_step()) {
-    const Pair pair = pair_of(block, i / width);
+  for_own(block.pairs, width, [&](Index i, int column) {
+    const Pair pair = pair_of(block, i);
     const int time = time_of(order, block.reverse, pair.step, pair.rank);
-    to.at(time, order.rows[pair.rank])[i % width] += from[i];
-  }
+    to.at(time, order.rows[pair.rank])[column] += from[i * width + column];
+  });
 }
 
 // Between arrays of other types and strides; zero past the rows' lengths.
 template <class To, class From>
 __global__ void copy_features(Order order, Features<const From> from, int width, Features<To> to) {
-  const Index count = static_cast<Index>(order.steps) * order.batch * width;
-  for (Index i = first_index(); i < count; i += index_step()) {
-    const Index place = i / width, column = i % width;
+  for_own(static_cast<Index>(order.steps) * order.batch, width, [&](Index place, int column) {
     const int time = static_cast<int>(place / order.batch), rank = static_cast<int>(place % order.batch);
     const int row = order.rows[rank];
     to.at(time, row)[column] =
         time < order.lengths[rank] ? converted<To>(from.at(time, row)[column]) : converted<To>(0.0f);
-  }
+  });
 }
 
 // [rows][width] states of one layer and direction between the caller's order and that of ranks.
 template <class To, class From>
 __global__ void copy_by_rank(const int* rows, int count, int width, const From* from, bool to_ranks, To* to) {
-  for (Index i = first_index(); i < static_cast<Index>(count) * width; i += index_step()) {
-    const Index rank = i / width, column = i % width;
+  for_own(count, width, [&](Index rank, int column) {
     const Index ranked = rank * width + column, own = rows[rank] * static_cast<Index>(width) + column;
     if (to_ranks)
       to[ranked] = converted<To>(from[own]);
     else
       to[own] = converted<To>(from[ranked]);
-  }
+  });
 }
 
 template <class To, class From>
-__global__ void convert(const From* from, Index count, To* to) {
-  for (Index i = first_index(); i < count; i += index_step()) to[i] = converted<To>(from[i]);
+__global__ void convert(const From* from, Index rows, int width, To* to) {
+  for_own(rows, width,
+          [&](Index row, int column) { to[row * width + column] = converted<To>(from[row * width + column]); });
 }
 
 // What the next layer sees of a layer's output, and what of a gradient comes back through it.
 template <class T>
 __global__ void drop(Order order, Dropout dropout, Index layer, int width, const T* from, T* to) {
-  const Index count = static_cast<Index>(order.steps) * order.batch * width;
+  const Index places = static_cast<Index>(order.steps) * order.batch;
   const Sum<T> scale = static_cast<Sum<T>>(1 / (1 - dropout.rate));
-  for (Index i = first_index(); i < count; i += index_step()) {
-    const auto place = static_cast<std::uint64_t>(layer * count + i);
-    to[i] = stays(place, dropout) ? converted<T>(converted<Sum<T>>(from[i]) * scale) : converted<T>(0.0f);
-  }
+  for_own(places, width, [&](Index place, int column) {
+    const Index i = place * width + column;
+    const bool kept = stays(static_cast<std::uint64_t>(layer * places * width + i), dropout);
+    to[i] = kept ? converted<T>(converted<Sum<T>>(from[i]) * scale) : converted<T>(0.0f);
+  });
 }
 
 // Of the two arrays that h stands in by turns, the one that a row's last step wrote.
 template <class S>
 __global__ void choose_last(Order order, int width, const S* even, const S* odd, S* to) {
-  for (Index i = first_index(); i < static_cast<Index>(order.batch) * width; i += index_step())
-    to[i] = (order.lengths[i / width] % 2 == 0 ? even : odd)[i];
+  for_own(order.batch, width, [&](Index rank, int column) {
+    const Index i = rank * width + column;
+    to[i] = (order.lengths[rank] % 2 == 0 ? even : odd)[i];
+  });
 }
 
 // The sums of the columns of a matrix, added to `sums` where `add`. A block of the grid sums 32 columns; each of its 8 rows of

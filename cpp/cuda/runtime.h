@@ -4,6 +4,10 @@
 #include <cuda_runtime.h>
 
 #include <algorithm>
+#include <cstdint>
+#include <limits>
+#include <map>
+#include <mutex>
 #include <new>
 #include <stdexcept>
 #include <string>
@@ -21,13 +25,33 @@ inline void check(cudaError_t status, const char* doing) {
   throw std::runtime_error(std::string("CUDA: ") + doing + ": " + cudaGetErrorString(status));
 }
 
+// Memory that stays with the process: the default pool would give it back whenever somebody waits for the device.
+inline cudaMemPool_t memory_pool() {
+  static std::mutex mutex;
+  static std::map<int, cudaMemPool_t> pools;  // by device
+  int device = 0;
+  check(cudaGetDevice(&device), "asking for the device");
+  const std::lock_guard lock(mutex);
+  cudaMemPool_t& pool = pools[device];
+  if (!pool) {
+    cudaMemPoolProps properties{};
+    properties.allocType = cudaMemAllocationTypePinned;
+    properties.location = {cudaMemLocationTypeDevice, device};
+    check(cudaMemPoolCreate(&pool, &properties), "making a memory pool");
+    std::uint64_t everything = std::numeric_limits<std::uint64_t>::max();
+    check(cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &everything), "making a memory pool");
+  }
+  return pool;
+}
+
 // Memory of the device in the order of a stream: usable by what the stream does after it was taken, and free for others after
 // what the stream had been given by then.
 class DeviceMemory {
  public:
   DeviceMemory() = default;
   DeviceMemory(Index bytes, cudaStream_t stream) : bytes_(bytes), stream_(stream) {
-    check(cudaMallocAsync(&data_, static_cast<std::size_t>(std::max<Index>(bytes, 1)), stream), "taking memory");
+    check(cudaMallocFromPoolAsync(&data_, static_cast<std::size_t>(std::max<Index>(bytes, 1)), memory_pool(), stream),
+          "taking memory");
   }
   DeviceMemory(DeviceMemory&& other) noexcept { swap(other); }
   DeviceMemory& operator=(DeviceMemory&& other) noexcept {

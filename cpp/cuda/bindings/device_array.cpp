@@ -1,7 +1,5 @@
 #include "device_array.h"
 
-#include <pybind11/numpy.h>
-
 #include <numeric>
 
 #include "../../bindings/arrays.h"

@@ -1,6 +1,7 @@
 // Arrays in the device's memory, as Python sees them: our own, and those of others by DLPack or __cuda_array_interface__.
 #pragma once
 
+#include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
 #include <memory>

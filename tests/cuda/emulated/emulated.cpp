@@ -96,7 +96,7 @@ void add_block(Grid& of, const dim3& blocks, const dim3& threads, unsigned numbe
   block->shared.assign(shared_bytes + 16, static_cast<char>(0xff));
   for (unsigned thread = 0; thread < threads.x; ++thread) {
     auto fiber = std::make_unique<Fiber>();
-    fiber->place = {dim3(thread), dim3(number), threads, blocks};
+    fiber->place = {dim3(thread), dim3(number % blocks.x, number / blocks.x), threads, blocks};
     fiber->block = block.get();
     ++block->warps[thread / kWarp].meeting.members;
     getcontext(&fiber->context);
@@ -130,10 +130,11 @@ void run_fibers(Grid& of) {
 
 void run(const dim3& blocks, const dim3& threads, std::size_t shared_bytes, bool together,
          const std::function<void()>& thread) {
+  const unsigned count = blocks.x * blocks.y;
   if (!together && shared_bytes == 0) {  // whose threads have nothing to wait for
-    for (unsigned number = 0; number < blocks.x; ++number)
+    for (unsigned number = 0; number < count; ++number)
       for (unsigned i = 0; i < threads.x; ++i) {
-        place = {dim3(i), dim3(number), threads, blocks};
+        place = {dim3(i), dim3(number % blocks.x, number / blocks.x), threads, blocks};
         thread();
       }
     return;
@@ -142,9 +143,9 @@ void run(const dim3& blocks, const dim3& threads, std::size_t shared_bytes, bool
   Grid* const before = grid;
   grid = &whole;
   whole.thread = &thread;
-  for (unsigned number = 0; number < blocks.x; ++number) {
+  for (unsigned number = 0; number < count; ++number) {
     add_block(whole, blocks, threads, number, shared_bytes);
-    if (together && number + 1 < blocks.x) continue;
+    if (together && number + 1 < count) continue;
     run_fibers(whole);
     whole.fibers.clear();
     whole.blocks.clear();
