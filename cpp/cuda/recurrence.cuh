@@ -129,17 +129,6 @@ __global__ void __launch_bounds__(kRecurrenceThreads) forward_recurrence(Recurre
   }
 }
 
-constexpr BackStage last_back_stage(Cell cell) {
-  switch (cell) {
-    case Cell::lstm: return BackStage::lstm;
-    case Cell::lstm_peephole: return BackStage::lstm_peephole;
-    case Cell::gru: return BackStage::gru;
-    case Cell::gru_reset_before: return BackStage::gru_before_candidate;
-    case Cell::rnn_tanh: return BackStage::rnn_tanh;
-    default: return BackStage::rnn_relu;
-  }
-}
-
 // The slots whose gradients reach h[t-1] through the recurrent weights' first gates, and the first of them.
 constexpr int recurrent_slots(Cell cell) {
   return cell == Cell::gru_reset_before ? 2 : static_cast<int>(gate_count(cell));

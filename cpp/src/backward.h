@@ -294,23 +294,12 @@ class BackwardRun : private Run<T> {
       from_step_after(share, BackStage::linear, layer.recurrent, args, after, old, now);
       args.carry = nullptr;
       args.d_y = nullptr;
-      run_stage(share, last_stage(), layer.projection, args, {d_h, stride}, now);
+      run_stage(share, last_back_stage(spec_.cell), layer.projection, args, {d_h, stride}, now);
       return;
     }
-    from_step_after(share, last_stage(), layer.recurrent, args, after, old, now);
+    from_step_after(share, last_back_stage(spec_.cell), layer.recurrent, args, after, old, now);
     if (spec_.cell == Cell::gru_reset_before)
       run_stage(share, BackStage::gru_before_reset, layer.candidate, args, {args.d_z, args.d_z_stride}, now);
-  }
-
-  BackStage last_stage() const {
-    switch (spec_.cell) {
-      case Cell::lstm: return BackStage::lstm;
-      case Cell::lstm_peephole: return BackStage::lstm_peephole;
-      case Cell::gru: return BackStage::gru;
-      case Cell::gru_reset_before: return BackStage::gru_before_candidate;
-      case Cell::rnn_tanh: return BackStage::rnn_tanh;
-      default: return BackStage::rnn_relu;
-    }
   }
 
   BackStepArgs<T> common_args(const Share& share) const {

@@ -114,6 +114,18 @@ enum class BackStage {
   count
 };
 
+// That in which the gradient of h meets the activations.
+constexpr BackStage last_back_stage(Cell cell) {
+  switch (cell) {
+    case Cell::lstm: return BackStage::lstm;
+    case Cell::lstm_peephole: return BackStage::lstm_peephole;
+    case Cell::gru: return BackStage::gru;
+    case Cell::gru_reset_before: return BackStage::gru_before_candidate;
+    case Cell::rnn_tanh: return BackStage::rnn_tanh;
+    default: return BackStage::rnn_relu;
+  }
+}
+
 constexpr int kBackVectors = 4;  // unit vectors of a backward panel
 
 // One stage of one time step for `rows` rows, for the panels first_panel .. last_panel.

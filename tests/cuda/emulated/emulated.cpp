@@ -89,6 +89,14 @@ void meet(Meeting& meeting) {
   leave();
 }
 
+void prepare(Fiber& fiber) {
+  getcontext(&fiber.context);
+  fiber.context.uc_stack.ss_sp = fiber.stack.get();
+  fiber.context.uc_stack.ss_size = kStack;
+  fiber.context.uc_link = nullptr;
+  makecontext(&fiber.context, enter, 0);
+}
+
 void add_block(Grid& of, const dim3& blocks, const dim3& threads, unsigned number, std::size_t shared_bytes) {
   auto block = std::make_unique<Block>();
   block->meeting.members = threads.x;
@@ -99,11 +107,7 @@ void add_block(Grid& of, const dim3& blocks, const dim3& threads, unsigned numbe
     fiber->place = {dim3(thread), dim3(number % blocks.x, number / blocks.x), threads, blocks};
     fiber->block = block.get();
     ++block->warps[thread / kWarp].meeting.members;
-    getcontext(&fiber->context);
-    fiber->context.uc_stack.ss_sp = fiber->stack.get();
-    fiber->context.uc_stack.ss_size = kStack;
-    fiber->context.uc_link = nullptr;
-    makecontext(&fiber->context, enter, 0);
+    prepare(*fiber);
     of.fibers.push_back(std::move(fiber));
   }
   of.blocks.push_back(std::move(block));
