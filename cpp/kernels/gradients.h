@@ -71,19 +71,13 @@ void pack_rows(const PackRowsArgs<typename S::T>& a) noexcept {
       S::store(to, load_first<S>(a.rows[n] + a.first + v * S::lanes, a.width - v * S::lanes));
 }
 
-// A few groups at a time: each row is on a page of its own, and the places to write are apart by a multiple of what the
-// first-level cache tells apart.
 template <class S>
 void pack_columns(const PackColumnsArgs<typename S::T>& a) noexcept {
-  constexpr Index together = 8;
-  const Index group_size = a.count * kOuterColumns;
-  for (Index first = 0; first < a.groups; first += together) {
-    const Index groups = a.groups - first < together ? a.groups - first : together;
-    const typename S::T* from = a.from + first * kOuterColumns;
-    typename S::T* to = a.to + first * group_size;
+  typename S::T* to = a.to;
+  for (Index group = 0; group < a.groups; ++group) {
+    const typename S::T* from = a.from + group * kOuterColumns;
     for (Index n = 0; n < a.count; ++n, from += a.stride, to += kOuterColumns)
-      for (Index group = 0; group < groups; ++group)
-        __builtin_memcpy(to + group * group_size, from + group * kOuterColumns, kOuterColumns * sizeof(typename S::T));
+      __builtin_memcpy(to, from, kOuterColumns * sizeof(typename S::T));
   }
 }
 
