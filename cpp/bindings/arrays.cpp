@@ -84,6 +84,15 @@ py::array float_array(const char* name, py::handle object) {
   return array;
 }
 
+std::pair<py::object, py::object> state_pair(const char* name, py::handle state) {
+  constexpr const char* expected = "a pair (h, c)";
+  if (!py::isinstance<py::tuple>(state) && !py::isinstance<py::list>(state))
+    refuse_type(name, expected, type_name(state));
+  const auto pair = py::reinterpret_borrow<py::sequence>(state);
+  if (pair.size() != 2) refuse_value(name, expected, std::to_string(pair.size()) + " items");
+  return {pair[0], pair[1]};
+}
+
 std::vector<Index> integers(const char* name, const std::string& expected, py::handle object, Index first, Index last) {
   py::array array;
   try {

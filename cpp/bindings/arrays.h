@@ -8,6 +8,7 @@
 #include <initializer_list>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "gatedrnn/spec.h"
@@ -77,6 +78,9 @@ bool usable_in_place(const py::array& array) {
   const py::ssize_t last = array.ndim() - 1;
   return array.shape(last) <= 1 || array.strides(last) == size;
 }
+
+// An LSTM's state, each part an array or None.
+std::pair<py::object, py::object> state_pair(const char* name, py::handle state);
 
 // An integer, or a list or array of them, all in first .. last.
 std::vector<Index> integers(const char* name, const std::string& expected, py::handle object, Index first, Index last);

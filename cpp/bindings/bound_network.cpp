@@ -8,6 +8,7 @@
 #include "call.h"
 #include "gatedrnn/reference.h"
 #include "named_parameters.h"
+#include "turn.h"
 
 namespace gatedrnn::bindings {
 namespace {
@@ -15,7 +16,7 @@ namespace {
 // Places for the gradients, which have to be usable as they are.
 template <class T>
 std::vector<LayerGradients<T>> find_gradients(const Spec& spec, bool bias, const py::dict& given) {
-  return by_name<T, LayerGradients<T>>(spec, bias, [&](const std::string& name, const Shape& shape) -> T* {
+  return by_name<LayerGradients<T>>(spec, bias, [&](const std::string& name, const Shape& shape) -> T* {
     const auto argument = [&] { return "accumulate_into: " + name; };
     if (!given.contains(name.c_str())) refuse_value(argument().c_str(), "an array", "nothing of this name");
     const py::object value = given[name.c_str()];
@@ -110,7 +111,7 @@ class TypedStream final : public BoundStream {
     sequence.y_row = single ? 0 : in_values<T>(py::reinterpret_borrow<py::array>(y).strides(0));
     sequence.h_0 = sequence.h_n = h_.data();
     if (is_lstm(spec().cell)) sequence.c_0 = sequence.c_n = c_.data();
-    const Turn turn(*this);
+    const Turn turn(busy_);
     if (work_ < kWorkWorthReleasing) {
       network_->run(sequence, workspace_);
     } else {
@@ -121,7 +122,7 @@ class TypedStream final : public BoundStream {
   }
 
   py::object state() const override {
-    const Turn turn(*this);
+    const Turn turn(busy_);
     const py::object h = copy_of(h_, spec().state_size());
     if (!is_lstm(spec().cell)) return h;
     return py::make_tuple(h, copy_of(c_, spec().hidden_size));
@@ -130,14 +131,14 @@ class TypedStream final : public BoundStream {
   void set_state(py::handle state) override {
     if (state.is_none()) return reset(state);
     const auto [h, c] = state_arguments<T>("state", spec(), state, batch_, false);
-    const Turn turn(*this);
+    const Turn turn(busy_);
     assign(h, h_);
     if (is_lstm(spec().cell)) assign(c, c_);
   }
 
   void reset(py::handle rows) override {
     const std::vector<Index> chosen = rows_argument(rows);
-    const Turn turn(*this);
+    const Turn turn(busy_);
     for (Index layer = 0; layer < spec().num_layers; ++layer)
       for (const Index row : chosen) {
         std::fill_n(h_.data() + (layer * batch_ + row) * spec().state_size(), spec().state_size(), T(0));
@@ -149,19 +150,6 @@ class TypedStream final : public BoundStream {
   Index batch_size() const override { return batch_; }
 
  private:
-  // One thread at a time: a second one is told, not made to wait.
-  class Turn {
-   public:
-    explicit Turn(const TypedStream& stream) : busy_(stream.busy_) {
-      if (busy_.exchange(true, std::memory_order_acquire))
-        throw std::runtime_error("stream: in use by another thread; give each thread a stream of its own");
-    }
-    ~Turn() { busy_.store(false, std::memory_order_release); }
-
-   private:
-    std::atomic<bool>& busy_;
-  };
-
   const Spec& spec() const { return network_->spec(); }
   Index cells() const { return spec().num_layers * batch_; }
 

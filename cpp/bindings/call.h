@@ -77,14 +77,10 @@ std::pair<py::object, py::object> state_arguments(const char* name, const Spec& 
   if (state.is_none()) return {};
   const Shape h_shape = state_shape(spec, batch, unbatched, spec.state_size());
   if (!is_lstm(spec.cell)) return {state_argument<T>(name, state, h_shape), py::object()};
-  constexpr const char* expected = "a pair (h, c)";
-  if (!py::isinstance<py::tuple>(state) && !py::isinstance<py::list>(state))
-    refuse_type(name, expected, type_name(state));
-  const auto pair = py::reinterpret_borrow<py::sequence>(state);
-  if (pair.size() != 2) refuse_value(name, expected, std::to_string(pair.size()) + " items");
+  const auto [h, c] = state_pair(name, state);
   const Shape c_shape = state_shape(spec, batch, unbatched, spec.hidden_size);
-  return {state_argument<T>((std::string(name) + ": h").c_str(), py::object(pair[0]), h_shape),
-          state_argument<T>((std::string(name) + ": c").c_str(), py::object(pair[1]), c_shape)};
+  return {state_argument<T>((std::string(name) + ": h").c_str(), h, h_shape),
+          state_argument<T>((std::string(name) + ": c").c_str(), c, c_shape)};
 }
 
 template <class T>

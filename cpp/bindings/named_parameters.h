@@ -20,7 +20,7 @@ inline Cell cell_named(const std::string& name) {
 }
 
 // The names of torch.nn: `find(name, shape)` gives what has this name.
-template <class T, class Layer, class Find>
+template <class Layer, class Find>
 std::vector<Layer> by_name(const Spec& spec, bool bias, Find&& find_named) {
   std::vector<Layer> found;
   for (Index layer = 0; layer < spec.num_layers; ++layer)
@@ -47,7 +47,7 @@ std::vector<Layer> by_name(const Spec& spec, bool bias, Find&& find_named) {
 
 template <class T>
 Parameters<T> find_parameters(const Spec& spec, bool bias, const py::dict& given) {
-  return by_name<T, LayerParameters<T>>(spec, bias, [&](const std::string& name, const Shape& shape) -> const T* {
+  return by_name<LayerParameters<T>>(spec, bias, [&](const std::string& name, const Shape& shape) -> const T* {
     const auto array = py::cast<Array<T>>(py::object(given[name.c_str()]));
     if (!has_shape(array, shape)) refuse_value(name.c_str(), text(shape), shape_text(array));
     return array.data();

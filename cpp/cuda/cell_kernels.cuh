@@ -10,16 +10,7 @@
 
 namespace gatedrnn::cuda {
 
-// The gates of a stage's recurrent product, and the first of them in the weights.
-constexpr int stage_gates(Stage stage) {
-  switch (stage) {
-    case Stage::lstm:
-    case Stage::lstm_peephole: return 4;
-    case Stage::gru: return 3;
-    case Stage::gru_before_gates: return 2;
-    default: return 1;
-  }
-}
+// The first gate of a stage's recurrent product in the weights; stage_layout has their number.
 constexpr int stage_first_gate(Stage stage) { return stage == Stage::gru_before_candidate ? 2 : 0; }
 
 // What one step of a layer and direction reads and writes. Arrays by rank unless said otherwise.
@@ -171,7 +162,7 @@ struct Forward<S, Stage::linear> {
 // A stage whose products cuBLAS made: [rank][gates of the stage * units].
 template <class S, Stage stage>
 __global__ void forward_stage(Step<S> step, const Sum<S>* products) {
-  constexpr int gates = stage_gates(stage);
+  constexpr int gates = stage_layout(stage).gates;
   for_own(step.rows, step.units, [&](Index rank, int unit) {
     Sum<S> product[gates];
     for (int gate = 0; gate < gates; ++gate) product[gate] = products[(rank * gates + gate) * step.units + unit];

@@ -3,8 +3,7 @@
 // steps, and backward the other way round.
 #pragma once
 
-#include <array>
-#include <numeric>
+#include <algorithm>
 
 #include "gatedrnn/row_order.h"
 #include "network.h"
@@ -419,7 +418,7 @@ class TypedNetwork final : public Network {
   template <Stage stage>
   void run_stage(const Context& x, const Step<S>& step, const S* operand, const Weights<S>& weights,
                  const State& state) const {
-    constexpr Index count = stage_gates(stage);
+    constexpr Index count = stage_layout(stage).gates;
     x.blas.template multiply_transposed<S>(step.rows, count * H(), P(), {operand, P()},
                                            {weights.weight_hh.data() + stage_first_gate(stage) * H() * P(), P()}, false,
                                            {state.products.data(), count * H()});
@@ -488,15 +487,9 @@ class TypedNetwork final : public Network {
                   const BackState& state) const;
   void take_back_step(const Context& x, const Weights<S>& weights, BackStep<S> step, S* d_h,
                       const BackState& state) const;
-  void add_to_gradients(const Context& x, const Track& track, const BackBlock& block, const GradientPlaces<A>& to,
+  void add_to_gradients(const Context& x, const Track& track, const BackBlock& block, const GradientPlaces& to,
                         bool add) const;
-  void clear_gradients(const Context& x, const Track& track, const GradientPlaces<A>& to) const;
-  GradientPlaces<A> places(const Track& track, const BackwardCall& call) const {
-    const auto at = [&, i = track.number(spec_) * 8](Index which) {
-      return static_cast<A*>(call.gradients[i + which]);
-    };
-    return {at(0), at(1), at(2), at(3), at(4), {at(5), at(6), at(7)}};
-  }
+  void clear_gradients(const Context& x, const Track& track, const GradientPlaces& to) const;
 
   const Spec spec_;
   const bool tf32_;

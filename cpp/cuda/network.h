@@ -5,8 +5,8 @@
 #include <vector>
 
 #include "blas.h"
-#include "gatedrnn/dropout.h"
 #include "gatedrnn/parameters.h"
+#include "gatedrnn/tape_options.h"
 #include "plan.h"
 
 namespace gatedrnn::cuda {
@@ -32,10 +32,9 @@ struct ForwardCall {
 };
 
 // Where the gradients of one layer's and direction's parameters go: contiguous sums, in the layout of the parameters.
-template <class A>
 struct GradientPlaces {
-  A *weight_ih = nullptr, *weight_hh = nullptr, *bias_ih = nullptr, *bias_hh = nullptr, *weight_hr = nullptr;
-  A* peephole[3] = {};
+  void *weight_ih = nullptr, *weight_hh = nullptr, *bias_ih = nullptr, *bias_hh = nullptr, *weight_hr = nullptr;
+  void* peephole[3] = {};
 };
 
 struct BackwardCall {
@@ -43,13 +42,8 @@ struct BackwardCall {
   AnyFeatures d_output;  // no data: zeros
   AnyFeatures d_x;       // no data: not wanted
   AnyState d_h_n, d_c_n, d_h_0, d_c_0;
-  std::vector<void*> gradients;  // GradientPlaces of each track, one pointer after the other
-  bool accumulate = false;       // add to what stands there
-};
-
-struct TapeOptions {
-  Dropout dropout;
-  bool recompute = false;
+  std::vector<GradientPlaces> gradients;  // by track
+  bool accumulate = false;                // add to what stands there
 };
 
 // What forward keeps. Freed in the order of the stream that it was made on.

@@ -15,7 +15,7 @@ void TypedNetwork<S>::backward(const Tape& any_tape, const BackwardCall& call, c
       const Plan none;
       const auto borrowed = blas_pool_.borrow();
       const Track which{track / spec_.directions, track % spec_.directions};
-      clear_gradients({batch, *borrowed, stream, none}, which, places(which, call));
+      clear_gradients({batch, *borrowed, stream, none}, which, call.gradients[track]);
     }
     return;
   }
@@ -50,7 +50,7 @@ void TypedNetwork<S>::back_track(const Context& x, const Track& track, const Typ
                                  const A* d_output, const BackwardCall& call, A* d_input) const {
   const Index number = track.number(spec_), I = spec_.layer_input_size(track.layer);
   const Weights<S>& weights = weights_[number];
-  const GradientPlaces<A> to = places(track, call);
+  const GradientPlaces& to = call.gradients[number];
   const Features<S> output = column(tape.outputs[track.layer].data(), track.direction * P(), width(), x);
   const AnyFeatures any_output{output.data, storage_of<S>, output.time_stride, output.row_stride};
   const bool reverse = track.direction == 1;
@@ -201,18 +201,19 @@ void TypedNetwork<S>::take_back_step(const Context& x, const Weights<S>& weights
 // Products of each matrix's slots with what its columns were multiplied with, summed over the block's pairs.
 template <class S>
 void TypedNetwork<S>::add_to_gradients(const Context& x, const Track& track, const BackBlock& block,
-                                       const GradientPlaces<A>& to, bool add) const {
+                                       const GradientPlaces& to, bool add) const {
   const Index pairs = block.steps.pairs, I = spec_.layer_input_size(track.layer), row = slots() * H();
   const auto weight = [&](Index slot, Index count, Index gate, const DeviceArray<S>& right, Index columns,
-                          A* gradient) {
+                          void* gradient) {
     x.blas.template multiply_columns<S>(count * H(), columns, pairs, {block.d_z.data() + slot * H(), row},
-                                        {right.data(), columns}, add, {gradient + gate * H() * columns, columns});
+                                        {right.data(), columns}, add,
+                                        {static_cast<A*>(gradient) + gate * H() * columns, columns});
   };
-  const auto bias = [&](Index slot, Index count, Index gate, A* gradient) {
+  const auto bias = [&](Index slot, Index count, Index gate, void* gradient) {
     if (!gradient) return;
     check(start(sum_columns<S>, dim3(blocks_for(count * H(), kSumColumns, 1 << 30)), dim3(kSumColumns * kSumRows),
                 kSumColumns * kSumRows * sizeof(A), x.stream, static_cast<const S*>(block.d_z.data() + slot * H()),
-                pairs, row, static_cast<int>(count * H()), add, gradient + gate * H()),
+                pairs, row, static_cast<int>(count * H()), add, static_cast<A*>(gradient) + gate * H()),
           "starting a kernel");
   };
   switch (spec_.cell) {
@@ -239,29 +240,29 @@ void TypedNetwork<S>::add_to_gradients(const Context& x, const Track& track, con
   }
   if (spec_.proj_size > 0)
     x.blas.template multiply_columns<S>(P(), H(), pairs, {block.d_h.data(), P()}, {block.operand.data(), H()}, add,
-                                        {to.weight_hr, H()});
+                                        {static_cast<A*>(to.weight_hr), H()});
   if (spec_.cell == Cell::lstm_peephole) {
     constexpr int slot_of[] = {0, 1, 3};
     for (int gate = 0; gate < 3; ++gate)
       check(start(sum_peephole<S>, dim3(blocks_for(H(), kSumColumns, 1 << 30)), dim3(kSumColumns * kSumRows),
                   kSumColumns * kSumRows * sizeof(A), x.stream, block.steps,
                   static_cast<const S*>(block.d_z.data() + slot_of[gate] * H()), row, block.kept, kept_width(),
-                  block.c_before, static_cast<int>(H()), gate < 2, add, to.peephole[gate]),
+                  block.c_before, static_cast<int>(H()), gate < 2, add, static_cast<A*>(to.peephole[gate])),
             "starting a kernel");
   }
 }
 
 template <class S>
-void TypedNetwork<S>::clear_gradients(const Context& x, const Track& track, const GradientPlaces<A>& to) const {
-  const auto clear_all = [&](A* gradient, Index count) {
-    if (gradient) clear(gradient, count, x.stream);
+void TypedNetwork<S>::clear_gradients(const Context& x, const Track& track, const GradientPlaces& to) const {
+  const auto clear_all = [&](void* gradient, Index count) {
+    if (gradient) clear(static_cast<A*>(gradient), count, x.stream);
   };
   clear_all(to.weight_ih, gates() * H() * spec_.layer_input_size(track.layer));
   clear_all(to.weight_hh, gates() * H() * P());
   clear_all(to.bias_ih, gates() * H());
   clear_all(to.bias_hh, gates() * H());
   clear_all(to.weight_hr, P() * H());
-  for (A* peephole : to.peephole) clear_all(peephole, H());
+  for (void* peephole : to.peephole) clear_all(peephole, H());
 }
 
 template <class S>

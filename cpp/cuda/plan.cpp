@@ -13,8 +13,6 @@ constexpr Index kBlockBytes = Index(64) << 20;
 // Batches from which cuBLAS's products, which read the weights once for all rows, beat dot products by single warps.
 constexpr Index kMostPersistentRows = 32;
 
-Index ceil_div(Index a, Index b) { return (a + b - 1) / b; }
-
 }  // namespace
 
 Plan make_plan(const Problem& problem, const DeviceLimits& device) {

@@ -73,7 +73,7 @@ struct Recurrence {
 template <class S, Stage stage>
 __device__ inline void run_stage(const Step<S>& step, const UnitRange& own, const S* operand, const S* weights,
                                  Sum<S>* products) {
-  constexpr int gates = stage_gates(stage);
+  constexpr int gates = stage_layout(stage).gates;
   dots(step.rows, gates * own.count, step.units, operand, step.units,
        weights + static_cast<Index>(stage_first_gate(stage)) * own.count * step.units, step.units, products);
   __syncthreads();

@@ -13,8 +13,6 @@
 
 namespace gatedrnn {
 
-inline Index ceil_div(Index a, Index b) { return (a + b - 1) / b; }
-
 // How long a team may be waited for: sleeping threads come in some 30 microseconds, on a busy machine later; more is given to
 // calls that take longer.
 inline double patience(const Plan& plan) {

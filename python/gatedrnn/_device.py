@@ -75,12 +75,11 @@ def _is_ours(array: object) -> bool:
 class Tape:
     """What `forward` keeps on the device for `backward`."""
 
-    __slots__ = ("owner", "place", "tape")
+    __slots__ = ("place", "tape")
 
-    def __init__(self, tape: Any, place: _Place | None, owner: object) -> None:
+    def __init__(self, tape: Any, place: _Place | None) -> None:
         self.tape = tape
         self.place = place
-        self.owner = owner
 
     @property
     def nbytes(self) -> int:
@@ -126,10 +125,10 @@ class Network:
         arguments = (x, state, lengths, batch_first, dropout, dropout_seed, recompute, owner)
         if isinstance(x, np.ndarray):
             output, state_n, tape = self._network.record(*arguments)
-            return output, state_n, Tape(tape, None, owner)
+            return output, state_n, Tape(tape, None)
         place = _Place(x)
         output, state_n, tape = self._network.record(*arguments, place.stream)
-        return place.given(output), place.given(state_n), Tape(tape, place, owner)
+        return place.given(output), place.given(state_n), Tape(tape, place)
 
     def new_gradients(self, tape: Tape) -> dict[str, Any] | None:
         """Make arrays for the gradients where forward's were on the device."""

@@ -7,14 +7,15 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from gatedrnn import _checks
-from gatedrnn._modules import GRU, LSTM, RNN, _rebuild
+from gatedrnn._modules import GRU, LSTM, RNN
 from gatedrnn._parameters import parameter_shapes
+from gatedrnn._recurrent import _rebuild
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from gatedrnn._modules import _Recurrent
+    from gatedrnn._recurrent import _Recurrent
 
     Array = npt.NDArray[np.floating[Any]]
 

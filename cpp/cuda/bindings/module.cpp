@@ -8,6 +8,7 @@
 
 #include "../../bindings/arrays.h"
 #include "../../bindings/named_parameters.h"
+#include "../../bindings/turn.h"
 #include "../network.h"
 #include "device_array.h"
 
@@ -16,6 +17,7 @@ namespace {
 
 using bindings::refuse_type;
 using bindings::refuse_value;
+using bindings::Turn;
 using bindings::type_name;
 using Sizes = std::vector<Index>;
 
@@ -221,7 +223,7 @@ class BoundNetwork {
     py::dict gradients;
     visit_parameters([&](const std::string& name, const Sizes& shape) {
       gradients[name.c_str()] = py::cast(std::make_shared<Array>(shape, host_storage_, stream_of(stream)));
-      return static_cast<float*>(nullptr);
+      return static_cast<void*>(nullptr);
     });
     return gradients;
   }
@@ -242,14 +244,10 @@ class BoundNetwork {
     if (state.is_none()) return {};
     if (!is_lstm(spec_.cell))
       return {state_argument(transfer, name, state, state_shape(batch, unbatched, spec_.state_size())), {}};
-    constexpr const char* expected = "a pair (h, c)";
-    if (!py::isinstance<py::tuple>(state) && !py::isinstance<py::list>(state))
-      refuse_type(name, expected, type_name(state));
-    const auto pair = py::reinterpret_borrow<py::sequence>(state);
-    if (pair.size() != 2) refuse_value(name, expected, std::to_string(pair.size()) + " items");
+    const auto [h, c] = bindings::state_pair(name, state);
     const std::string h_name = std::string(name) + ": h", c_name = std::string(name) + ": c";
-    return {state_argument(transfer, h_name.c_str(), pair[0], state_shape(batch, unbatched, spec_.state_size())),
-            state_argument(transfer, c_name.c_str(), pair[1], state_shape(batch, unbatched, spec_.hidden_size))};
+    return {state_argument(transfer, h_name.c_str(), h, state_shape(batch, unbatched, spec_.state_size())),
+            state_argument(transfer, c_name.c_str(), c, state_shape(batch, unbatched, spec_.hidden_size))};
   }
 
   Sizes state_shape(Index batch, bool unbatched, Index width) const {
@@ -327,21 +325,13 @@ class BoundNetwork {
 
   template <class Visit>
   void visit_parameters(Visit&& visit) const {
-    bindings::by_name<float, GradientNames>(spec_, bias_, [&](const std::string& name, const bindings::Shape& shape) {
+    bindings::by_name<GradientPlaces>(spec_, bias_, [&](const std::string& name, const bindings::Shape& shape) {
       return visit(name, Sizes(shape.begin(), shape.end()));
     });
   }
-  struct GradientNames {
-    float *weight_ih = nullptr, *weight_hh = nullptr, *bias_ih = nullptr, *bias_hh = nullptr, *weight_hr = nullptr;
-    float* peephole[3] = {};
-  };
-  struct GradientPointers {
-    void *weight_ih = nullptr, *weight_hh = nullptr, *bias_ih = nullptr, *bias_hh = nullptr, *weight_hr = nullptr;
-    void* peephole[3] = {};
-  };
 
   void add_gradients(Transfer& transfer, BackwardCall& call, const py::dict& gradients, bool accumulate) const {
-    const auto tracks = bindings::by_name<float, GradientPointers>(
+    call.gradients = bindings::by_name<GradientPlaces>(
         spec_, bias_, [&](const std::string& name, const bindings::Shape& shape) -> void* {
           const std::string argument = "accumulate_into: " + name;
           if (!gradients.contains(name.c_str())) refuse_value(argument.c_str(), "an array", "nothing of this name");
@@ -355,10 +345,6 @@ class BoundNetwork {
           }
           return to.data;
         });
-    for (const GradientPointers& track : tracks)
-      for (void* place : {track.weight_ih, track.weight_hh, track.bias_ih, track.bias_hh, track.weight_hr,
-                          track.peephole[0], track.peephole[1], track.peephole[2]})
-        call.gradients.push_back(place);
   }
 
   void check_host_gradient(const std::string& argument, const py::object& given, const bindings::Shape& shape) const {
@@ -413,7 +399,7 @@ class BoundStream {
       to = transfer.output_into("out", out, shape, transfer.host() ? storage_ : in.storage);
       y = out;
     }
-    const Turn turn(*this);
+    const Turn turn(busy_);
     ForwardCall call;
     call.steps = 1;
     call.batch = batch_;
@@ -431,7 +417,7 @@ class BoundStream {
   }
 
   py::object state() const {
-    const Turn turn(*this);
+    const Turn turn(busy_);
     const py::array h = h_.to_numpy(last_);
     return is_lstm(spec_.cell) ? py::object(py::make_tuple(h, c_.to_numpy(last_))) : py::object(h);
   }
@@ -439,16 +425,9 @@ class BoundStream {
   void set_state(const py::object& state) {
     if (state.is_none()) return reset(state);
     py::object h = state, c;
-    if (is_lstm(spec_.cell)) {
-      if (!py::isinstance<py::tuple>(state) && !py::isinstance<py::list>(state))
-        refuse_type("state", "a pair (h, c)", type_name(state));
-      const auto pair = py::reinterpret_borrow<py::sequence>(state);
-      if (pair.size() != 2) refuse_value("state", "a pair (h, c)", std::to_string(pair.size()) + " items");
-      h = pair[0];
-      c = pair[1];
-    }
+    if (is_lstm(spec_.cell)) std::tie(h, c) = bindings::state_pair("state", state);
     const py::array checked_h = checked("state: h", h, h_), checked_c = c ? checked("state: c", c, c_) : py::array();
-    const Turn turn(*this);
+    const Turn turn(busy_);
     assign(checked_h, h_);
     if (c) assign(checked_c, c_);
   }
@@ -458,7 +437,7 @@ class BoundStream {
     if (!rows.is_none())
       chosen =
           bindings::integers("rows", "None, or row numbers in 0 .. " + std::to_string(batch_ - 1), rows, 0, batch_ - 1);
-    const Turn turn(*this);
+    const Turn turn(busy_);
     for (const Array* array : {&h_, &c_}) {
       const ArrayView& view = array->view();
       const Index width = view.shape[2] * bytes_of(storage_);
@@ -472,19 +451,6 @@ class BoundStream {
   Index batch_size() const { return batch_; }
 
  private:
-  // One thread at a time: a second one is told, not made to wait.
-  class Turn {
-   public:
-    explicit Turn(const BoundStream& stream) : busy_(stream.busy_) {
-      if (busy_.exchange(true, std::memory_order_acquire))
-        throw std::runtime_error("stream: in use by another thread; give each thread a stream of its own");
-    }
-    ~Turn() { busy_.store(false, std::memory_order_release); }
-
-   private:
-    std::atomic<bool>& busy_;
-  };
-
   Index layers() const { return spec_.num_layers; }
 
   py::array checked(const char* name, const py::object& value, const Array& of) const {

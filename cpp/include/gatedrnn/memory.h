@@ -12,7 +12,8 @@ namespace gatedrnn {
 
 constexpr std::size_t kAlignment = 64;  // a cache line, and the widest vector
 
-inline Index round_up(Index value, Index multiple) { return (value + multiple - 1) / multiple * multiple; }
+inline Index ceil_div(Index a, Index b) { return (a + b - 1) / b; }
+inline Index round_up(Index value, Index multiple) { return ceil_div(value, multiple) * multiple; }
 
 // Throws std::bad_alloc where that many bytes, with what alignment adds, could not be counted.
 template <class T>

@@ -4,16 +4,10 @@
 #include <cstdint>
 #include <vector>
 
-#include "gatedrnn/dropout.h"
 #include "gatedrnn/network.h"
+#include "gatedrnn/tape_options.h"
 
 namespace gatedrnn {
-
-struct TapeOptions {
-  Dropout dropout;
-  // Keep what a step computed only while its block is worked on backwards, and compute it again then.
-  bool recompute = false;
-};
 
 // Rows are in the order of their rank: longest first. A track is one layer and direction.
 template <class T>
