@@ -33,7 +33,8 @@ struct Rows {
 // What the threads that work on the same rows and direction share: the scratch of one layer at a time.
 template <class T>
 struct Group {
-  T* h[2] = {};  // h[t-1] and h[t], in turns: [rows][state_stride]
+  // h[t-1] and h[t], in turns: [rows][state_stride]. Replaying, h[0] has every h[t-1] of a block of steps.
+  T* h[2] = {};
   T* c = nullptr;
   T* reset_h = nullptr;
   T* update = nullptr;
