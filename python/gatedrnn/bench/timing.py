@@ -17,6 +17,7 @@ from gatedrnn.bench.shapes import Array
 
 MIN_ROUNDS = 3
 _LONG_CALL = 0.25
+_WARM_CALL = 0.05  # longer calls wake their threads and fetch their weights in a time that weighs nothing
 
 
 class Placement:
@@ -29,7 +30,6 @@ class Placement:
     def __init__(self) -> None:
         """Does nothing until `cpus` are set; then with two or more of them."""
         self.cpus: tuple[int, ...] = ()
-        self._placed: set[str] = set()
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
@@ -44,11 +44,10 @@ class Placement:
             os.sched_setaffinity(0, self.cpus)
 
     def spread(self) -> None:
-        """Move threads that came to be since the last time away from the main thread's CPU."""
+        """Move all other threads away from the main thread's CPU; all, as some libraries place theirs anew."""
         if len(self.cpus) < 2:
             return
-        for thread in set(os.listdir("/proc/self/task")) - self._placed - {str(os.getpid())}:
-            self._placed.add(thread)
+        for thread in set(os.listdir("/proc/self/task")) - {str(os.getpid())}:
             with contextlib.suppress(OSError):  # it may have ended
                 os.sched_setaffinity(int(thread), self.cpus[1:])
 
@@ -157,7 +156,7 @@ def interleave(
                 index = (turn + done) % len(contenders)
                 if gap_seconds:
                     time.sleep(gap_seconds)
-                taken = _turn(contenders[index], calls[index])
+                taken = _turn(contenders[index], calls[index], warm_up=estimates[index] < _WARM_CALL)
                 measurement.seconds[contenders[index].name].append(taken)
     finally:
         if gc_was_enabled:
@@ -165,9 +164,9 @@ def interleave(
     return measurement
 
 
-def _turn(contender: Contender, calls: int) -> float:
+def _turn(contender: Contender, calls: int, *, warm_up: bool) -> float:
     with placement.held(), contender.session():
-        if calls > 1:  # wakes its threads and fetches its weights, which weighs nothing against one long call
+        if warm_up:
             contender.run()
         placement.spread()
         return _timed(contender.run, calls)
