@@ -148,15 +148,16 @@ void back_step(const BackStepArgs<typename S::T>& a) noexcept {
   constexpr int N = kBackVectors;
   constexpr Index row_size = N * S::lanes;
   alignas(64) T zeros[row_size] = {};
+  const EvenRows rows(a.operand_stride);
 
   for_each_tile<N, S>(a.rows, a.first_panel, a.last_panel, a.depth, a.weights, a.backwards,
                       [&](const TilePlace& at, TileArgs<T>& tile) {
                         T* z = a.products + at.panel * a.products_panel_stride + at.row * row_size;
-                        for (int r = 0; r < at.rows; ++r)
-                          tile.x[r] = a.operand + (at.row + r) * a.operand_stride + at.begin;
+                        tile.x = a.operand + at.row * a.operand_stride + at.begin;
+                        tile.row_at = rows.at;
                         tile.out = {z + at.vector * S::lanes, a.products_panel_stride, row_size};
-                        tile.in = {tile.out.data, a.products_panel_stride, row_size};
-                        if (at.begin == 0) tile.in = {zeros, 0, 0};
+                        start_from<S>(tile, {tile.out.data, a.products_panel_stride, row_size}, at.vectors);
+                        if (at.begin == 0) start_from<S>(tile, {zeros, 0, 0}, at.vectors);
                         multiply<S, N>(at.rows, at.panels, at.vectors, tile);
                         if (!at.last) return;
                         for (int p = 0; p < at.panels; ++p)

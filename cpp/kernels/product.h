@@ -50,14 +50,30 @@ struct Block {
 
 template <class T>
 struct TileArgs {
-  const T* x[kMaxRows];  // the rows of the left side, at the slice's beginning
-  const T* weights;      // the first panel, at the slice's beginning
+  const T* x;           // the left side, at the slice's beginning
+  const Index* row_at;  // where each of its rows begins, counted from there
+  const T* weights;     // the first panel, at the slice's beginning
   Index panel_stride;
-  const T* prefetch;  // a cache line of the weights to come for each k, or null
-  Index depth;        // of the slice
-  Block<const T> in;
+  const T* prefetch;           // a cache line of the weights to come for each k, or null
+  Index depth;                 // of the slice
+  Block<const T> in, last_in;  // what the sums start from; the last vector's may stand elsewhere
   Block<T> out;
 };
+
+// Rows that are evenly spaced.
+struct EvenRows {
+  Index at[kMaxRows];
+
+  explicit EvenRows(Index stride) {
+    for (int r = 0; r < kMaxRows; ++r) at[r] = r * stride;
+  }
+};
+
+template <class S>
+GATEDRNN_INLINE void start_from(TileArgs<typename S::T>& tile, Block<const typename S::T> in, int vectors) {
+  tile.in = in;
+  tile.last_in = {in.data + (vectors - 1) * S::lanes, in.panel_stride, in.row_stride};
+}
 
 template <class T>
 constexpr Index line = 64 / sizeof(T);
@@ -79,9 +95,15 @@ void multiply_tile(const TileArgs<typename S::T>& a) {
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
-      for (int v = 0; v < N; ++v)
-        acc[p][r][v] = S::load(a.in.data + p * a.in.panel_stride + r * a.in.row_stride + v * S::lanes);
+      for (int v = 0; v < N; ++v) {
+        const auto& from = v == N - 1 ? a.last_in : a.in;
+        acc[p][r][v] =
+            S::load(from.data + p * from.panel_stride + r * from.row_stride + (v == N - 1 ? 0 : v * S::lanes));
+      }
 
+  const typename S::T* rows[R];
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) rows[r] = a.x + a.row_at[r];
   const typename S::T* w = a.weights;
 #pragma GCC unroll 4
   for (Index k = 0; k < a.depth; ++k, w += W * S::lanes) {
@@ -89,7 +111,7 @@ void multiply_tile(const TileArgs<typename S::T>& a) {
     if constexpr (R < N) {  // hold the rows, stream the panel
       V x[R];
 #pragma GCC unroll 8
-      for (int r = 0; r < R; ++r) x[r] = S::set(a.x[r][k]);
+      for (int r = 0; r < R; ++r) x[r] = S::set(rows[r][k]);
 #pragma GCC unroll 8
       for (int p = 0; p < P; ++p)
 #pragma GCC unroll 8
@@ -106,7 +128,7 @@ void multiply_tile(const TileArgs<typename S::T>& a) {
         for (int v = 0; v < N; ++v) wv[v] = S::load(w + p * a.panel_stride + v * S::lanes);
 #pragma GCC unroll 8
         for (int r = 0; r < R; ++r) {
-          const V x = S::set(a.x[r][k]);
+          const V x = S::set(rows[r][k]);
 #pragma GCC unroll 8
           for (int v = 0; v < N; ++v) acc[p][r][v] = S::madd(x, wv[v], acc[p][r][v]);
         }
@@ -161,10 +183,11 @@ void multiply(int rows, int panels, int vectors, const TileArgs<typename S::T>& 
 
 // `count` things in parts that differ by at most one: a lone row in the last tile would cost as much as a full tile.
 struct EvenParts {
-  Index count, parts;
+  const Index parts, least, larger;  // so many have one more than the least
 
-  EvenParts(Index count, Index most) : count(count), parts((count + most - 1) / most) {}
-  Index begin(Index part) const { return part * (count / parts) + (part < count % parts ? part : count % parts); }
+  EvenParts(Index count, Index most)
+      : parts(count > most ? (count + most - 1) / most : 1), least(count / parts), larger(count % parts) {}
+  Index begin(Index part) const { return part * least + (part < larger ? part : larger); }
 };
 
 // A slice of the depth of some rows and panels, and of a panel's vectors.
@@ -186,7 +209,7 @@ struct Tiling {
 
   const EvenParts rows, panels;
   const int vectors;  // of a panel that a tile covers at once
-  const Index slice;
+  const EvenParts slices;
   const bool far;
 
   Tiling(Index row_count, Index panel_count, Index depth)
@@ -194,7 +217,8 @@ struct Tiling {
              panel_count * depth * width * static_cast<Index>(sizeof(T)) > kFarBytes ? max_whole_rows(W) : max_rows(W)),
         panels(panel_count, max_panels(tallest(), W)),
         vectors(tile_vectors(tallest(), W)),
-        slice(rows.parts == 1 && vectors == W ? depth : slice_bytes() / (vectors * S::lanes * Index(sizeof(T)))),
+        slices(depth,
+               rows.parts == 1 && vectors == W ? depth : slice_bytes() / (vectors * S::lanes * Index(sizeof(T)))),
         far(panel_count * depth * width * static_cast<Index>(sizeof(T)) > kNearBytes) {}
 
   // Halves of a panel read by a single tile gain nothing from depth, and lose the hardware's prefetching to it.
@@ -218,9 +242,8 @@ GATEDRNN_INLINE void for_each_tile(Index rows, Index first_panel, Index last_pan
     const int panels = static_cast<int>(tiling.panels.begin(part + 1) - tiling.panels.begin(part));
     const bool more = turn + 1 < tiling.panels.parts;
     const Index next_panel = more ? first_panel + tiling.panels.begin(part_at(turn + 1)) : panel;
-    Index begin = 0;
-    do {
-      const Index end = depth - begin > tiling.slice ? begin + tiling.slice : depth;
+    for (Index slice = 0; slice < tiling.slices.parts; ++slice) {
+      const Index begin = tiling.slices.begin(slice), end = tiling.slices.begin(slice + 1);
       const T* here = weights + panel * panel_size + begin * width;
       const T* next = end < depth ? weights + panel * panel_size + end * width : weights + next_panel * panel_size;
       Index fetched = 0;  // the tiles of this slice fetch the next one between them, a line for each k
@@ -237,8 +260,7 @@ GATEDRNN_INLINE void for_each_tile(Index rows, Index first_panel, Index last_pan
                 tile);
         }
       }
-      begin = end;
-    } while (begin < depth);
+    }
   }
 }
 

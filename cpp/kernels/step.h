@@ -191,18 +191,22 @@ void step(const StepArgs<typename S::T>& a) noexcept {
   constexpr Index row_size = layout.slots * layout.unit_vectors * S::lanes;
   constexpr Index step_slots = layout.first_step_slot() * layout.unit_vectors * S::lanes;
   alignas(64) T zeros[N * S::lanes] = {};
+  const EvenRows rows(a.state_stride);
 
   for_each_tile<N, S>(a.rows, a.first_panel, a.last_panel, a.depth, a.weights, a.backwards,
                       [&](const TilePlace& at, TileArgs<T>& tile) {
                         T* z = a.gates + at.panel * a.gates_panel_stride + at.row * row_size + step_slots +
                                at.vector * S::lanes;
-                        for (int r = 0; r < at.rows; ++r)
-                          tile.x[r] = a.operand + (at.row + r) * a.state_stride + at.begin;
+                        tile.x = a.operand + at.row * a.state_stride + at.begin;
+                        tile.row_at = rows.at;
                         tile.out = {z, a.gates_panel_stride, row_size};
-                        tile.in = {z, a.gates_panel_stride, row_size};
-                        // Nothing was projected into a linear stage.
-                        if (stage == Stage::linear && at.begin == 0) tile.in = {zeros, 0, 0};
-                        multiply<S, N>(at.rows, at.panels, at.vectors, tile);
+                        start_from<S>(tile, {z, a.gates_panel_stride, row_size}, at.vectors);
+                        if (at.begin == 0) {  // where nothing was projected
+                          if (stage == Stage::linear) start_from<S>(tile, {zeros, 0, 0}, at.vectors);
+                          if (stage == Stage::gru)
+                            tile.last_in = {a.bias + (at.panel + 1) * row_size - S::lanes, row_size, 0};
+                        }
+                        if (a.depth > 0) multiply<S, N>(at.rows, at.panels, at.vectors, tile);
                         if (!at.last || a.product_only) return;
                         finish<S, stage, Cell::first>(a, at);
                         if constexpr (Cell::two_passes) finish<S, stage, Cell::second>(a, at);

@@ -54,14 +54,12 @@ double total_cycles(const Problem& p, const Plan& plan, Team team, const Caches&
   return cycles;
 }
 
-// As many rows as keep the gates in half of the second-level cache, but enough for a pass over the input weights to cost less
-// than writing and reading the gates: a row's share of the pass is G H I / rows values, its gates are 2 G H.
+// So many rows that reading the input weights once for all of them costs nothing beside the arithmetic. Fewer where their
+// gates would not stay in the second-level cache until the steps use them up.
 Index choose_block_rows(const Problem& p, Index rows, const Caches& caches) {
-  constexpr Index fewest = 96, most = 2048, most_bytes = 4 << 20;
+  constexpr Index most = 128, fewest = 64;
   const Index row_bytes = (gate_count(p.spec.cell) + 1) * p.spec.hidden_size * p.value_size;
-  const Index enough = std::max(fewest, p.spec.input_size / 2);
-  const Index wanted =
-      std::min({std::max(enough, caches.l2 / 2 / row_bytes), most, std::max(fewest, most_bytes / row_bytes)});
+  const Index wanted = most * row_bytes <= caches.l2 ? most : fewest;
   return std::max(rows, std::min(wanted, rows * p.steps));
 }
 

@@ -27,7 +27,8 @@ struct Rows {
   Index step_stride = 0, row_stride = 0;
   const Index* order = nullptr;  // where memory has the caller's order: the row of each rank
 
-  T* at(Index step, Index rank) const { return data + step * step_stride + (order ? order[rank] : rank) * row_stride; }
+  Index offset(Index step, Index rank) const { return step * step_stride + (order ? order[rank] : rank) * row_stride; }
+  T* at(Index step, Index rank) const { return data + offset(step, rank); }
 };
 
 // What the threads that work on the same rows and direction share: the scratch of one layer at a time.
@@ -84,7 +85,8 @@ class Run {
     const Index state = most_rows() * network_.state_stride();
     const Index operand = forward == Forward::replay ? plan_.block_rows * network_.state_stride() : state;
     groups_ = arena.take<Group<T>>(group_count());
-    pointers_ = arena.take<const T*>(2 * plan_.block_rows * plan_.threads());
+    inputs_at_ = arena.take<Index>(plan_.block_rows * plan_.threads());
+    outputs_ = arena.take<T*>(plan_.block_rows * plan_.threads());
     for (int g = 0; g < group_count(); ++g) {
       Group<T> measured;
       Group<T>& group = groups_ ? *new (groups_ + g) Group<T> : measured;
@@ -215,7 +217,8 @@ class Run {
   const Plan plan_;
   const Index batch_;
   RowOrder order_;
-  const T** pointers_ = nullptr;  // [thread][2][block row] of inputs, outputs
+  Index* inputs_at_ = nullptr;  // [thread][block row]: where each pair's inputs begin
+  T** outputs_ = nullptr;       // [thread][block row]: each pair's output
   Group<T>* groups_ = nullptr;
   mutable Barrier everyone_;
 
@@ -240,8 +243,8 @@ class Run {
   template <class Visit>
   void for_each_block(const Share& share, const Passage& passage, Index begin, Index end, int turn,
                       Visit&& visit) const {
-    const T** x = pointers_ + 2 * plan_.block_rows * share.thread;
-    T** y = const_cast<T**>(x + plan_.block_rows);
+    Index* x_at = inputs_at_ + plan_.block_rows * share.thread;
+    T** y = outputs_ + plan_.block_rows * share.thread;
     const Index column = share.direction * spec_.state_size();
     Index rows = running(share, begin, row_count(share));
     while (begin < end && rows > 0) {
@@ -249,12 +252,12 @@ class Run {
       for (; block.end < end && rows > 0 && block.pairs + rows <= plan_.block_rows; ++block.end) {
         for (Index i = 0; i < rows; ++i, ++block.pairs) {
           const Index t = time(share, block.end, i);
-          x[block.pairs] = passage.in.at(t, rank(share, i));
+          x_at[block.pairs] = passage.in.offset(t, rank(share, i));
           if (block.y) y[block.pairs] = passage.out.at(t, rank(share, i)) + column;
         }
         rows = running(share, block.end + 1, rows);
       }
-      project(share, x, block.pairs, turn);
+      project(share, passage.in.data, x_at, block.pairs, turn);
       meet(share);  // in place: all inputs of the block are read
       turn = visit(block);
       begin = block.end;
@@ -271,12 +274,12 @@ class Run {
     }
   }
 
-  void project(const Share& share, const T* const* x, Index rows, int turn) const {
+  void project(const Share& share, const T* x, const Index* x_at, Index rows, int turn) const {
     for (const PackedStage<T>& stage : stages(share)) {
       if (stage.stage == Stage::linear) continue;
       const auto [first, last] = panels(share, stage.panels);
-      network_.kernels().project[static_cast<int>(stage.stage)]({x, rows, stage.input_depth, first, last, turn == 1,
-                                                                 stage.input.data(), stage.bias.data(),
+      network_.kernels().project[static_cast<int>(stage.stage)]({x, x_at, rows, stage.input_depth, first, last,
+                                                                 turn == 1, stage.input.data(), stage.bias.data(),
                                                                  gates(share, stage), gates_panel_stride(stage)});
     }
   }
@@ -302,6 +305,7 @@ class Run {
     std::tie(args.first_panel, args.last_panel) = panels(share, stage.panels);
     args.backwards = turn == 1;  // what the last step left in the cache comes first in this one
     args.weights = stage.recurrent.data();
+    args.bias = stage.bias.data();
     args.gates = gates(share, stage) + at * stage.slots_size();
     args.gates_panel_stride = gates_panel_stride(stage);
     args.state_stride = network_.state_stride();

@@ -29,7 +29,7 @@ enum class Stage {
 
 // How the units and gates of a stage share a panel. `slots` counts the gate vectors per unit vector in the gates buffer. The
 // reset-after GRU keeps the two halves of its candidate apart: its slots are n_x, r, z, n_h; `project` fills the first
-// three and `step` the last three.
+// three, `step` continues r and z and begins n_h.
 struct StageLayout {
   int gates;
   int unit_vectors;
@@ -52,14 +52,15 @@ constexpr StageLayout stage_layout(Stage stage) {
 // gates[panel][row] = bias[panel] + x[row] W[panel], for the panels first_panel .. last_panel.
 template <class T>
 struct ProjectArgs {
-  const T* const* x;  // [rows] pointers to `depth` values each
+  const T* x;
+  const Index* x_at;  // [rows]: where the `depth` values of each row begin, counted from x
   Index rows;
   Index depth;
   Index first_panel, last_panel;
   bool backwards;    // visit the panels from the last to the first
   const T* weights;  // [panel][depth][vectors][lanes]
   const T* bias;     // [panel][slots * unit_vectors][lanes]
-  T* gates;          // [panel][row][slots * unit_vectors][lanes]
+  T* gates;          // [panel][row][slots * unit_vectors][lanes]; a slot without a gate stays as it is
   Index gates_panel_stride;
 };
 
@@ -73,6 +74,7 @@ struct StepArgs {
   bool product_only;  // leave the cell for a call of depth 0
   bool backwards;     // visit the panels from the last to the first
   const T* weights;   // [panel][depth][vectors][lanes]
+  const T* bias;      // [panel][slots * unit_vectors][lanes]: the reset-after GRU's n_h starts from it
   T* gates;           // as left by project; used up
   Index gates_panel_stride;
   Index state_stride;  // of every [rows][state_stride] array below
