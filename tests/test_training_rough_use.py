@@ -478,8 +478,8 @@ def memory(kind):
 def test_training_does_not_leak(cell, recompute):
     """Steps that change the weights, tapes that nobody uses, and errors, over and over.
 
-    Each step packs its weights anew and so begins with new memory; the system's allocator may hold on to the
-    old for a few steps. Any array of a step that stayed would add up to more.
+    Each step packs its weights anew; the system's allocator may hold on to the old packs for a few steps. Any
+    array of a step that stayed would add up to more.
     """
     code = (
         MEMORY
@@ -511,6 +511,33 @@ print(json.dumps([memory("VmRSS") - before, p.forward()[2].nbytes, packed]))
     growth, tape, packed = run_python(code, cell, recompute)
     assert growth <= 4 * tape
     assert 60 * packed > 4 * tape, "the smallest leak would go unnoticed"
+
+
+@reads_proc
+def test_new_weights_find_the_memory_of_the_old():
+    """A step after an update touches no new memory for its tape. Here the allocator returns all that it is given."""
+    code = """
+import json, resource
+import numpy as np
+from gradients import problem
+
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+p = problem("lstm", 16, 64, 16, 200, dtype=np.float32)
+counts = []
+for _ in range(6):
+    before = faults()
+    output, state_n, tape = p.forward()
+    counts.append(faults() - before)
+    gradients = p.module.backward(tape, p.d_output)[2]
+    for name, parameter in p.module.parameters().items():
+        parameter -= 1e-3 * gradients[name]
+print(json.dumps([counts, (tape.nbytes - output.nbytes) // resource.getpagesize()]))
+"""
+    counts, pages = run_python(code, environment={"MALLOC_MMAP_THRESHOLD_": "65536"})
+    assert counts[0] > pages, "the measurement itself is broken"
+    assert max(counts[3:]) < pages / 2
 
 
 @reads_proc

@@ -44,17 +44,17 @@ template <class T>
 class TypedTape final : public BoundTape {
  public:
   TypedTape(std::shared_ptr<const Network<T>> network, const Call<T>& call, const TapeOptions& options,
-            std::shared_ptr<WorkspacePool> pool, bool bias, bool batch_first)
+            std::shared_ptr<Pools> pools, bool bias, bool batch_first)
       : network(std::move(network)),
         bias(bias),
         x(call.x),
         sequence(call.sequence),
         unbatched(call.unbatched),
         batch_first(batch_first),
-        pool_(std::move(pool)),
-        memory_(pool_->borrow()),
+        pools_(std::move(pools)),
+        memory_(pools_->tapes.borrow()),
         tape(this->network->spec(), call.sequence, options, *memory_) {}
-  ~TypedTape() override { pool_->give_back(std::move(memory_)); }
+  ~TypedTape() override { pools_->tapes.give_back(std::move(memory_)); }
 
   Index bytes() const override { return tape.bytes(); }
 
@@ -65,7 +65,7 @@ class TypedTape final : public BoundTape {
   const bool unbatched, batch_first;
 
  private:
-  std::shared_ptr<WorkspacePool> pool_;
+  std::shared_ptr<Pools> pools_;
   std::unique_ptr<Workspace> memory_;
 
  public:
@@ -195,12 +195,18 @@ class TypedStream final : public BoundStream {
 template <class T>
 class TypedNetwork final : public BoundNetwork {
  public:
-  TypedNetwork(const Spec& spec, bool bias, const py::dict& parameters)
+  TypedNetwork(const Spec& spec, bool bias, const py::dict& parameters,
+               std::shared_ptr<Pools> pools = std::make_shared<Pools>())
       : bias_(bias),
         arrays_(parameters.attr("copy")()),
         parameters_(find_parameters<T>(spec, bias, arrays_)),
         network_(std::make_shared<const Network<T>>(spec, parameters_, active_table())),
-        step_work_(TypedStream<T>::multiply_adds(spec)) {}
+        step_work_(TypedStream<T>::multiply_adds(spec)),
+        pools_(std::move(pools)) {}
+
+  std::unique_ptr<BoundNetwork> renewed(const py::dict& parameters) const override {
+    return std::make_unique<TypedNetwork>(network_->spec(), bias_, parameters, pools_);
+  }
 
   py::tuple forward(py::handle x, py::handle state, py::handle lengths, py::handle out, bool batch_first) override {
     Call<T> call = check_call<T>(network_->spec(), x, state, lengths, out, batch_first);
@@ -222,12 +228,12 @@ class TypedNetwork final : public BoundNetwork {
                    const TapeOptions& options) override {
     if (!packed_for_backward()) throw std::logic_error("record: comes after pack_for_backward");
     Call<T> call = check_call<T>(network_->spec(), x, state, lengths, py::none(), batch_first);
-    auto tape = std::make_unique<TypedTape<T>>(network_, call, options, tape_pool_, bias_, batch_first);
+    auto tape = std::make_unique<TypedTape<T>>(network_, call, options, pools_, bias_, batch_first);
     {
       const py::gil_scoped_release release;
-      std::unique_ptr<Workspace> workspace = pool_.borrow();
+      std::unique_ptr<Workspace> workspace = pools_->scratch.borrow();
       network_->forward(call.sequence, *workspace, tape->tape);
-      pool_.give_back(std::move(workspace));
+      pools_->scratch.give_back(std::move(workspace));
     }
     const py::tuple pair = results(call);
     return py::make_tuple(pair[0], pair[1], std::unique_ptr<BoundTape>(std::move(tape)));
@@ -283,9 +289,9 @@ class TypedNetwork final : public BoundNetwork {
     }
     {
       const py::gil_scoped_release release;
-      std::unique_ptr<Workspace> workspace = pool_.borrow();
+      std::unique_ptr<Workspace> workspace = pools_->scratch.borrow();
       recorded->network->backward(tape, call, *workspace);
-      pool_.give_back(std::move(workspace));
+      pools_->scratch.give_back(std::move(workspace));
     }
     return py::make_tuple(d_x, d_c_0 ? py::make_tuple(d_h_0, d_c_0) : d_h_0);
   }
@@ -306,9 +312,9 @@ class TypedNetwork final : public BoundNetwork {
 
  private:
   void run(const Sequence<T>& sequence) {
-    std::unique_ptr<Workspace> workspace = pool_.borrow();
+    std::unique_ptr<Workspace> workspace = pools_->scratch.borrow();
     network_->run(sequence, *workspace);
-    pool_.give_back(std::move(workspace));
+    pools_->scratch.give_back(std::move(workspace));
   }
 
   const bool bias_;
@@ -316,8 +322,7 @@ class TypedNetwork final : public BoundNetwork {
   Parameters<T> parameters_;
   std::shared_ptr<const Network<T>> network_;
   double step_work_;
-  WorkspacePool pool_{64 << 20};
-  std::shared_ptr<WorkspacePool> tape_pool_ = std::make_shared<WorkspacePool>(Index(1) << 30);
+  std::shared_ptr<Pools> pools_;
 };
 
 }  // namespace

@@ -38,6 +38,12 @@ class WorkspacePool {
   std::vector<std::unique_ptr<Workspace>> free_;
 };
 
+// Passed on from network to network as a module's parameters change, so that training too settles without allocations.
+struct Pools {
+  WorkspacePool scratch{64 << 20};
+  WorkspacePool tapes{Index(1) << 30};
+};
+
 // A call's checked arrays, and the views of them that the engine takes. The objects only keep the memory alive (a
 // default-constructed py::array would allocate).
 template <class T>

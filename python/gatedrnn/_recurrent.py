@@ -449,6 +449,8 @@ class _Recurrent(Generic[_State]):
             return _device.Network(
                 self._cell, self._store.views, precision=self._precision, **self._network_options()
             )
+        if self._pack is not None:
+            return self._pack[1].renewed(self._store.views)
         return _core.Network(self._cell, self._store.views, **self._network_options())
 
     def _network_options(self) -> dict[str, Any]:

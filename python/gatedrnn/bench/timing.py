@@ -44,7 +44,7 @@ class Placement:
             os.sched_setaffinity(0, self.cpus)
 
     def spread(self) -> None:
-        """Move all other threads away from the main thread's CPU; all, as some libraries place theirs anew."""
+        """Move all other threads away from the main thread's CPU, each time: some libraries move theirs back."""
         if len(self.cpus) < 2:
             return
         for thread in set(os.listdir("/proc/self/task")) - {str(os.getpid())}:
