@@ -19,6 +19,9 @@ constexpr Index kNearBytes = 448 << 10;
 // Weights beyond this come from memory, where reading a panel in halves defeats the hardware's prefetcher.
 constexpr Index kFarBytes = 8 << 20;
 
+// Panels of a tile that fit here are found again by the next step, which begins where this one ends.
+constexpr Index kFirstLevelBytes = 48 << 10;
+
 constexpr int kMaxRows = 8;    // a panel has at least three vectors
 constexpr int kMaxPanels = 4;  // more only helps a single row, whose chains four panels already hide
 
@@ -215,12 +218,17 @@ struct Tiling {
   Tiling(Index row_count, Index panel_count, Index depth)
       : rows(row_count,
              panel_count * depth * width * static_cast<Index>(sizeof(T)) > kFarBytes ? max_whole_rows(W) : max_rows(W)),
-        panels(panel_count, max_panels(tallest(), W)),
+        panels(panel_count, most_panels(panel_count, depth)),
         vectors(tile_vectors(tallest(), W)),
         slices(depth,
                rows.parts == 1 && vectors == W ? depth : slice_bytes() / (vectors * S::lanes * Index(sizeof(T)))),
         far(panel_count * depth * width * static_cast<Index>(sizeof(T)) > kNearBytes) {}
 
+  Index most_panels(Index count, Index depth) const {
+    const Index most = max_panels(tallest(), W), panel_bytes = depth * width * Index(sizeof(T));
+    const Index resident = panel_bytes > 0 ? kFirstLevelBytes / panel_bytes : count;
+    return resident >= 2 && resident < count && resident < most ? resident : most;
+  }
   // Halves of a panel read by a single tile gain nothing from depth, and lose the hardware's prefetching to it.
   Index slice_bytes() const { return rows.parts == 1 ? kSliceBytes / 2 : kSliceBytes; }
   int tallest() const { return static_cast<int>(rows.begin(1)); }

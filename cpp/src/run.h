@@ -130,6 +130,7 @@ class Run {
 
   // This thread's part of that many panels.
   std::pair<Index, Index> panels(const Share& share, Index count) const {
+    if (plan_.unit_groups == 1) return {0, count};  // two divisions matter to the smallest steps
     return {count * share.units / plan_.unit_groups, count * (share.units + 1) / plan_.unit_groups};
   }
 
@@ -298,11 +299,12 @@ class Run {
                         Index at, const Operands& operands, T* const* y, int turn) const {
     const Group<T>& group = share.group;
     const bool last_stage = &stage == &stages(share).back();
-    StepArgs<T> args{};
+    StepArgs<T> args;
     args.rows = rows;
     args.depth = stage.recurrent_depth;
     args.units = stage.units;
     std::tie(args.first_panel, args.last_panel) = panels(share, stage.panels);
+    args.product_only = false;
     args.backwards = turn == 1;  // what the last step left in the cache comes first in this one
     args.weights = stage.recurrent.data();
     args.bias = stage.bias.data();
@@ -319,10 +321,9 @@ class Run {
     args.update = operands.update;
     args.peephole = stage.peephole.data();
     args.y = last_stage && y ? y + at : nullptr;
-    if (passage.kept) {
-      args.kept_stride = plan_.row_groups * passage.kept_width;
-      args.kept = passage.kept + ((step - passage.first) * batch_ + share.row_group) * passage.kept_width;
-    }
+    args.kept_stride = plan_.row_groups * passage.kept_width;
+    args.kept = passage.kept ? passage.kept + ((step - passage.first) * batch_ + share.row_group) * passage.kept_width
+                             : nullptr;
     return args;
   }
 

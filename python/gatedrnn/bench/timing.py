@@ -18,6 +18,7 @@ from gatedrnn.bench.shapes import Array
 MIN_ROUNDS = 3
 _LONG_CALL = 0.25
 _WARM_CALL = 0.05  # longer calls wake their threads and fetch their weights in a time that weighs nothing
+_WARM_UP = 0.001
 
 
 class Placement:
@@ -169,6 +170,9 @@ def _turn(contender: Contender, calls: int, *, warm_up: bool) -> float:
         if warm_up:
             contender.run()
         placement.spread()
+        until = time.perf_counter() + _WARM_UP
+        while warm_up and time.perf_counter() < until:
+            contender.run()
         return _timed(contender.run, calls)
 
 
