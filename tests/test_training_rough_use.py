@@ -515,7 +515,7 @@ print(json.dumps([memory("VmRSS") - before, p.forward()[2].nbytes, packed]))
 
 @reads_proc
 def test_new_weights_find_the_memory_of_the_old():
-    """A step after an update touches no new memory for its tape. Here the allocator returns all that it is given."""
+    """A step after an update touches no new memory for its tape, though the allocator here keeps none."""
     code = """
 import json, resource
 import numpy as np

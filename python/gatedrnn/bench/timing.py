@@ -45,7 +45,7 @@ class Placement:
             os.sched_setaffinity(0, self.cpus)
 
     def spread(self) -> None:
-        """Move all other threads away from the main thread's CPU, each time: some libraries move theirs back."""
+        """Move all other threads off the main thread's CPU; each time, as some libraries move theirs back."""
         if len(self.cpus) < 2:
             return
         for thread in set(os.listdir("/proc/self/task")) - {str(os.getpid())}:
