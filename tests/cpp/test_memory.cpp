@@ -77,7 +77,7 @@ void check_allocations_are_counted() {
 }
 
 void check_buffer() {
-  for (const Index size : {0, 1, 7, 64, 1000}) {
+  for (const Index size : {0, 1, 7, 64, 1000, 1 << 20, (1 << 20) + 1}) {
     Buffer<double> buffer(size);
     CHECK(buffer.data() != nullptr);
     CHECK(aligned(buffer.data()));

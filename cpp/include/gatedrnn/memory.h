@@ -23,15 +23,17 @@ Index checked_bytes(Index count) {
   return count * static_cast<Index>(sizeof(T));
 }
 
+// For std::free, aligned to kAlignment. Asks for huge pages where several are filled: who streams through that much memory, as a
+// step does through its weights, misses the translation cache with small ones. Throws std::bad_alloc.
+void* allocate_block(std::size_t bytes);
+
 // Owns `size` uninitialised values of a trivial type.
 template <class T>
 class Buffer {
  public:
   Buffer() = default;
   explicit Buffer(Index size) : size_(size) {
-    const std::size_t bytes = round_up(checked_bytes<T>(size) + 1, kAlignment);
-    data_.reset(static_cast<T*>(std::aligned_alloc(kAlignment, bytes)));
-    if (!data_) throw std::bad_alloc();
+    data_.reset(static_cast<T*>(allocate_block(static_cast<std::size_t>(checked_bytes<T>(size) + 1))));
   }
 
   T* data() { return data_.get(); }
