@@ -51,6 +51,8 @@ struct Block {
   Index panel_stride, row_stride;
 };
 
+// Written field by field, and read so: what is stored as a whole vector and read back in pieces makes a tile wait until the one
+// before is done. So rows are offsets, which stand in memory long before, and no struct is copied into this one.
 template <class T>
 struct TileArgs {
   const T* x;           // the left side, at the slice's beginning

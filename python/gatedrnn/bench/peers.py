@@ -492,7 +492,7 @@ class OpenVino(Peer):
                 "PERFORMANCE_HINT": "LATENCY",
                 "NUM_STREAMS": 1,
                 "INFERENCE_PRECISION_HINT": "f32",
-                "ENABLE_CPU_PINNING": False,
+                "ENABLE_CPU_PINNING": False,  # else its two threads share the CPU that the caller is held on
             },
         )
 

@@ -16,7 +16,7 @@ from typing import Any
 from gatedrnn.bench.shapes import Array
 
 MIN_ROUNDS = 3
-_LONG_CALL = 0.25
+_LONG_CALL = 0.25  # seconds, as the next two
 _WARM_CALL = 0.05  # longer calls wake their threads and fetch their weights in a time that weighs nothing
 _WARM_UP = 0.001
 
