@@ -63,21 +63,22 @@ struct ForwardLstm {
     A i = s.input(rank, unit, 0) + product[0], f = s.input(rank, unit, 1) + product[1];
     const A g = s.input(rank, unit, 2) + product[2];
     A o = s.input(rank, unit, 3) + product[3];
-    A c = s.c[s.at(rank, unit)];
+    const A c = s.c[s.at(rank, unit)];
     if constexpr (peephole) {
       i += s.peephole[unit] * c;
       f += s.peephole[s.units + unit] * c;
     }
-    c = Cell::next_cell(i, f, g, c);
-    if constexpr (peephole) o += s.peephole[2 * s.units + unit] * c;
-    s.c[s.at(rank, unit)] = c;
-    s.store_h(rank, unit, Cell::output(o, c));
+    const auto next = Cell::next_cell(i, f, g, c);
+    if constexpr (peephole) o += s.peephole[2 * s.units + unit] * next.c;
+    s.c[s.at(rank, unit)] = next.c;
+    const auto output = Cell::output(o, next.c);
+    s.store_h(rank, unit, output.h);
     if (!s.kept) return;
-    s.keep(rank, unit, 0, Act::sigmoid(i));
-    s.keep(rank, unit, 1, Act::sigmoid(f));
-    s.keep(rank, unit, 2, Act::tanh(g));
-    s.keep(rank, unit, 3, Act::sigmoid(o));
-    s.keep(rank, unit, 4, c);
+    s.keep(rank, unit, 0, next.i);
+    s.keep(rank, unit, 1, next.f);
+    s.keep(rank, unit, 2, next.g);
+    s.keep(rank, unit, 3, output.o);
+    s.keep(rank, unit, 4, next.c);
   }
 };
 template <class S>
@@ -92,15 +93,16 @@ struct Forward<S, Stage::gru> {
   using Act = cells::Activations<Arithmetic<A>>;
 
   __device__ static void apply(const Step<S>& s, int rank, int unit, const A (&product)[3]) {
-    const A r = s.input(rank, unit, 0) + product[0], z = s.input(rank, unit, 1) + product[1];
+    const A r = Act::sigmoid(s.input(rank, unit, 0) + product[0]);
+    const A e = Cell::update(s.input(rank, unit, 1) + product[1]);
     const A n_h = product[2] + s.bias[3 * s.units + unit];
-    const A n = Cell::candidate_reset_after(s.input(rank, unit, 2), r, n_h), e = Cell::update(z);
     const A h = converted<A>(load_from_others(s.h + s.at(rank, unit)));
-    s.store_h(rank, unit, Cell::blend(e, n, h));
+    const auto blend = Cell::blend(e, Cell::candidate_reset_after(s.input(rank, unit, 2), r, n_h), h);
+    s.store_h(rank, unit, blend.h);
     if (!s.kept) return;
-    s.keep(rank, unit, 0, Act::sigmoid(r));
-    s.keep(rank, unit, 1, Cell::update_gate(e));
-    s.keep(rank, unit, 2, Act::tanh(n));
+    s.keep(rank, unit, 0, r);
+    s.keep(rank, unit, 1, blend.z);
+    s.keep(rank, unit, 2, blend.n);
     s.keep(rank, unit, 3, n_h);
   }
 };
@@ -111,13 +113,11 @@ struct Forward<S, Stage::gru_before_gates> {
   using Cell = cells::Gru<Arithmetic<A>>;
 
   __device__ static void apply(const Step<S>& s, int rank, int unit, const A (&product)[2]) {
-    const A r = s.input(rank, unit, 0) + product[0], z = s.input(rank, unit, 1) + product[1];
-    const A h = converted<A>(load_from_others(s.h + s.at(rank, unit))), e = Cell::update(z);
-    s.reset_h[s.at(rank, unit)] = converted<S>(Cell::reset(r, h));
-    s.update[s.at(rank, unit)] = e;
-    if (!s.kept) return;
-    s.keep(rank, unit, 0, cells::Activations<Arithmetic<A>>::sigmoid(r));
-    s.keep(rank, unit, 1, Cell::update_gate(e));
+    const A r = cells::Activations<Arithmetic<A>>::sigmoid(s.input(rank, unit, 0) + product[0]);
+    const A h = converted<A>(load_from_others(s.h + s.at(rank, unit)));
+    s.reset_h[s.at(rank, unit)] = converted<S>(r * h);
+    s.update[s.at(rank, unit)] = Cell::update(s.input(rank, unit, 1) + product[1]);
+    s.keep(rank, unit, 0, r);
   }
 };
 
@@ -129,8 +129,10 @@ struct Forward<S, Stage::gru_before_candidate> {
   __device__ static void apply(const Step<S>& s, int rank, int unit, const A (&product)[1]) {
     const A n = s.input(rank, unit, 2) + product[0];
     const A h = converted<A>(load_from_others(s.h + s.at(rank, unit)));
-    s.store_h(rank, unit, Cell::blend(s.update[s.at(rank, unit)], n, h));
-    s.keep(rank, unit, 2, cells::Activations<Arithmetic<A>>::tanh(n));
+    const auto blend = Cell::blend(s.update[s.at(rank, unit)], n, h);
+    s.store_h(rank, unit, blend.h);
+    s.keep(rank, unit, 1, blend.z);
+    s.keep(rank, unit, 2, blend.n);
   }
 };
 

@@ -37,7 +37,7 @@ struct Simd {
   // As std::min and std::max: a NaN in the first argument stays.
   static GATEDRNN_INLINE V min(V a, V b) { return packet::pmin(a, b); }
   static GATEDRNN_INLINE V max(V a, V b) { return packet::pmax(a, b); }
-  static GATEDRNN_INLINE V negate(V a) { return V(BitVector(a) ^ sign_bit); }
+  static GATEDRNN_INLINE V negate(V a) { return -a; }
   static GATEDRNN_INLINE V abs(V a) { return V(BitVector(a) & ~sign_bit); }
   static GATEDRNN_INLINE V copy_sign(V magnitude, V sign) {
     return V((BitVector(magnitude) & ~sign_bit) | (BitVector(sign) & sign_bit));

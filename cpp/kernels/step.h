@@ -58,7 +58,6 @@ struct Finish;
 template <class S, bool peephole, bool keeping>
 struct FinishLstm {
   using Cell = cells::Lstm<S>;
-  using A = cells::Activations<S>;
   static constexpr bool two_passes = true;
 
   static GATEDRNN_INLINE void first(const Place<S>& p) {
@@ -68,21 +67,21 @@ struct FinishLstm {
       i = S::madd(weight(p, 0), c, i);
       f = S::madd(weight(p, 1), c, f);
     }
-    c = Cell::next_cell(i, f, g, c);
-    p.at.store(p.at.a.c, c);
-    if constexpr (peephole) p.store(3, S::madd(weight(p, 2), c, o));
+    const auto next = Cell::next_cell(i, f, g, c);
+    p.at.store(p.at.a.c, next.c);
+    if constexpr (peephole) p.store(3, S::madd(weight(p, 2), next.c, o));
     if constexpr (keeping) {
-      p.at.keep(0, A::sigmoid(i));
-      p.at.keep(1, A::sigmoid(f));
-      p.at.keep(2, A::tanh(g));
-      p.at.keep(4, c);
+      p.at.keep(0, next.i);
+      p.at.keep(1, next.f);
+      p.at.keep(2, next.g);
+      p.at.keep(4, next.c);
     }
   }
 
   static GATEDRNN_INLINE void second(const Place<S>& p) {
-    const auto o = p.load(3);
-    p.at.store_h(Cell::output(o, p.at.load(p.at.a.c)));
-    if constexpr (keeping) p.at.keep(3, A::sigmoid(o));
+    const auto output = Cell::output(p.load(3), p.at.load(p.at.a.c));
+    p.at.store_h(output.h);
+    if constexpr (keeping) p.at.keep(3, output.o);
   }
 
   static GATEDRNN_INLINE typename S::V weight(const Place<S>& p, int gate) {
@@ -96,6 +95,17 @@ struct Finish<S, Stage::lstm, keeping> : FinishLstm<S, false, keeping> {};
 template <class S, bool keeping>
 struct Finish<S, Stage::lstm_peephole, keeping> : FinishLstm<S, true, keeping> {};
 
+// `e` is the update gate's exponential, `n` the candidate's pre-activation.
+template <bool keeping, class S>
+GATEDRNN_INLINE void finish_gru(const Place<S>& p, typename S::V e, typename S::V n) {
+  const auto blend = cells::Gru<S>::blend(e, n, p.at.load(p.at.a.h));
+  p.at.store_h(blend.h);
+  if constexpr (keeping) {
+    p.at.keep(1, blend.z);
+    p.at.keep(2, blend.n);
+  }
+}
+
 template <class S, bool keeping>
 struct Finish<S, Stage::gru, keeping> {
   using Cell = cells::Gru<S>;
@@ -103,21 +113,16 @@ struct Finish<S, Stage::gru, keeping> {
   static constexpr bool two_passes = true;
 
   static GATEDRNN_INLINE void first(const Place<S>& p) {
-    const auto r = p.load(0), n_h = p.load(2), e = Cell::update(p.load(1));
+    const auto r = A::sigmoid(p.load(0)), n_h = p.load(2);
     p.store(2, Cell::candidate_reset_after(S::load(p.slots), r, n_h));
-    p.store(1, e);
+    p.store(1, Cell::update(p.load(1)));
     if constexpr (keeping) {
-      p.at.keep(0, A::sigmoid(r));
-      p.at.keep(1, Cell::update_gate(e));
+      p.at.keep(0, r);
       p.at.keep(3, n_h);
     }
   }
 
-  static GATEDRNN_INLINE void second(const Place<S>& p) {
-    const auto n = p.load(2);
-    p.at.store_h(Cell::blend(p.load(1), n, p.at.load(p.at.a.h)));
-    if constexpr (keeping) p.at.keep(2, A::tanh(n));
-  }
+  static GATEDRNN_INLINE void second(const Place<S>& p) { finish_gru<keeping>(p, p.load(1), p.load(2)); }
 };
 
 template <class S>
@@ -131,22 +136,17 @@ struct Finish<S, Stage::gru_before_gates, keeping> : OnePass<S> {
   using Cell = cells::Gru<S>;
   static GATEDRNN_INLINE void first(const Place<S>& p) {
     constexpr int unit_vectors = stage_layout(Stage::gru_before_gates).unit_vectors;
-    const auto r = p.load(p.u), e = Cell::update(p.load(unit_vectors + p.u));
-    p.at.store(p.at.a.reset_h, Cell::reset(r, p.at.load(p.at.a.h)));
-    p.at.store(p.at.a.update, e);
-    if constexpr (keeping) {
-      p.at.keep(0, cells::Activations<S>::sigmoid(r));
-      p.at.keep(1, Cell::update_gate(e));
-    }
+    const auto r = cells::Activations<S>::sigmoid(p.load(p.u));
+    p.at.store(p.at.a.reset_h, S::mul(r, p.at.load(p.at.a.h)));
+    p.at.store(p.at.a.update, Cell::update(p.load(unit_vectors + p.u)));
+    if constexpr (keeping) p.at.keep(0, r);
   }
 };
 
 template <class S, bool keeping>
 struct Finish<S, Stage::gru_before_candidate, keeping> : OnePass<S> {
   static GATEDRNN_INLINE void first(const Place<S>& p) {
-    const auto n = p.load(p.u);
-    p.at.store_h(cells::Gru<S>::blend(p.at.load(p.at.a.update), n, p.at.load(p.at.a.h)));
-    if constexpr (keeping) p.at.keep(2, cells::Activations<S>::tanh(n));
+    finish_gru<keeping>(p, p.at.load(p.at.a.update), p.load(p.u));
   }
 };
 

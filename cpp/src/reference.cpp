@@ -119,13 +119,15 @@ class Reference {
         i = S::madd(w.peephole[0][u], c[u], i);
         f = S::madd(w.peephole[1][u], c[u], f);
       }
-      c[u] = Lstm::next_cell(i, f, g, c[u]);
+      const auto cell = Lstm::next_cell(i, f, g, c[u]);
+      c[u] = cell.c;
       if (w.peephole[2]) o = S::madd(w.peephole[2][u], c[u], o);
-      next[u] = Lstm::output(o, c[u]);
-      record.i.push_back(A::sigmoid(i));
-      record.f.push_back(A::sigmoid(f));
-      record.g.push_back(A::tanh(g));
-      record.o.push_back(A::sigmoid(o));
+      const auto output = Lstm::output(o, c[u]);
+      next[u] = output.h;
+      record.i.push_back(cell.i);
+      record.f.push_back(cell.f);
+      record.g.push_back(cell.g);
+      record.o.push_back(output.o);
       record.c.push_back(c[u]);
     }
     if (!w.weight_hr) return next;
@@ -142,12 +144,12 @@ class Reference {
       const Index n = 2 * H + u;
       const T n_x = input_part(w, n, w.bias_ih ? w.bias_ih[n] : T(0), x, I);
       const T n_h = chain(w.bias_hh ? w.bias_hh[n] : T(0), w.weight_hh + n * H, h.data(), H);
-      const T r = gate(w, u, x, I, h), e = Gru::update(gate(w, H + u, x, I, h));
-      const T candidate = Gru::candidate_reset_after(n_x, r, n_h);
-      next[u] = Gru::blend(e, candidate, h[u]);
-      record.r.push_back(A::sigmoid(r));
-      record.z.push_back(Gru::update_gate(e));
-      record.n.push_back(A::tanh(candidate));
+      const T r = A::sigmoid(gate(w, u, x, I, h)), e = Gru::update(gate(w, H + u, x, I, h));
+      const auto blend = Gru::blend(e, Gru::candidate_reset_after(n_x, r, n_h), h[u]);
+      next[u] = blend.h;
+      record.r.push_back(r);
+      record.z.push_back(blend.z);
+      record.n.push_back(blend.n);
       record.n_h.push_back(n_h);
     }
     return next;
@@ -158,15 +160,16 @@ class Reference {
     const Index H = spec_.hidden_size;
     std::vector<T> reset_h(H), next(H);
     for (Index u = 0; u < H; ++u) {
-      const T r = gate(w, u, x, I, h);
-      reset_h[u] = Gru::reset(r, h[u]);
-      record.r.push_back(A::sigmoid(r));
+      const T r = A::sigmoid(gate(w, u, x, I, h));
+      reset_h[u] = r * h[u];
+      record.r.push_back(r);
     }
     for (Index u = 0; u < H; ++u) {
       const T e = Gru::update(gate(w, H + u, x, I, h)), candidate = gate(w, 2 * H + u, x, I, reset_h);
-      next[u] = Gru::blend(e, candidate, h[u]);
-      record.z.push_back(Gru::update_gate(e));
-      record.n.push_back(A::tanh(candidate));
+      const auto blend = Gru::blend(e, candidate, h[u]);
+      next[u] = blend.h;
+      record.z.push_back(blend.z);
+      record.n.push_back(blend.n);
     }
     return next;
   }

@@ -97,10 +97,15 @@ void check_arithmetic() {
     check(x);
     using A = Arithmetic<T>;
     using B = cells::Scalar<T>;
-    CHECK(same_bits(cells::Lstm<B>::next_cell(x, y, z, y), cells::Lstm<A>::next_cell(x, y, z, y)));
-    CHECK(same_bits(cells::Lstm<B>::output(x, y), cells::Lstm<A>::output(x, y)));
-    CHECK(same_bits(cells::Gru<B>::blend(cells::Gru<B>::update(x), y, z),
-                    cells::Gru<A>::blend(cells::Gru<A>::update(x), y, z)));
+    const auto [c, i_gate, f_gate, g_gate] = cells::Lstm<A>::next_cell(x, y, z, y);
+    const auto cell = cells::Lstm<B>::next_cell(x, y, z, y);
+    CHECK(same_bits(cell.c, c) && same_bits(cell.i, i_gate) && same_bits(cell.f, f_gate) && same_bits(cell.g, g_gate));
+    const auto [lstm_h, o_gate] = cells::Lstm<A>::output(x, y);
+    const auto output = cells::Lstm<B>::output(x, y);
+    CHECK(same_bits(output.h, lstm_h) && same_bits(output.o, o_gate));
+    const auto [gru_h, z_gate, n_gate] = cells::Gru<A>::blend(cells::Gru<A>::update(x), y, z);
+    const auto blend = cells::Gru<B>::blend(cells::Gru<B>::update(x), y, z);
+    CHECK(same_bits(blend.h, gru_h) && same_bits(blend.z, z_gate) && same_bits(blend.n, n_gate));
     const auto a = cells::Lstm<A>::backward({x, y, z, x, y}, z, x, y, nullptr);
     const auto b = cells::Lstm<B>::backward({x, y, z, x, y}, z, x, y, nullptr);
     CHECK(same_bits(a.i, b.i) && same_bits(a.f, b.f) && same_bits(a.g, b.g) && same_bits(a.o, b.o) &&

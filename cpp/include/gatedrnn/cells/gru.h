@@ -20,22 +20,26 @@ struct Gru {
   using V = typename S::V;
   using A = Activations<S>;
 
-  static constexpr V reset(V r, V value) { return S::div(value, A::sigmoid_denominator(r)); }
-
-  static constexpr V candidate_reset_after(V n_x, V r, V n_h) { return S::add(n_x, reset(r, n_h)); }
+  static constexpr V candidate_reset_after(V n_x, V r, V n_h) { return S::madd(r, n_h, n_x); }
 
   // exp(-z), bounded so that blend()'s products stay finite
-  static constexpr V update(V z) { return A::exp_negated(z, A::C::largest_for_ratio); }
-
-  // With e = exp(-z) and tanh(n) = p / q: h' = (e p + h q) / (q (1 + e)), one division for the update gate and the candidate.
-  static constexpr V blend(V e, V n, V h) {
-    const auto t = A::tanh_ratio(n);
-    const V numerator = S::madd(e, t.numerator, S::mul(h, t.denominator));
-    return S::div(numerator, S::mul(t.denominator, S::add(S::set(1), e)));
+  static constexpr V update(V z) {
+    const auto e = A::exp_negated(z, A::C::smallest_for_ratio);
+    return S::mul(e.scale, e.value);
   }
 
-  // The update gate from update()'s exp(-z).
-  static constexpr V update_gate(V e) { return S::div(S::set(1), S::add(S::set(1), e)); }
+  // The new h, and the activated update gate and candidate.
+  struct Blend {
+    V h, z, n;
+  };
+  // With e = exp(-z) and tanh(n) = p / q: h' = (e p + h q) / (q (1 + e)), one division for all.
+  static constexpr Blend blend(V e, V n, V h) {
+    const auto t = A::tanh_ratio(n);
+    const V z_denominator = S::add(S::set(1), e);
+    const V shared = A::reciprocal(S::mul(t.denominator, z_denominator));
+    return {S::mul(S::madd(e, t.numerator, S::mul(h, t.denominator)), shared), S::mul(t.denominator, shared),
+            S::mul(S::mul(t.numerator, z_denominator), shared)};
+  }
 
   // Of the loss by the pre-activations of z and n, and by h directly; z and n are activated.
   struct BlendGradients {

@@ -20,17 +20,29 @@ struct Lstm {
   using V = typename S::V;
   using A = Activations<S>;
 
-  static constexpr V next_cell(V i, V f, V g, V c) {
-    const V kept = S::div(c, A::sigmoid_denominator(f));
+  // The new cell state, and the activated gates that made it.
+  struct NextCell {
+    V c, i, f, g;
+  };
+  static constexpr NextCell next_cell(V i, V f, V g, V c) {
+    const V kept = A::sigmoid(f);
+    // sigmoid(i) and tanh(g) have one division for the two
+    const V i_denominator = A::sigmoid_denominator(i, A::C::smallest_for_ratio);
     const auto candidate = A::tanh_ratio(g);
-    // sigmoid(i) * tanh(g) with one division for the two
-    const V added = S::div(candidate.numerator, S::mul(A::sigmoid_denominator(i), candidate.denominator));
-    return S::add(kept, added);
+    const V shared = A::reciprocal(S::mul(i_denominator, candidate.denominator));
+    const V added = S::mul(candidate.numerator, shared);
+    return {S::madd(kept, c, added), S::mul(candidate.denominator, shared), kept, S::mul(i_denominator, added)};
   }
 
-  static constexpr V output(V o, V c) {
+  // The new h, and the activated gate.
+  struct Output {
+    V h, o;
+  };
+  static constexpr Output output(V o, V c) {
+    const V o_denominator = A::sigmoid_denominator(o, A::C::smallest_for_ratio);
     const auto squashed = A::tanh_ratio(c);
-    return S::div(squashed.numerator, S::mul(A::sigmoid_denominator(o), squashed.denominator));
+    const V shared = A::reciprocal(S::mul(o_denominator, squashed.denominator));
+    return {S::mul(squashed.numerator, shared), S::mul(squashed.denominator, shared)};
   }
 
   // The activated gates and c': what a step keeps for its backward.
