@@ -131,6 +131,8 @@ THREADED = [
     (128, 257, 67, 4, {}),
     (31, 64, 256, 16, {}),
     (65, 257, 2, 8, {"bidirectional": True, "num_layers": 2}),
+    (65, 64, 1, 700, {"num_layers": 2}),
+    (65, 64, 2, 400, {"num_layers": 3}),
 ]
 
 
@@ -156,8 +158,8 @@ def test_these_shapes_are_split_in_every_way(cell):
     for input_size, hidden_size, batch, steps, options in THREADED:
         plan = build(cell, input_size, hidden_size, **options)._packed().plan
         plans = [plan(steps, batch, threads) for threads in (2, 3, 4)]
-        splits |= {k for p in plans for k in ("direction_groups", "row_groups", "unit_groups") if p[k] > 1}
-    assert splits == {"direction_groups", "row_groups", "unit_groups"}
+        splits |= {k for p in plans for k in p if k.endswith("_groups") and p[k] > 1}
+    assert splits == {"layer_groups", "direction_groups", "row_groups", "unit_groups"}
 
 
 @pytest.fixture(scope="module")

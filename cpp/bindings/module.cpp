@@ -23,6 +23,7 @@ py::dict plan_dict(const BoundNetwork& network, Index steps, Index batch, int th
   const Plan plan = network.plan(steps, batch, threads);
   py::dict d;
   d["threads"] = plan.threads();
+  d["layer_groups"] = plan.layer_groups;
   d["direction_groups"] = plan.direction_groups;
   d["row_groups"] = plan.row_groups;
   d["unit_groups"] = plan.unit_groups;

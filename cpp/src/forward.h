@@ -1,6 +1,8 @@
 // One call of a network forward, for inference or with a tape for training.
 #pragma once
 
+#include <memory>
+
 #include "gatedrnn/tape.h"
 #include "run.h"
 
@@ -24,6 +26,7 @@ class ForwardRun : private Run<T> {
     sorted_ = arena.take<Index>(sequence_.lengths ? sequence_.batch : 0);
     const bool in_place = tape_ || spec_.directions == 1 || spec_.num_layers == 1;
     between_ = arena.take<T>(in_place ? 0 : sequence_.steps * sequence_.batch * spec_.output_size());
+    done_ = arena.take<Progress>(overlapping() ? spec_.num_layers * plan_.row_groups : 0);
     this->carve_groups(arena, Base::Forward::walk, [](Group<T>&) {});
   }
 
@@ -38,7 +41,9 @@ class ForwardRun : private Run<T> {
       work(0);
       return true;
     }
-    const Shares shares = plan_.unit_groups > 1 || layers_meet() ? Shares::together : Shares::independent;
+    if (overlapping()) std::uninitialized_default_construct_n(done_, spec_.num_layers * plan_.row_groups);
+    const bool meeting = plan_.unit_groups > 1 || overlapping() || layers_meet();
+    const Shares shares = meeting ? Shares::together : Shares::independent;
     return run_team(
         plan_.threads(), shares, patience(plan_),
         [](void* self, int thread) { static_cast<ForwardRun*>(self)->work(thread); }, this);
@@ -53,12 +58,17 @@ class ForwardRun : private Run<T> {
   // The next layer reads both directions of this one; and dropout is applied to whole layers.
   bool layers_meet() const { return (plan_.direction_groups > 1 && spec_.num_layers > 1) || dropping(); }
 
+  bool overlapping() const { return plan_.layer_groups > 1; }
+
   void work(int thread) {
     const FlushDenormals flush;
+    if (overlapping()) return work_on_overlapping_layers(thread);
     Group<T>& group = this->group_of(thread);
     for (Index layer = 0; layer < spec_.num_layers; ++layer) {
-      for (Index d = this->direction_group_of(thread); d < spec_.directions; d += plan_.direction_groups)
-        run_direction({thread, this->units_of(thread), this->row_group_of(thread), group, layer, d});
+      for (Index d = this->direction_group_of(thread); d < spec_.directions; d += plan_.direction_groups) {
+        const Share share{thread, this->units_of(thread), this->row_group_of(thread), group, layer, d};
+        for (Index segment = 0; segment < segment_count(); ++segment) run_segment(share, segment);
+      }
       if (layers_meet()) everyone_.wait();
       if (dropping() && layer + 1 < spec_.num_layers) {
         drop(thread, layer);
@@ -84,36 +94,65 @@ class ForwardRun : private Run<T> {
     return {rows.data, rows.step_stride, rows.row_stride, rows.order};
   }
 
-  void run_direction(const Share& share) {
-    meet(share);  // nobody is still in the layer before
-    if (share.units == 0) load_state(share);
-    meet(share);
-    Passage passage{input_of(share.layer), output_of(share.layer), nullptr, 0, 0};
-    const Index track = this->track(share);
-    if (!tape_ || tape_->kept_width() == 0) {
-      walk_to(share, passage, sequence_.steps, first_turn_, 0);
-    } else if (!tape_->options.recompute) {
-      passage.kept = tape_->kept[track];
-      passage.kept_width = tape_->kept_width();
-      checkpoint(share, 0);
-      walk_to(share, passage, sequence_.steps, first_turn_, 0);
-    } else {
-      int turn = first_turn_;
-      for (std::size_t block = 0; block + 1 < tape_->blocks.size(); ++block) {
-        checkpoint(share, static_cast<Index>(block));
-        turn = walk_to(share, passage, tape_->blocks[block + 1], turn, tape_->blocks[block]);
+  // The segments of all layers, dealt out in an order in which each comes after those that it waits for: the layer's own before
+  // it, and the same one of the layer before. Where that comes out even, a layer stays with its threads.
+  void work_on_overlapping_layers(int thread) {
+    const Index layers = spec_.num_layers, segments = segment_count();
+    const int units = this->units_of(thread), row_group = this->row_group_of(thread);
+    Index turn = 0;
+    for (Index sum = 0; sum < layers + segments - 1; ++sum)
+      for (Index layer = std::max<Index>(0, sum - segments + 1); layer <= std::min(sum, layers - 1); ++layer) {
+        const Index owner = layers % plan_.layer_groups == 0 ? layer : turn++;
+        if (owner % plan_.layer_groups != this->layer_group_of(thread)) continue;
+        Group<T>& group = this->groups_[layer * plan_.row_groups + row_group];
+        run_when_ready({thread, units, row_group, group, layer, 0}, sum - layer);
       }
+  }
+
+  void run_when_ready(const Share& share, Index segment) {
+    Progress* done = done_ + share.row_group * spec_.num_layers + share.layer;
+    done[0].await(segment);
+    if (share.layer > 0) done[-1].await(segment + 1);
+    run_segment(share, segment);
+    meet(share);
+    if (share.units == 0) done[0].advance_to(segment + 1);
+  }
+
+  bool keeping() const { return tape_ && tape_->kept_width() > 0; }
+  bool recomputing() const { return keeping() && tape_->options.recompute; }
+
+  // Parts of a layer's steps: as the tape's blocks are, each beginning with a checkpoint, or as layers overlap.
+  Index segment_count() const {
+    if (recomputing()) return std::max<Index>(1, static_cast<Index>(tape_->blocks.size()) - 1);
+    return overlapping() ? std::max<Index>(1, ceil_div(sequence_.steps, overlapping_steps())) : 1;
+  }
+  Index segment_begin(Index segment) const {
+    if (segment == 0) return 0;
+    if (segment == segment_count()) return sequence_.steps;
+    return recomputing() ? tape_->blocks[segment] : segment * overlapping_steps();
+  }
+  Index overlapping_steps() const { return std::max<Index>(1, plan_.block_rows / this->most_rows()); }
+
+  void run_segment(const Share& share, Index segment) {
+    const Index begin = segment_begin(segment), end = segment_begin(segment + 1);
+    if (segment == 0) {
+      meet(share);  // nobody is still in the layer before
+      if (share.units == 0) load_state(share);
+      meet(share);
     }
-    if (share.layer != spec_.num_layers - 1) return;
+    if (keeping() && (segment == 0 || recomputing())) checkpoint(share, segment);
+    Passage passage{input_of(share.layer), output_of(share.layer), nullptr, 0, 0};
+    if (keeping() && !recomputing()) {
+      passage.kept = tape_->kept[this->track(share)];
+      passage.kept_width = tape_->kept_width();
+    }
+    this->walk(share, passage, begin, end, first_turn_ ^ static_cast<int>(begin & 1),
+               [&](Index, const T* h, Index next, Index rows) { store_state(share, h, next, rows); });
+    if (share.layer != spec_.num_layers - 1 || end != sequence_.steps) return;
     if (tape_)
       deliver(share, passage.out);
     else if (share.units == 0 && sequence_.lengths)
       clear_past_lengths(share);
-  }
-
-  int walk_to(const Share& share, const Passage& passage, Index end, int turn, Index begin) {
-    return this->walk(share, passage, begin, end, turn,
-                      [&](Index, const T* h, Index next, Index rows) { store_state(share, h, next, rows); });
   }
 
   // The initial state into scratch; a row of length 0 has its final state with that.
@@ -196,6 +235,7 @@ class ForwardRun : private Run<T> {
   const int first_turn_;
   Index* sorted_ = nullptr;  // [B] rows by rank
   T* between_ = nullptr;
+  Progress* done_ = nullptr;  // [row group][layer]: segments
 };
 
 }  // namespace gatedrnn

@@ -52,9 +52,13 @@ Index Network<T>::state_stride() const {
 }
 
 template <class T>
+Problem Network<T>::problem(Index steps, Index batch, Index valid) const {
+  return {spec_, steps, batch, valid, static_cast<int>(sizeof(T)), kernels_.lanes, spec_.directions == 1};
+}
+
+template <class T>
 Plan Network<T>::plan(Index steps, Index batch, Index valid, int max_threads, Team team) const {
-  return make_plan({spec_, steps, batch, valid, static_cast<int>(sizeof(T)), kernels_.lanes}, max_threads, caches(),
-                   team);
+  return make_plan(problem(steps, batch, valid), max_threads, caches(), team);
 }
 
 template <class T>
@@ -74,8 +78,10 @@ bool Network<T>::run(const Sequence<T>& sequence, Workspace& workspace, const Pl
 template <class T>
 void Network<T>::forward(const Sequence<T>& sequence, Workspace& workspace, Tape<T>& tape) const {
   if (sequence.batch == 0) return;
-  const Index valid = valid_steps(sequence.steps, sequence.batch, sequence.lengths);
-  run_planned([&](int threads, Team team) { return plan(sequence.steps, sequence.batch, valid, threads, team); },
+  Problem problem =
+      this->problem(sequence.steps, sequence.batch, valid_steps(sequence.steps, sequence.batch, sequence.lengths));
+  if (tape.options.dropout.rate > 0) problem.layers_overlap = false;  // its masks are applied to whole layers
+  run_planned([&](int threads, Team team) { return make_plan(problem, threads, caches(), team); },
               [&](const Plan& plan) { return forward(sequence, workspace, tape, plan); });
 }
 
@@ -90,9 +96,9 @@ void Network<T>::backward(const Tape<T>& tape, const BackwardCall<T>& call, Work
   const Index valid = valid_steps(tape.steps, tape.batch, tape.lengths.data());
   run_planned(
       [&](int threads, Team team) {
-        // One direction at a time: they add to the same gradients.
-        Problem problem{spec_, tape.steps, tape.batch, valid, static_cast<int>(sizeof(T)), kernels_.lanes};
-        problem.spec.directions = 1;
+        Problem problem = this->problem(tape.steps, tape.batch, valid);
+        problem.layers_overlap = false;
+        problem.spec.directions = 1;  // one at a time: they add to the same gradients
         return make_plan(problem, threads, caches(), team);
       },
       [&](const Plan& plan) { return backward(tape, call, workspace, plan); });

@@ -13,6 +13,7 @@ constexpr double kBarrierCycles = 1200;   // one meeting of all threads of a gro
 constexpr double kStageCycles = 150;      // calling one stage of a step
 constexpr double kActivationCycles = 40;  // one vector of units through the cell
 constexpr double kGain = 0.9;             // several threads have to be worth it
+constexpr double kChangeover = 1.1;       // overlapping layers that go from thread to thread with their weights
 
 double bytes_per_cycle(double bytes, const Caches& caches) {
   if (bytes <= 0.75 * caches.l1) return 64;
@@ -47,45 +48,63 @@ double layer_cycles(const Problem& p, const Plan& plan, Index input_size, const 
 
 double start_cycles(Team team) { return team == Team::awake ? kAwakeCycles : kAsleepCycles; }
 
-double total_cycles(const Problem& p, const Plan& plan, Team team, const Caches& caches) {
-  double cycles = plan.threads() > 1 ? start_cycles(team) : 0;
-  for (Index layer = 0; layer < p.spec.num_layers; ++layer)
-    cycles += layer_cycles(p, plan, p.spec.layer_input_size(layer), caches);
-  return cycles;
+// So many rows that reading the input weights once for all of them costs nothing beside the arithmetic. Fewer where their
+// gates would not stay in the second-level cache until the steps use them up, or where the next layer waits for the block.
+Index choose_block_rows(const Problem& p, const Plan& plan, const Caches& caches) {
+  constexpr Index most = 128, fewest = 64, fewest_overlapping = 12, overlapping_blocks = 12;
+  const Index rows = (p.batch + plan.row_groups - 1) / plan.row_groups;
+  const Index row_bytes = (gate_count(p.spec.cell) + 1) * p.spec.hidden_size * p.value_size;
+  Index wanted = most * row_bytes <= caches.l2 ? most : fewest;
+  if (plan.layer_groups > 1)
+    wanted = std::min(wanted, std::max(fewest_overlapping, rows * p.steps / overlapping_blocks));
+  return std::max(rows, std::min(wanted, rows * p.steps));
 }
 
-// So many rows that reading the input weights once for all of them costs nothing beside the arithmetic. Fewer where their
-// gates would not stay in the second-level cache until the steps use them up.
-Index choose_block_rows(const Problem& p, Index rows, const Caches& caches) {
-  constexpr Index most = 128, fewest = 64;
-  const Index row_bytes = (gate_count(p.spec.cell) + 1) * p.spec.hidden_size * p.value_size;
-  const Index wanted = most * row_bytes <= caches.l2 ? most : fewest;
-  return std::max(rows, std::min(wanted, rows * p.steps));
+double total_cycles(const Problem& p, const Plan& plan, Team team, const Caches& caches) {
+  const double start = plan.threads() > 1 ? start_cycles(team) : 0;
+  double cycles = 0;
+  for (Index layer = 0; layer < p.spec.num_layers; ++layer)
+    cycles += layer_cycles(p, plan, p.spec.layer_input_size(layer), caches);
+  if (plan.layer_groups == 1) return start + cycles;
+  // Blocks of all layers are shared out; at the beginning and the end some groups have none.
+  const double groups = plan.layer_groups, layers = static_cast<double>(p.spec.num_layers);
+  const double blocks =
+      std::max(1.0, static_cast<double>(p.steps * p.batch) / static_cast<double>(plan.block_rows * plan.row_groups));
+  const double moving = p.spec.num_layers % plan.layer_groups == 0 ? 1 : kChangeover;
+  return start + moving * cycles / groups * (1 + groups * (groups - 1) / (layers * blocks)) +
+         layers * blocks * kBarrierCycles;
+}
+
+// The best plan with several threads, if it is enough better than one.
+Plan share_out(const Problem& p, const Plan& alone, int max_threads, const Caches& caches, Team team) {
+  Plan best = alone;
+  const Index most_layers = p.layers_overlap ? p.spec.num_layers : 1;
+  const Index narrowest_panels = std::max<Index>(1, p.spec.state_size() / (4 * p.lanes));
+  for (int layers = 1; layers <= std::min<Index>(most_layers, max_threads); ++layers)
+    for (int directions = 1; directions <= std::min<Index>(p.spec.directions, max_threads / layers); ++directions)
+      for (int rows = 1; rows <= std::min<Index>(max_threads / layers / directions, p.batch); ++rows) {
+        const int left = max_threads / layers / directions / rows;
+        for (const int units : {1, static_cast<int>(std::min<Index>(left, narrowest_panels))}) {
+          Plan plan{layers, directions, rows, units, 1, 0};
+          if (plan.threads() == 1) continue;
+          plan.block_rows = choose_block_rows(p, plan, caches);
+          plan.cycles = total_cycles(p, plan, team, caches);
+          if (plan.cycles < best.cycles && plan.cycles < kGain * alone.cycles) best = plan;
+        }
+      }
+  return best;
 }
 
 }  // namespace
 
 Plan make_plan(const Problem& p, int max_threads, const Caches& caches, Team team) {
-  Plan best;
+  Plan plan;
   if (p.batch > 0 && p.valid > 0) {
-    best.cycles = total_cycles(p, best, team, caches);
-    const double alone = best.cycles;
-    if (alone < start_cycles(team)) max_threads = 1;
-    const Index narrowest_panels = std::max<Index>(1, p.spec.state_size() / (4 * p.lanes));
-    for (int directions = 1; directions <= std::min<int>(static_cast<int>(p.spec.directions), max_threads);
-         ++directions)
-      for (int rows = 1; rows <= std::min<Index>(max_threads / directions, p.batch); ++rows) {
-        const int left = max_threads / directions / rows;
-        for (const int units : {1, static_cast<int>(std::min<Index>(left, narrowest_panels))}) {
-          Plan plan{directions, rows, units, 1, 0};
-          if (plan.threads() == 1) continue;
-          plan.cycles = total_cycles(p, plan, team, caches);
-          if (plan.cycles < best.cycles && plan.cycles < kGain * alone) best = plan;
-        }
-      }
+    plan.cycles = total_cycles(p, plan, team, caches);
+    if (max_threads > 1 && plan.cycles > start_cycles(team)) plan = share_out(p, plan, max_threads, caches, team);
   }
-  best.block_rows = choose_block_rows(p, (p.batch + best.row_groups - 1) / best.row_groups, caches);
-  return best;
+  plan.block_rows = choose_block_rows(p, plan, caches);
+  return plan;
 }
 
 }  // namespace gatedrnn

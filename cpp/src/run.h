@@ -69,11 +69,16 @@ class Run {
     Index first = 0, kept_width = 0;
   };
 
-  int group_count() const { return plan_.direction_groups * plan_.row_groups; }
+  // Overlapping layers have scratch of their own, as each waits in the middle for its turn.
+  int group_count() const {
+    const Index layers = plan_.layer_groups > 1 ? spec_.num_layers : 1;
+    return static_cast<int>(layers) * plan_.direction_groups * plan_.row_groups;
+  }
   Group<T>& group_of(int thread) const { return groups_[thread / plan_.unit_groups]; }
   int units_of(int thread) const { return thread % plan_.unit_groups; }
   int row_group_of(int thread) const { return thread / plan_.unit_groups % plan_.row_groups; }
   int direction_group_of(int thread) const { return thread / plan_.unit_groups / plan_.row_groups; }
+  int layer_group_of(int thread) const { return direction_group_of(thread); }  // there are never several of both
 
   Index most_rows() const { return ceil_div(batch_, plan_.row_groups); }
 
@@ -135,10 +140,9 @@ class Run {
   }
 
   // Goes through the steps begin .. end, the state before them being in the group's h[turn] and c. `after(step, h, next,
-  // rows)` is called when a step is done: its h, the rows that run in the next one, and those that ran in this. Returns the
-  // turn.
+  // rows)` is called when a step is done: its h, the rows that run in the next one, and those that ran in this.
   template <class After>
-  int walk(const Share& share, const Passage& passage, Index begin, Index end, int turn, After&& after) const {
+  void walk(const Share& share, const Passage& passage, Index begin, Index end, int turn, After&& after) const {
     const Group<T>& group = share.group;
     for_each_block(share, passage, begin, end, turn, [&](const StepBlock& block) {
       Index at = 0, rows = block.rows;
@@ -156,7 +160,6 @@ class Run {
       }
       return turn;
     });
-    return turn;
   }
 
   // The same with outputs that are known, for what the steps keep: `h_before(step, row)` is a row of h[t-1]. The recurrent

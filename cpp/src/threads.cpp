@@ -252,4 +252,8 @@ void Barrier::wait() {
   wait_until([&] { return round_.load(std::memory_order_acquire) != round; });
 }
 
+void Progress::await(std::ptrdiff_t steps) const {
+  wait_until([&] { return steps_.load(std::memory_order_acquire) >= steps; });
+}
+
 }  // namespace gatedrnn

@@ -168,7 +168,7 @@ class BackwardTest {
     return gradients;
   }
 
-  static Plan alone(const Case& c) { return {1, 1, 1, std::max<Index>(1, c.shape.batch), 0}; }
+  static Plan alone(const Case& c) { return {1, 1, 1, 1, std::max<Index>(1, c.shape.batch), 0}; }
 
   // Sums over steps and rows on top of what a step's own products are off by.
   static double tolerance(const Case& c) {
@@ -201,11 +201,16 @@ class BackwardTest {
       const Case c(cell_, shape);
       const KernelTable& table = *available_tables().back();
       const Gradients<T> expected = computed(c, table, alone(c), alone(c));
-      for (const Plan& plan :
-           {Plan{1, 2, 1, 40, 2e12}, Plan{1, 1, 2, 33, 2e12}, Plan{1, 3, 1, 64, 2e12}, Plan{1, 2, 2, 33, 2e12}})
+      for (const Plan& plan : {Plan{1, 1, 2, 1, 40, 2e12}, Plan{1, 1, 1, 2, 33, 2e12}, Plan{1, 1, 3, 1, 64, 2e12},
+                               Plan{1, 1, 2, 2, 33, 2e12}})
         for (const bool recompute : {false, true})
           CHECK_NOTHING_WRONG(expected.difference(computed(c, table, plan, plan, {{}, recompute}), 0),
                               "plans, " + c.problem.name());
+      if (shape.directions > 1) continue;
+      for (const Plan& plan : {Plan{2, 1, 1, 1, 7, 2e12}, Plan{2, 1, 2, 1, 3, 2e12}})
+        for (const bool recompute : {false, true})
+          CHECK_NOTHING_WRONG(expected.difference(computed(c, table, plan, alone(c), {{}, recompute}), 0),
+                              "overlapping layers, " + c.problem.name());
     }
   }
 

@@ -16,20 +16,27 @@ constexpr double kPatientCycles = 2e12;
 
 std::string text(const Plan& plan) {
   std::ostringstream out;
-  out << "plan " << plan.direction_groups << "x" << plan.row_groups << "x" << plan.unit_groups << " block "
-      << plan.block_rows;
+  out << "plan " << plan.layer_groups << "x" << plan.direction_groups << "x" << plan.row_groups << "x"
+      << plan.unit_groups << " block " << plan.block_rows;
   return out.str();
 }
 
 std::vector<Plan> plans_for(const Shape& shape) {
   std::vector<Plan> plans;
+  const auto add = [&](int layers, int directions, int rows, int units) {
+    const Index fewest = std::max<Index>(1, (shape.batch + rows - 1) / rows);
+    for (const Index block_rows : {fewest, fewest + 1, 3 * fewest + 2, Index(1001)})
+      plans.push_back({layers, directions, rows, units, block_rows, kPatientCycles});
+  };
   for (int directions = 1; directions <= shape.directions; ++directions)
     for (const int rows : {1, 2, 3})
-      for (const int units : {1, 2, 3}) {
-        const Index fewest = std::max<Index>(1, (shape.batch + rows - 1) / rows);
-        for (const Index block_rows : {fewest, fewest + 1, 3 * fewest + 2, Index(1001)})
-          plans.push_back({directions, rows, units, block_rows, kPatientCycles});
-      }
+      for (const int units : {1, 2, 3}) add(1, directions, rows, units);
+  if (shape.directions == 1 && shape.layers > 1) {
+    add(static_cast<int>(shape.layers), 1, 1, 1);
+    add(2, 1, 1, 1);
+    add(2, 1, 2, 1);
+    add(2, 1, 1, 2);
+  }
   // By size, so that the runtime seldom has to start and stop threads.
   std::stable_sort(plans.begin(), plans.end(), [](const Plan& a, const Plan& b) { return a.threads() < b.threads(); });
   return plans;
@@ -42,7 +49,7 @@ void compare_plans(const NamedCell& cell, const Shape& shape) {
     const Network<T> network(problem.spec, problem.parameters, *table);
     Workspace workspace;
     Results<T> expected;
-    CHECK(network.run(problem.sequence(expected), workspace, Plan{1, 1, 1, 1001, 0}));
+    CHECK(network.run(problem.sequence(expected), workspace, Plan{1, 1, 1, 1, 1001, 0}));
     if (has_fused_multiply_add(*table))
       CHECK_NOTHING_WRONG(problem.reference().difference(expected), std::string(table->name) + ", " + problem.name());
     for (const Plan& plan : plans_for(shape)) {
@@ -76,14 +83,15 @@ constexpr Caches kCaches[] = {
     {32 << 10, 512 << 10, 8 << 20}, {48 << 10, 2 << 20, 32 << 20}, {16 << 10, 16 << 10, 16 << 10}};
 
 struct PlanSpace {
-  long several_threads = 0, several_units = 0, several_rows = 0, several_directions = 0;
+  long several_threads = 0, several_units = 0, several_rows = 0, several_directions = 0, several_layers = 0;
 };
 
 void check_promises(const gatedrnn::Problem& problem, int threads, const Caches& caches, PlanSpace& seen) {
   const Plan plan = make_plan(problem, threads, caches);
   const Index batch = std::max<Index>(1, problem.batch);
-  CHECK(plan.direction_groups >= 1 && plan.row_groups >= 1 && plan.unit_groups >= 1);
+  CHECK(plan.layer_groups >= 1 && plan.direction_groups >= 1 && plan.row_groups >= 1 && plan.unit_groups >= 1);
   CHECK(plan.threads() <= threads);
+  CHECK(plan.layer_groups <= (problem.layers_overlap ? problem.spec.num_layers : 1));
   CHECK(plan.direction_groups <= problem.spec.directions);
   CHECK(plan.row_groups <= batch);
   // Every thread has a whole panel, however wide the panel.
@@ -99,6 +107,7 @@ void check_promises(const gatedrnn::Problem& problem, int threads, const Caches&
   seen.several_units += plan.unit_groups > 1;
   seen.several_rows += plan.row_groups > 1;
   seen.several_directions += plan.direction_groups > 1;
+  seen.several_layers += plan.layer_groups > 1;
 }
 
 void check_make_plan() {
@@ -112,11 +121,12 @@ void check_make_plan() {
               for (const Caches& caches : kCaches)
                 for (const int lanes : {4, 16}) {
                   const Spec spec{cell.cell, hidden, hidden, 2, directions, cell.projection ? (hidden + 1) / 2 : 0};
-                  check_promises({spec, steps, batch, steps * batch, 4, lanes}, threads, caches, seen);
-                  check_promises({spec, steps, batch, steps * batch / 3, 4, lanes}, threads, caches, seen);
+                  for (const Index valid : {steps * batch, steps * batch / 3})
+                    check_promises({spec, steps, batch, valid, 4, lanes, directions == 1}, threads, caches, seen);
                 }
   // The sweep reached plans of every kind.
   CHECK(seen.several_threads > 0 && seen.several_units > 0 && seen.several_rows > 0 && seen.several_directions > 0);
+  CHECK(seen.several_layers > 0);
 
   const Caches& caches = kCaches[1];
   for (const NamedCell& cell : kCells) {
@@ -165,14 +175,14 @@ void check_without_threads() {
   const Network<float> network(problem.spec, problem.parameters, *available_tables().back());
   Workspace workspace;
   Results<float> expected, untouched;
-  CHECK(network.run(problem.sequence(expected), workspace, Plan{1, 1, 1, 6, 0}));
+  CHECK(network.run(problem.sequence(expected), workspace, Plan{1, 1, 1, 1, 6, 0}));
   problem.sequence(untouched);
   const int before = num_threads();
   set_num_threads(4);
   CHECK(network.plan(shape.steps, shape.batch, shape.steps * shape.batch, num_threads()).threads() > 1);
   {
     const ThreadsTaken taken;
-    for (const Plan& plan : {Plan{2, 1, 1, 6, kPatientCycles}, Plan{1, 2, 1, 3, 0}, Plan{1, 1, 2, 6, 0}}) {
+    for (const Plan& plan : {Plan{1, 2, 1, 1, 6, kPatientCycles}, Plan{1, 1, 2, 1, 3, 0}, Plan{1, 1, 1, 2, 6, 0}}) {
       Results<float> got;
       CHECK(!network.run(problem.sequence(got), workspace, plan));
       CHECK_NOTHING_WRONG(untouched.difference(got), "after a refused " + text(plan));
@@ -183,7 +193,7 @@ void check_without_threads() {
   }
   for (int i = 0; i < 200; ++i) {  // with no patience a team comes or does not; either way nothing is half done
     Results<float> got;
-    const bool ran = network.run(problem.sequence(got), workspace, Plan{1, 1, 3, 6, -1e9});
+    const bool ran = network.run(problem.sequence(got), workspace, Plan{1, 1, 1, 3, 6, -1e9});
     CHECK_NOTHING_WRONG((ran ? expected : untouched).difference(got), "without patience");
     if (i % 4 == 0) std::this_thread::sleep_for(std::chrono::microseconds(300));  // workers have gone to sleep
   }

@@ -188,7 +188,7 @@ void check_mode_after_run() {
   Results<float> results;
   const Sequence<float> sequence = problem.sequence(results);
   for (const int threads : {1, 2, 3}) {
-    CHECK(network.run(sequence, workspace, Plan{1, 1, threads, 6, 2e12}));  // cycles: it waits for its threads
+    CHECK(network.run(sequence, workspace, Plan{1, 1, 1, threads, 6, 2e12}));  // cycles: it waits for its threads
     CHECK(denormals_live());
     std::atomic<int> live{0};
     const auto look = [](void* context, int) { *static_cast<std::atomic<int>*>(context) += denormals_live(); };
@@ -223,8 +223,8 @@ struct Child {
   // One thread, several, and a child of its own. 0, or which of them went wrong.
   int run(int generation) const {
     alarm(120);  // instead of hanging
-    if (!right({1, 1, 1, 6, 0})) return 1;
-    if (!right({1, 1, 2, 6, 2e12}) || !right({1, 2, 1, 3, 0})) return 2;
+    if (!right({1, 1, 1, 1, 6, 0})) return 1;
+    if (!right({1, 1, 1, 2, 6, 2e12}) || !right({1, 1, 2, 1, 3, 0})) return 2;
     return generation > 0 && fork_and_run(generation - 1) != 0 ? 3 : 0;
   }
 
@@ -245,17 +245,17 @@ void check_fork() {
   const Results<float> expected = [&] {
     Results<float> results;
     Workspace workspace;
-    CHECK(network.run(problem.sequence(results), workspace, Plan{1, 1, 1, 6, 0}));
+    CHECK(network.run(problem.sequence(results), workspace, Plan{1, 1, 1, 1, 6, 0}));
     return results;
   }();
   const Child child{network, problem, expected};
-  CHECK(child.right({1, 1, 2, 6, 2e12}));  // there are threads
+  CHECK(child.right({1, 1, 1, 2, 6, 2e12}));  // there are threads
   CHECK_EQUAL(0, child.fork_and_run(1));
-  CHECK(child.right({1, 1, 2, 6, 2e12}));  // the parent goes on as before
+  CHECK(child.right({1, 1, 1, 2, 6, 2e12}));  // the parent goes on as before
 
   std::atomic<bool> done{false};
   std::atomic<long> wrong{0};
-  const Plan by_rows{1, 2, 1, 3, 0};
+  const Plan by_rows{1, 1, 2, 1, 3, 0};
   Room room;  // the busy thread allocates nothing: AddressSanitizer's allocator may not be forked with its locks held
   CHECK(child.right(by_rows, room));
   std::thread busy([&] {  // forks come in the middle of its calls

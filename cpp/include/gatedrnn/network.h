@@ -69,6 +69,8 @@ class Network {
   Index state_stride() const;  // of a row of h or c in scratch, padded to whole panels
 
  private:
+  Problem problem(Index steps, Index batch, Index valid) const;
+
   using BackLayers = std::vector<PackedBackLayer<T>>;
 
   Spec spec_;

@@ -15,18 +15,21 @@ struct Problem {
   Index valid;     // sum of the rows' lengths
   int value_size;  // bytes
   int lanes;       // values in a vector
+  // Each layer needs only the steps of the one before that it has come to, so that several may be under way.
+  bool layers_overlap = false;
 };
 
 struct Plan {
   // Threads form a grid. Directions and rows never meet within a layer; threads that share the units of the same rows meet
-  // at a barrier in every step.
+  // at a barrier in every step. Layers follow one another, a block of steps behind.
+  int layer_groups = 1;
   int direction_groups = 1;
   int row_groups = 1;
   int unit_groups = 1;
   Index block_rows = 1;  // (step, row) pairs whose inputs are projected ahead together
   double cycles = 0;     // what the model expects
 
-  int threads() const { return direction_groups * row_groups * unit_groups; }
+  int threads() const { return layer_groups * direction_groups * row_groups * unit_groups; }
 };
 
 Plan make_plan(const Problem& problem, int max_threads, const Caches& caches, Team team = Team::asleep);

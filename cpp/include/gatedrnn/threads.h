@@ -6,6 +6,7 @@
 #pragma once
 
 #include <atomic>
+#include <cstddef>
 
 namespace gatedrnn {
 
@@ -51,6 +52,17 @@ class Barrier {
   int count_;
   alignas(64) std::atomic<int> waiting_{0};
   alignas(64) std::atomic<unsigned> round_{0};
+};
+
+// How far a thread has come, for others who wait for that.
+class Progress {
+ public:
+  void advance_to(std::ptrdiff_t steps) { steps_.store(steps, std::memory_order_release); }
+  // Waits as a barrier does.
+  void await(std::ptrdiff_t steps) const;
+
+ private:
+  alignas(64) std::atomic<std::ptrdiff_t> steps_{0};
 };
 
 }  // namespace gatedrnn

@@ -137,6 +137,27 @@ def _threads(threads: int) -> Iterator[Pair]:
             yield Pair(shape.label, functools.partial(build, shape))
 
 
+_STACKED_SIZES = ((64, 1, 100), (128, 1, 100), (256, 1, 100), (64, 1, 1000), (128, 4, 100))
+
+
+def _stacks(threads: int) -> Iterator[Pair]:
+    def build(shape: Shape, layers: int) -> tuple[Contender, Contender]:
+        module = getattr(gr, shape.cell)(shape.I, shape.H, layers, seed=0)
+        x = problem(shape, np.float32).x
+
+        def with_threads(name: str, count: int) -> Contender:
+            session = functools.partial(gr.num_threads, count)
+            return Contender(name, functools.partial(module, x), _nothing, session)
+
+        return with_threads(MEASURED, max(threads, 2)), with_threads(BASE, 1)
+
+    for cell in ("LSTM", "GRU"):
+        for layers in (2, 3):
+            for hidden, rows, steps in _STACKED_SIZES:
+                shape = Shape(cell, hidden, hidden, rows, steps)
+                yield Pair(f"{layers} x {shape.label}", functools.partial(build, shape, layers))
+
+
 def _denormal(_: int) -> Iterator[Pair]:
     def build(shape: Shape) -> tuple[Contender, Contender]:
         normal = problem(shape, np.float32)
@@ -172,6 +193,7 @@ MEASURES = (
     Measure("self-float64", "float64 / float32", (2.3, 2.3), True, _float64),
     Measure("self-ragged", "ragged / (padded * sum(lengths) / (B * T))", (1.2, 1.3), True, _ragged),
     Measure("self-threads", "two threads (or --threads) / one thread", (1.0, 1.0), True, _threads),
+    Measure("self-stacks", "stacks of layers, two threads (or --threads) / one", (0.8, 0.8), True, _stacks),
     Measure("self-denormal", "denormal inputs / normal ones", (1.2, 1.2), True, _denormal),
 )
 

@@ -194,7 +194,7 @@ def _restart(arguments: list[str], variables: dict[str, str]) -> None:
 
 
 def _wants_two_threads(names: Sequence[str]) -> bool:
-    return any(measure.name == "self-threads" for measure in against_self.select(names))
+    return any(measure.name in ("self-threads", "self-stacks") for measure in against_self.select(names))
 
 
 def _pin(count: int) -> tuple[int, ...]:

@@ -1,6 +1,6 @@
 """The named sets of shapes, and the data of one shape.
 
-One layer, one direction everywhere: every peer has that, and stacks of layers are sums of it.
+One layer, one direction everywhere: every peer has that, and on one thread stacks of layers are sums of it.
 """
 
 from __future__ import annotations
