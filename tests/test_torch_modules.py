@@ -7,6 +7,7 @@ import copy
 import io
 import itertools
 import pickle
+import sys
 import threading
 
 import numpy as np
@@ -788,6 +789,34 @@ def test_nothing_is_copied(monkeypatch):
         (seen["gradients"], [tensor.grad for tensor in (x, *state, *module.parameters())]),
     ]:
         assert [address(array) for array in arrays] == [tensor.data_ptr() for tensor in tensors]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="page faults are counted by Linux")
+def test_training_settles_without_new_memory():
+    """A step after an update touches no new memory for its tape, though the allocator here keeps none."""
+    code = """
+import json, resource
+import torch
+import gatedrnn.torch as gt
+
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+module, x = gt.LSTM(16, 64), torch.randn(200, 16, 16)
+optimizer = torch.optim.SGD(module.parameters(), lr=1e-3)
+counts = []
+for _ in range(6):
+    optimizer.zero_grad()
+    before = faults()
+    output, _ = module(x)
+    counts.append(faults() - before)
+    output.sum().backward()
+    optimizer.step()
+print(json.dumps([counts, 5 * output.nbytes // resource.getpagesize()]))
+"""
+    counts, pages = run_python(code, environment={"MALLOC_MMAP_THRESHOLD_": "65536"})
+    assert counts[0] > pages, "the measurement itself is broken"
+    assert max(counts[3:]) < pages
 
 
 @pytest.mark.parametrize("way", ["eager", "compiled"])

@@ -2,7 +2,8 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cstring>
+#include <iterator>
+#include <numeric>
 #include <string>
 #include <vector>
 
@@ -99,26 +100,21 @@ py::dict machine() {
   return d;
 }
 
-// Eight interleaved multiplicative hashes, so that the multiplications' latency is hidden and memory sets the speed.
 std::uint64_t fingerprint(const py::array& array) {
   if (!(array.flags() & py::array::c_style)) refuse_value("array", "a contiguous array", "strides");
   const auto* bytes = static_cast<const unsigned char*>(array.data());
-  const auto size = static_cast<std::size_t>(array.nbytes());
-  constexpr std::uint64_t odd = 0x9e3779b97f4a7c15ull;
-  std::uint64_t lanes[8] = {1, 2, 3, 4, 5, 6, 7, size};
-  std::size_t at = 0;
-  const auto mix = [&](std::uint64_t& lane, std::size_t count) {
-    std::uint64_t word = 0;
-    std::memcpy(&word, bytes + at, count);
-    lane = (lane ^ word) * odd;
-    lane ^= lane >> 29;
-    at += count;
-  };
-  while (size - at >= sizeof(lanes))
-    for (std::uint64_t& lane : lanes) mix(lane, 8);
-  while (at < size) mix(lanes[0], std::min<std::size_t>(8, size - at));
-  std::uint64_t hash = 0;
-  for (const std::uint64_t lane : lanes) hash = (hash ^ lane ^ (lane >> 32)) * odd;
+  const auto size = static_cast<Index>(array.nbytes());
+  std::uint32_t lanes[kHashBlock / sizeof(std::uint32_t)];
+  std::iota(std::begin(lanes), std::end(lanes), 0u);
+  active_table().hash_blocks(bytes, size / kHashBlock, lanes);
+  unsigned char rest[kHashBlock] = {};
+  std::copy_n(bytes + size / kHashBlock * kHashBlock, size % kHashBlock, rest);
+  active_table().hash_blocks(rest, 1, lanes);
+  auto hash = static_cast<std::uint64_t>(size);
+  for (const std::uint32_t lane : lanes) {
+    hash = (hash ^ lane) * 0x9e3779b97f4a7c15ull;
+    hash ^= hash >> 29;
+  }
   return hash;
 }
 

@@ -1,5 +1,6 @@
 // The only translation unit of an instruction set. It exports one symbol, its table.
 #include "back_step.h"
+#include "fingerprint.h"
 #include "gradients.h"
 #include "probe.h"
 #include "project.h"
@@ -49,6 +50,6 @@ constexpr Kernels<T> kernels() {
 #define GATEDRNN_STRING(name) GATEDRNN_STRING_(name)
 
 extern const KernelTable table;
-constexpr KernelTable table = {GATEDRNN_STRING(GATEDRNN_ISA), kernels<float>(), kernels<double>()};
+constexpr KernelTable table = {GATEDRNN_STRING(GATEDRNN_ISA), kernels<float>(), kernels<double>(), hash_blocks};
 
 }  // namespace gatedrnn::GATEDRNN_ISA

@@ -225,10 +225,14 @@ struct Kernels {
   void (*read)(const T* data, Index n, T* sink) noexcept;
 };
 
+constexpr int kHashBlock = 256;  // bytes
+
 struct KernelTable {
   const char* name;
   Kernels<float> f32;
   Kernels<double> f64;
+  // Goes on with the hashes of a block's 32-bit words; the same on every machine.
+  void (*hash_blocks)(const unsigned char* data, Index blocks, std::uint32_t* lanes) noexcept;
 
   template <class T>
   const Kernels<T>& of() const;

@@ -102,6 +102,11 @@ class Packed(NamedTuple):
             and self.fingerprints == _fingerprints(self.arrays)
         )
 
+    def is_like(self, stack: Stack, dtype: np.dtype[Any], arrays: Sequence[Array]) -> bool:
+        """Compare everything but the numbers."""
+        shapes = [array.shape for array in self.arrays], [array.shape for array in arrays]
+        return self.stack == stack and self.dtype == dtype and shapes[0] == shapes[1]
+
 
 class Pack:
     """A module's `Packed`, replaced as a whole: safe without a lock.
@@ -125,7 +130,7 @@ class Pack:
         """
         packed = self._packed
         if packed is None or not packed.is_of(stack, weights):
-            packed = self._packed = _pack(stack, weights)
+            packed = self._packed = _pack(stack, weights, packed)
         if for_backward and not packed.network.packed_for_backward:
             packed.network.pack_for_backward()
         return packed
@@ -157,7 +162,8 @@ def _fingerprints(arrays: Sequence[Array]) -> list[int]:
     return [_core.fingerprint(array) for array in arrays]
 
 
-def _pack(stack: Stack, weights: Sequence[Tensor]) -> Packed:
+def _pack(stack: Stack, weights: Sequence[Tensor], before: Packed | None) -> Packed:
+    """Check and pack the weights. A network like the one before goes on with its memory."""
     input_size, hidden_size, state_size = stack.sizes(weights)
     shapes = shapes_of(stack, input_size, hidden_size, state_size)
     for (name, shape), weight in zip(shapes.items(), weights, strict=True):
@@ -165,17 +171,21 @@ def _pack(stack: Stack, weights: Sequence[Tensor]) -> Packed:
     arrays: list[Array] = [w.detach().contiguous().numpy() for w in weights]
     fingerprints = _fingerprints(arrays)  # before the packing, in case of a write meanwhile
     dtype = DTYPES[weights[0].dtype]
-    network = _core.Network(
-        stack.cell,
-        dict(zip(shapes, arrays, strict=True)),
-        input_size=input_size,
-        hidden_size=hidden_size,
-        num_layers=stack.num_layers,
-        bidirectional=stack.bidirectional,
-        bias=stack.bias,
-        proj_size=0 if state_size == hidden_size else state_size,
-        dtype=dtype,
-    )
+    parameters = dict(zip(shapes, arrays, strict=True))
+    if before is not None and before.is_like(stack, dtype, arrays):
+        network = before.network.renewed(parameters)
+    else:
+        network = _core.Network(
+            stack.cell,
+            parameters,
+            input_size=input_size,
+            hidden_size=hidden_size,
+            num_layers=stack.num_layers,
+            bidirectional=stack.bidirectional,
+            bias=stack.bias,
+            proj_size=0 if state_size == hidden_size else state_size,
+            dtype=dtype,
+        )
     ends = itertools.accumulate(array.size for array in arrays)
     places = [
         (name, slice(end - math.prod(shape), end), shape)
