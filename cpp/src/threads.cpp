@@ -25,9 +25,10 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-constexpr int kSpins = 300;                                 // some ten microseconds
-constexpr auto kIdleSpin = std::chrono::microseconds(100);  // a worker's, after a job: the next call may follow at once
-constexpr auto kBusyStream = std::chrono::microseconds(200);  // from one call to the next
+constexpr int kSpins = 300;  // some ten microseconds
+// Calls that follow one upon the other as fast as this are a stream: workers wait for the next one awake. (Between forward and
+// backward PyTorch takes some 100 microseconds for itself.)
+constexpr auto kBusyStream = std::chrono::microseconds(200);
 
 int default_threads() {
   int count = usable_processors();
@@ -182,7 +183,7 @@ class Pool {
         if (work()) return;
         relax();
       }
-    } while (Clock::now() - start < kIdleSpin);
+    } while (Clock::now() - start < kBusyStream);
     std::unique_lock lock(mutex_);
     sleepers_.fetch_add(1);
     wake_.wait(lock, [&, heard = calls_to_wake_] { return work() || heard != calls_to_wake_; });
