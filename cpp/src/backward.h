@@ -33,7 +33,7 @@ class BackwardRun : private Run<T> {
       block.d_h = arena.take<T>(spec_.proj_size > 0 ? pairs * d_h_stride() : 0);
     }
     offsets_ = arena.take<Index>(threads * (tape_.most_block_steps() + 1));
-    kept_ = arena.take<T>(recomputing() ? tape_.most_block_steps() * batch_ * tape_.kept_width() : 0);
+    kept_ = arena.take<T>(tape_.recomputing() ? tape_.most_block_steps() * batch_ * tape_.kept_width() : 0);
     for (T*& between : between_)
       between = arena.take<T>(spec_.num_layers > 1 ? tape_.steps * batch_ * spec_.output_size() : 0);
     lists_ = arena.take<const T*>(threads * kLists * std::max(pairs, this->most_rows()));
@@ -43,7 +43,7 @@ class BackwardRun : private Run<T> {
     input_products_ = arena.take<T>(threads * panel_count(widest_input()) * input_products_stride());
     const Index state = this->most_rows() * network_.state_stride();
     const Index panels = panel_count(std::max(spec_.hidden_size, spec_.state_size()));
-    this->carve_groups(arena, recomputing() ? Base::Forward::replay : Base::Forward::no, [&](Group<T>& group) {
+    this->carve_groups(arena, tape_.recomputing() ? Base::Forward::replay : Base::Forward::no, [&](Group<T>& group) {
       group.carry = arena.take<T>(state);
       if (is_lstm(spec_.cell)) group.d_c = arena.take<T>(state);
       group.products = arena.take<T>(panels * products_stride());
@@ -116,7 +116,6 @@ class BackwardRun : private Run<T> {
   Index products_stride() const { return odd_lines(this->most_rows() * kBackVectors * lanes()); }
   Index input_products_stride() const { return odd_lines(kInputRows * kBackVectors * lanes()); }
   Index widest_input() const { return std::max(spec_.input_size, spec_.output_size()); }
-  bool recomputing() const { return tape_.options.recompute && tape_.kept_width() > 0; }
   bool has_operand_of_weights() const { return spec_.cell == Cell::gru_reset_before || spec_.proj_size > 0; }
   bool is_rnn() const { return spec_.cell == Cell::rnn_tanh || spec_.cell == Cell::rnn_relu; }
   const T** list(int thread, int which) const {
@@ -141,14 +140,15 @@ class BackwardRun : private Run<T> {
     return {between_[(layer - 1) % 2], batch_ * spec_.output_size(), spec_.output_size(), nullptr};
   }
   const T* kept(const Share& share, const Block& block, Index step) const {
-    const T* base = recomputing() ? kept_ - block.begin * batch_ * tape_.kept_width() : tape_.kept[this->track(share)];
+    const T* base =
+        tape_.recomputing() ? kept_ - block.begin * batch_ * tape_.kept_width() : tape_.kept[this->track(share)];
     return base + step * batch_ * tape_.kept_width();
   }
   // The LSTM's c before a step, of rank 0.
   Strided c_before(const Share& share, const Block& block, Index step) const {
     const Index H = spec_.hidden_size;
     const T* checkpoints = tape_.c[this->track(share)];
-    if (recomputing() && step == block.begin) {
+    if (tape_.recomputing() && step == block.begin) {
       const auto at = std::lower_bound(tape_.blocks.begin(), tape_.blocks.end(), step) - tape_.blocks.begin();
       return {checkpoints + at * batch_ * H, H};
     }
@@ -190,7 +190,7 @@ class BackwardRun : private Run<T> {
       Block block = shared;
       block.begin = tape_.blocks[b];
       block.end = tape_.blocks[b + 1];
-      if (recomputing()) recompute(share, block);
+      if (tape_.recomputing()) recompute(share, block);
       const Index pairs = list_offsets(block, offsets);
       for (Index step = block.end - 1; step >= block.begin; --step) {
         const Index offset = offsets[block.end - 1 - step];
@@ -201,7 +201,7 @@ class BackwardRun : private Run<T> {
       list_operands(share, block);
       add_to_gradients(share, block, offsets, pairs, b + 2 == static_cast<Index>(tape_.blocks.size()));
       if (d_input_of(share.layer).data) input_gradients(share, block, pairs);
-      if (recomputing()) everyone_.wait();  // the kept values are needed no more
+      if (tape_.recomputing()) everyone_.wait();  // the kept values are needed no more
     }
     initial_state_gradients(share, next);
     if (!next) clear_gradients(share);

@@ -119,7 +119,7 @@ class ForwardRun : private Run<T> {
   }
 
   bool keeping() const { return tape_ && tape_->kept_width() > 0; }
-  bool recomputing() const { return keeping() && tape_->options.recompute; }
+  bool recomputing() const { return tape_ && tape_->recomputing(); }
 
   // Parts of a layer's steps: as the tape's blocks are, each beginning with a checkpoint, or as layers overlap.
   Index segment_count() const {

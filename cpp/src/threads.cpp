@@ -253,8 +253,8 @@ void Barrier::wait() {
   wait_until([&] { return round_.load(std::memory_order_acquire) != round; });
 }
 
-void Progress::await(std::ptrdiff_t steps) const {
-  wait_until([&] { return steps_.load(std::memory_order_acquire) >= steps; });
+void Progress::await(std::ptrdiff_t parts) const {
+  wait_until([&] { return parts_.load(std::memory_order_acquire) >= parts; });
 }
 
 }  // namespace gatedrnn

@@ -36,6 +36,7 @@ class Tape {
   Index length(Index rank) const { return lengths[rows[rank]]; }
   Index tracks() const { return spec.num_layers * spec.directions; }
   Index kept_width() const { return kept_slots(spec.cell) * spec.hidden_size; }
+  bool recomputing() const { return options.recompute && kept_width() > 0; }
   Index most_block_rows() const { return most_block_rows_; }  // (step, row) pairs of the largest block
   Index most_block_steps() const { return most_block_steps_; }
   Index bytes() const { return bytes_; }

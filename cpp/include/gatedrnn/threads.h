@@ -54,15 +54,15 @@ class Barrier {
   alignas(64) std::atomic<unsigned> round_{0};
 };
 
-// How far a thread has come, for others who wait for that.
+// How many parts of its work a thread has done, for others who wait for that.
 class Progress {
  public:
-  void advance_to(std::ptrdiff_t steps) { steps_.store(steps, std::memory_order_release); }
+  void advance_to(std::ptrdiff_t parts) { parts_.store(parts, std::memory_order_release); }
   // Waits as a barrier does.
-  void await(std::ptrdiff_t steps) const;
+  void await(std::ptrdiff_t parts) const;
 
  private:
-  alignas(64) std::atomic<std::ptrdiff_t> steps_{0};
+  alignas(64) std::atomic<std::ptrdiff_t> parts_{0};
 };
 
 }  // namespace gatedrnn

@@ -25,7 +25,8 @@ MEASURED, BASE = "measured", "base"
 class Measure:
     """One question. `allowed` is the largest ratio aimed at, with one thread and with more.
 
-    `worst` says whether every shape is held to it, or the geometric mean.
+    `worst` says whether every shape is held to it, or the geometric mean. `threads` is how many it takes at
+    least.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Measure:
     worst: bool
     pairs: Callable[[int], Iterator[Pair]]
     needs: str | None = None  # a package that is not the benchmark's own
+    threads: int = 1
 
 
 @dataclass(frozen=True)
@@ -192,8 +194,15 @@ MEASURES = (
     ),
     Measure("self-float64", "float64 / float32", (2.3, 2.3), True, _float64),
     Measure("self-ragged", "ragged / (padded * sum(lengths) / (B * T))", (1.2, 1.3), True, _ragged),
-    Measure("self-threads", "two threads (or --threads) / one thread", (1.0, 1.0), True, _threads),
-    Measure("self-stacks", "stacks of layers, two threads (or --threads) / one", (0.8, 0.8), True, _stacks),
+    Measure("self-threads", "two threads (or --threads) / one thread", (1.0, 1.0), True, _threads, threads=2),
+    Measure(
+        "self-stacks",
+        "stacks of layers, two threads (or --threads) / one",
+        (0.8, 0.8),
+        True,
+        _stacks,
+        threads=2,
+    ),
     Measure("self-denormal", "denormal inputs / normal ones", (1.2, 1.2), True, _denormal),
 )
 

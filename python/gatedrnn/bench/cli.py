@@ -63,7 +63,9 @@ def main(argv: list[str] | None = None) -> int:
     ):
         _restart(arguments, _ISA_VARIABLES[options.isa])
     if not options.no_pin:
-        placement.cpus = _pin(max(options.threads, 2 if _wants_two_threads(options.set) else 1))
+        placement.cpus = _pin(
+            max([options.threads, *(measure.threads for measure in against_self.select(options.set))])
+        )
     with gr.num_threads(options.threads):
         return Benchmark(options).run()
 
@@ -191,10 +193,6 @@ def _restart(arguments: list[str], variables: dict[str, str]) -> None:
     sys.stdout.flush()
     command = [sys.executable, "-m", "gatedrnn.bench", *arguments]
     os.execve(sys.executable, command, os.environ | variables)
-
-
-def _wants_two_threads(names: Sequence[str]) -> bool:
-    return any(measure.name in ("self-threads", "self-stacks") for measure in against_self.select(names))
 
 
 def _pin(count: int) -> tuple[int, ...]:
