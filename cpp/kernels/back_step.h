@@ -22,10 +22,22 @@ struct BackPlace {
 
   Index room() const { return a.units - unit; }
 
-  GATEDRNN_INLINE V load_units(const T* of_row) const { return load_first<S>(of_row + unit, room()); }
-  GATEDRNN_INLINE V kept(int slot) const { return load_units(a.kept + row * a.kept_stride + slot * a.units); }
-  GATEDRNN_INLINE V c() const { return load_units(a.c + row * a.c_stride); }
-  GATEDRNN_INLINE V h() const { return load_units(a.h[row]); }
+  // Arrays that end with the last unit, and come from afar.
+  GATEDRNN_INLINE const T* kept_at(Index slot) const {
+    return a.kept + row * a.kept_stride + kept_offset(a.kept_slots, slot, unit, a.units, S::lanes);
+  }
+  GATEDRNN_INLINE const T* c_at() const {
+    return a.c + row * a.c_stride + kept_offset(a.c_slots, a.c_slots - 1, unit, a.units, S::lanes);
+  }
+  GATEDRNN_INLINE const T* d_y_at() const { return a.d_y[row] + unit; }
+  GATEDRNN_INLINE V kept(Index slot) const { return load_first<S>(kept_at(slot), room()); }
+  GATEDRNN_INLINE V c() const { return load_first<S>(c_at(), room()); }
+  GATEDRNN_INLINE V h() const { return load_first<S>(a.h[row] + unit, room()); }
+  GATEDRNN_INLINE void prefetch() const {
+    for (Index slot = 0; slot < a.kept_slots; ++slot) prefetch_line(kept_at(slot));
+    if (a.c) prefetch_line(c_at());
+    if (a.d_y) prefetch_line(d_y_at());
+  }
 
   // Arrays of whole vectors.
   GATEDRNN_INLINE V load(const T* array) const { return S::load(array + row * a.state_stride + unit); }
@@ -43,7 +55,7 @@ struct BackPlace {
   GATEDRNN_INLINE V d_h() const {
     V d = product();
     if (a.carry) d = S::add(d, load(a.carry));
-    if (a.d_y) d = S::add(d, load_units(a.d_y[row]));
+    if (a.d_y) d = S::add(d, load_first<S>(d_y_at(), room()));
     return d;
   }
 };
@@ -142,6 +154,26 @@ struct Back<S, BackStage::linear> {
   }
 };
 
+// Fetches what the cells will need from afar while the product before them is computed; a single row's tape is near. (All of it
+// inlined: GCC takes a call that only prefetches for one without effect.)
+template <class S>
+struct Fetch {
+  static GATEDRNN_INLINE void apply(const BackPlace<S>& p) { p.prefetch(); }
+};
+
+template <class S, class Visit>
+GATEDRNN_INLINE void for_each_place(const BackStepArgs<typename S::T>& a, const TilePlace& at,
+                                    const typename S::T* products) {
+  constexpr Index row_size = kBackVectors * S::lanes;
+  for (int p = 0; p < at.panels; ++p)
+    for (int r = 0; r < at.rows; ++r)
+      for (int u = 0; u < kBackVectors; ++u) {
+        const Index unit = ((at.panel + p) * kBackVectors + u) * S::lanes;
+        if (unit >= a.units) break;
+        Visit::apply({a, at.row + r, unit, products + p * a.products_panel_stride + r * row_size + u * S::lanes});
+      }
+}
+
 template <class S, BackStage stage>
 void back_step(const BackStepArgs<typename S::T>& a) noexcept {
   using T = typename S::T;
@@ -158,16 +190,9 @@ void back_step(const BackStepArgs<typename S::T>& a) noexcept {
                         tile.out = {z + at.vector * S::lanes, a.products_panel_stride, row_size};
                         start_from<S>(tile, {tile.out.data, a.products_panel_stride, row_size}, at.vectors);
                         if (at.begin == 0) start_from<S>(tile, {zeros, 0, 0}, at.vectors);
+                        if (at.last && at.rows > 1) for_each_place<S, Fetch<S>>(a, at, z);
                         multiply<S, N>(at.rows, at.panels, at.vectors, tile);
-                        if (!at.last) return;
-                        for (int p = 0; p < at.panels; ++p)
-                          for (int r = 0; r < at.rows; ++r)
-                            for (int u = 0; u < N; ++u) {
-                              const Index unit = ((at.panel + p) * N + u) * S::lanes;
-                              if (unit >= a.units) break;
-                              Back<S, stage>::apply(BackPlace<S>{
-                                  a, at.row + r, unit, z + p * a.products_panel_stride + r * row_size + u * S::lanes});
-                            }
+                        if (at.last) for_each_place<S, Back<S, stage>>(a, at, z);
                       });
 }
 

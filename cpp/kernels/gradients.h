@@ -87,8 +87,12 @@ void sum_columns(const ColumnArgs<typename S::T>& a) noexcept {
     auto sum = S::load(a.sums + unit);
     for (Index n = 0; n < a.count; ++n) {
       const auto d = S::load(a.d + n * a.d_stride + unit);
-      sum = a.factor ? S::madd(d, load_first<S>(a.factor + n * a.factor_stride + unit, a.units - unit), sum)
-                     : S::add(sum, d);
+      if (a.factor) {
+        const Index at = n * a.factor_stride + kept_offset(a.factor_slots, a.factor_slots - 1, unit, a.units, S::lanes);
+        sum = S::madd(d, load_first<S>(a.factor + at, a.units - unit), sum);
+      } else {
+        sum = S::add(sum, d);
+      }
     }
     S::store(a.sums + unit, sum);
   }

@@ -30,7 +30,8 @@ struct UnitVector {
   }
 
   GATEDRNN_INLINE void keep(int slot, V value) const {
-    store_first<S>(a.kept + row * a.kept_stride + slot * a.units + unit, value, a.units - unit);
+    T* kept = a.kept + row * a.kept_stride + kept_offset(a.kept_slots, slot, unit, a.units, S::lanes);
+    store_first<S>(kept, value, a.units - unit);
   }
 };
 

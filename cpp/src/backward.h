@@ -27,11 +27,9 @@ class BackwardRun : private Run<T> {
 
   void carve(Arena& arena) {
     const Index pairs = tape_.most_block_rows(), threads = plan_.threads();
-    for (Block& block : blocks_) {
-      block.d_z = arena.take<T>(pairs * d_z_stride());
-      block.operand_of_weights = arena.take<T>(has_operand_of_weights() ? pairs * slot() : 0);
-      block.d_h = arena.take<T>(spec_.proj_size > 0 ? pairs * d_h_stride() : 0);
-    }
+    d_z_ = arena.take<T>(ring_pairs() * d_z_stride());
+    operand_of_weights_ = arena.take<T>(has_operand_of_weights() ? ring_pairs() * slot() : 0);
+    d_h_ = arena.take<T>(spec_.proj_size > 0 ? ring_pairs() * d_h_stride() : 0);
     offsets_ = arena.take<Index>(threads * (tape_.most_block_steps() + 1));
     kept_ = arena.take<T>(tape_.recomputing() ? tape_.most_block_steps() * batch_ * tape_.kept_width() : 0);
     for (T*& between : between_)
@@ -66,19 +64,18 @@ class BackwardRun : private Run<T> {
   using Base::batch_, Base::everyone_, Base::network_, Base::order_, Base::plan_, Base::spec_;
   using Base::length, Base::meet, Base::rank, Base::row_count, Base::running, Base::state_at, Base::time;
 
-  static constexpr Index kSlice = 128;  // pairs that are packed and multiplied together for the gradients of weights
-  static constexpr Index kChunk = 32;   // groups of columns of the left side that are packed at a time
+  static constexpr Index kSlice = 512;  // pairs that are packed and multiplied together for the gradients of weights
+  static constexpr Index kChunk = 8;    // groups of columns of the left side that are packed at a time
   static constexpr Index kInputRows = 192;  // pairs whose inputs' gradients are computed together
   static constexpr Index kPeepholes = 3;
   static constexpr int kLists = 3;
 
-  // What the recurrence of one block leaves, a row for each (step, rank) pair. Two of them, in turns: threads that are done
-  // with one go on while others still read it.
+  // What the recurrence of one block leaves, a row for each (step, rank) pair.
   struct Block {
-    T* d_z = nullptr;                 // [pair][d_z_stride]
-    T* operand_of_weights = nullptr;  // [pair][slot]
-    T* d_h = nullptr;                 // [pair][d_h_stride]: before the projection
-    Index begin = 0, end = 0;         // steps
+    Index begin, end;       // steps
+    T* d_z;                 // [pair][d_z_stride]
+    T* operand_of_weights;  // [pair][slot]
+    T* d_h;                 // [pair][d_h_stride]: before the projection
   };
 
   // One matrix of weights: its gradient is the sum over pairs of (a slot of the left side) x (a row of the right side).
@@ -95,6 +92,12 @@ class BackwardRun : private Run<T> {
     Index stride;
   };
 
+  // The LSTM's c of each row, the last of `slots` values per unit.
+  struct CellStates {
+    const T* data;
+    Index stride, slots;
+  };
+
   // ---- Sizes -------------------------------------------------------------------------------------------------------------
   int lanes() const { return network_.kernels().lanes; }
   Index slot() const { return slot_stride(spec_.hidden_size, lanes()); }
@@ -107,6 +110,12 @@ class BackwardRun : private Run<T> {
   Index d_h_stride() const { return odd_lines(spec_.state_size()); }
   Index packed_x_size() const {
     return kSlice * round_up(std::max({widest_input(), spec_.hidden_size, spec_.state_size()}), lanes());
+  }
+  // Blocks follow each other in a ring, which so stays in the cache. What the next one must not overwrite while it begins: a
+  // thread alone reads the last step's pairs; of several, some may still be at the products of the whole block.
+  Index ring_pairs() const {
+    const Index most = tape_.most_block_rows(), in_use = plan_.threads() == 1 ? batch_ : most;
+    return most + 2 * in_use;
   }
   // Of every slot, and of the peepholes.
   Index column_sum_count() const {
@@ -145,15 +154,17 @@ class BackwardRun : private Run<T> {
     return base + step * batch_ * tape_.kept_width();
   }
   // The LSTM's c before a step, of rank 0.
-  Strided c_before(const Share& share, const Block& block, Index step) const {
+  CellStates c_before(const Share& share, const Block& block, Index step) const {
     const Index H = spec_.hidden_size;
     const T* checkpoints = tape_.c[this->track(share)];
     if (tape_.recomputing() && step == block.begin) {
       const auto at = std::lower_bound(tape_.blocks.begin(), tape_.blocks.end(), step) - tape_.blocks.begin();
-      return {checkpoints + at * batch_ * H, H};
+      return {checkpoints + at * batch_ * H, H, 1};
     }
-    if (step == 0) return {checkpoints, H};
-    return {kept(share, block, step - 1) + 4 * H, tape_.kept_width()};
+    return step == 0 ? CellStates{checkpoints, H, 1} : c_after(share, block, step - 1);
+  }
+  CellStates c_after(const Share& share, const Block& block, Index step) const {
+    return {kept(share, block, step), tape_.kept_width(), kept_slots(spec_.cell)};
   }
   const T* h_before(const Share& share, Index step, Index i) const {
     const Index P = spec_.state_size(), r = rank(share, i);
@@ -185,13 +196,15 @@ class BackwardRun : private Run<T> {
     meet(share);
     Index* offsets = offsets_ + share.thread * (tape_.most_block_steps() + 1);
     const T* next = nullptr;  // the gradients of the pre-activations of the step after, of rank 0
-    for (Index b = static_cast<Index>(tape_.blocks.size()) - 2, turn = 0; b >= 0; --b, turn ^= 1) {
-      Block& shared = blocks_[turn];
-      Block block = shared;
-      block.begin = tape_.blocks[b];
-      block.end = tape_.blocks[b + 1];
+    Index ring_end = 0;
+    for (Index b = static_cast<Index>(tape_.blocks.size()) - 2; b >= 0; --b) {
+      const Index begin = tape_.blocks[b], end = tape_.blocks[b + 1];
+      const Index pairs = list_offsets(begin, end, offsets);
+      const Index at = ring_end + pairs <= ring_pairs() ? ring_end : 0;
+      ring_end = at + pairs;
+      const Block block{begin, end, d_z_ + at * d_z_stride(), operand_of_weights_ + at * slot(),
+                        d_h_ + at * d_h_stride()};
       if (tape_.recomputing()) recompute(share, block);
-      const Index pairs = list_offsets(block, offsets);
       for (Index step = block.end - 1; step >= block.begin; --step) {
         const Index offset = offsets[block.end - 1 - step];
         take_step(share, block, step, offset, next);
@@ -210,9 +223,9 @@ class BackwardRun : private Run<T> {
   }
 
   // Where each step's pairs begin, from the last step to the first; returns how many there are.
-  Index list_offsets(const Block& block, Index* offsets) const {
+  Index list_offsets(Index begin, Index end, Index* offsets) const {
     Index pairs = 0, *offset = offsets;
-    for (Index step = block.end - 1; step >= block.begin; --step) {
+    for (Index step = end - 1; step >= begin; --step) {
       *offset++ = pairs;
       pairs += running_ranks(step);
     }
@@ -241,7 +254,7 @@ class BackwardRun : private Run<T> {
   // What the block's steps kept, from the outputs and the c before it.
   void recompute(const Share& share, const Block& block) {
     if (is_lstm(spec_.cell) && share.units == 0) {
-      const Strided c = c_before(share, block, block.begin);
+      const CellStates c = c_before(share, block, block.begin);
       for (Index i = 0; i < running(share, block.begin, row_count(share)); ++i)
         std::copy_n(c.data + rank(share, i) * c.stride, spec_.hidden_size, share.group.c + i * network_.state_stride());
     }
@@ -273,11 +286,13 @@ class BackwardRun : private Run<T> {
     if (tape_.kept_width() > 0) {
       args.kept = kept(share, block, step) + share.row_group * tape_.kept_width();
       args.kept_stride = plan_.row_groups * tape_.kept_width();
+      args.kept_slots = kept_slots(spec_.cell);
     }
     if (is_lstm(spec_.cell)) {
-      const Strided c = c_before(share, block, step);
+      const CellStates c = c_before(share, block, step);
       args.c = c.data + share.row_group * c.stride;
       args.c_stride = plan_.row_groups * c.stride;
+      args.c_slots = c.slots;
     }
     if (has_operand_of_weights()) {
       args.operand_of_weights = block.operand_of_weights + first_pair * slot();
@@ -432,7 +447,7 @@ class BackwardRun : private Run<T> {
       const Index slots = gradient_slots(spec_.cell);
       if (c < slots)
         network_.kernels().sum_columns(
-            {pairs, spec_.hidden_size, block.d_z + c * slot(), nullptr, d_z_stride(), 0, sums});
+            {pairs, spec_.hidden_size, block.d_z + c * slot(), nullptr, d_z_stride(), 0, 0, sums});
       else
         add_peephole(share, block, offsets, static_cast<int>(c - slots), sums);
     }
@@ -483,11 +498,10 @@ class BackwardRun : private Run<T> {
     constexpr Index slots[] = {0, 1, 3};
     for (Index step = block.end - 1; step >= block.begin; --step) {
       const Index* offset = offsets + (block.end - 1 - step);
-      const Strided c = gate < 2 ? c_before(share, block, step)
-                                 : Strided{kept(share, block, step) + 4 * spec_.hidden_size, tape_.kept_width()};
+      const CellStates c = gate < 2 ? c_before(share, block, step) : c_after(share, block, step);
       network_.kernels().sum_columns({offset[1] - offset[0], spec_.hidden_size,
                                       block.d_z + offset[0] * d_z_stride() + slots[gate] * slot(), c.data, d_z_stride(),
-                                      c.stride, sums});
+                                      c.stride, c.slots, sums});
     }
   }
 
@@ -576,7 +590,10 @@ class BackwardRun : private Run<T> {
 
   const Tape<T>& tape_;
   const BackwardCall<T>& call_;
-  Block blocks_[2];
+  // The ring of blocks.
+  T* d_z_ = nullptr;
+  T* operand_of_weights_ = nullptr;
+  T* d_h_ = nullptr;
   Index* offsets_ = nullptr;   // [thread][steps of a block + 1]
   T* kept_ = nullptr;          // with recomputing: of one block
   T* between_[2] = {};         // the gradients of the layers' outputs, in turns

@@ -11,16 +11,21 @@ using Gates = std::vector<Index>;  // positions in torch.nn's gate order
 // Panels of a (gates * units, depth) matrix: [panel][k][gate][unit vector][lane], zero where there is no unit.
 template <class T>
 Buffer<T> pack_panels(const T* matrix, const PackedStage<T>& to, const Gates& gates, Index depth) {
-  const Index width = to.units_per_panel();
-  Buffer<T> packed(to.panels * depth * static_cast<Index>(gates.size()) * width);
-  T* out = packed.data();
-  for (Index panel = 0; panel < to.panels; ++panel)
-    for (Index k = 0; k < depth; ++k)
-      for (const Index gate : gates)
-        for (Index i = 0; i < width; ++i) {
-          const Index unit = panel * width + i;
-          *out++ = unit < to.units ? matrix[(gate * to.units + unit) * depth + k] : T(0);
+  constexpr Index few = 64;  // of k at a time, so that a vector that is being filled stays in the first-level cache
+  const Index width = to.units_per_panel(), stride = static_cast<Index>(gates.size()) * width;
+  Buffer<T> packed(to.panels * depth * stride);
+  for (Index panel = 0; panel < to.panels; ++panel) {
+    T* const out = packed.data() + panel * depth * stride;
+    const Index first = panel * width, count = std::min(width, to.units - first);
+    if (count < width) std::fill_n(out, depth * stride, T(0));
+    for (Index begin = 0; begin < depth; begin += few)
+      for (std::size_t g = 0; g < gates.size(); ++g)
+        for (Index i = 0; i < count; ++i) {
+          const T* row = matrix + (gates[g] * to.units + first + i) * depth;
+          T* vector = out + static_cast<Index>(g) * width + i;
+          for (Index k = begin; k < std::min(begin + few, depth); ++k) vector[k * stride] = row[k];
         }
+  }
   return packed;
 }
 
@@ -119,7 +124,7 @@ PackedTransposed<T> pack_transposed(const T* matrix, Index units, Index H, const
   packed.depth = (static_cast<Index>(gates.size()) - 1) * slot + H;
   packed.first_slot = first_slot;
   packed.weights = Buffer<T>(packed.panels * packed.depth * width);
-  std::fill_n(packed.weights.data(), packed.weights.size(), T(0));
+  if (units % width != 0 || slot != H) std::fill_n(packed.weights.data(), packed.weights.size(), T(0));
   for (Index panel = 0; panel < packed.panels; ++panel) {
     const Index first = panel * width, count = std::min(width, units - first);
     for (std::size_t g = 0; g < gates.size(); ++g)

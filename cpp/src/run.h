@@ -325,6 +325,7 @@ class Run {
     args.peephole = stage.peephole.data();
     args.y = last_stage && y ? y + at : nullptr;
     args.kept_stride = plan_.row_groups * passage.kept_width;
+    args.kept_slots = kept_slots(spec_.cell);
     args.kept = passage.kept ? passage.kept + ((step - passage.first) * batch_ + share.row_group) * passage.kept_width
                              : nullptr;
     return args;

@@ -87,7 +87,7 @@ class BackwardTest {
     for (int i = 0; i < 8; ++i)
       compare({sizes[(3 * i + 1) % 8], sizes[i], 2, std::min<Index>(sizes[(5 * i + 2) % 8], 33)});
     for (const Index hidden : {47, 65, 127}) compare({3, hidden, 2, 2});
-    compare({5, 9, 300, 2});  // several blocks of steps
+    compare({5, 9, 300, 9});  // several blocks of steps
     compare({5, 17, 20, 33, 2, 2, ragged(33, 20)});
     for (const bool bias : {false, true})
       for (const bool states : {false, true})
@@ -98,13 +98,14 @@ class BackwardTest {
     compare({9, 17, 3, 4, 1, 2, {0, 0, 0, 0}});
     without_some();
     plans();
+    ring();
     mistakes_are_seen();
   }
 
  private:
   static std::vector<Index> ragged(Index batch, Index steps) {
     std::vector<Index> lengths;
-    for (Index b = 0; b < batch; ++b) lengths.push_back((b * 17 + 5) % (steps + 1));
+    for (Index b = 0; b < batch; ++b) lengths.push_back((b * 97 + 5) % (steps + 1));
     return lengths;
   }
 
@@ -212,6 +213,16 @@ class BackwardTest {
           CHECK_NOTHING_WRONG(expected.difference(computed(c, table, plan, alone(c), {{}, recompute}), 0),
                               "overlapping layers, " + c.problem.name());
     }
+  }
+
+  // Many blocks of steps, none of which may overwrite what threads still read.
+  void ring() {
+    const Case c(cell_, {5, 9, 40, 120, 1, 1, ragged(120, 40)});
+    const KernelTable& table = *available_tables().back();
+    const Gradients<T> expected = computed(c, table, alone(c), alone(c));
+    for (const Plan& plan : {Plan{1, 1, 2, 1, 60, 2e12}, Plan{1, 1, 3, 1, 40, 2e12}, Plan{1, 1, 1, 2, 120, 2e12}})
+      CHECK_NOTHING_WRONG(expected.difference(computed(c, table, plan, plan), 0), "ring, " + c.problem.name());
+    CHECK_NOTHING_WRONG(expected.difference(reference(c), tolerance(c)), "ring, " + c.problem.name());
   }
 
   // The comparisons above would notice it if forward had run on other weights.

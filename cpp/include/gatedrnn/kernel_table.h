@@ -86,8 +86,8 @@ struct StepArgs {
   T* update;           // reset-before GRU: what the second stage needs of z
   const T* peephole;   // [panel][3][lanes]: i, f, o
   T* const* y;         // [rows] pointers to the output rows of this step, or null
-  T* kept;             // for training: [rows][kept_stride] of [kept slot][unit], see kept_slots
-  Index kept_stride;
+  T* kept;             // for training: [rows][kept_stride], each row as kept_offset says
+  Index kept_stride, kept_slots;
 };
 
 // ---- Backward -----------------------------------------------------------------------------------------------------------
@@ -100,6 +100,12 @@ struct StepArgs {
 
 // What a step of the cell keeps for its backward: LSTM i, f, g, o, c'; GRU r, z, n and, reset after, n_h. Gates are activated.
 constexpr Index kept_slots(Cell cell) { return is_lstm(cell) ? 5 : cell == Cell::gru ? 4 : is_gru(cell) ? 3 : 0; }
+
+// Where a slot of the vector that begins with `unit` stands in a row of `units` units: [unit vector][slot][lane], so that what
+// a cell needs at a time is together. The last vector is as wide as the units that are left: nothing is kept for others.
+constexpr Index kept_offset(Index slots, Index slot, Index unit, Index units, int lanes) {
+  return unit * slots + slot * (units - unit < lanes ? units - unit : lanes);
+}
 
 // Gradients of pre-activations per unit.
 constexpr Index gradient_slots(Cell cell) { return cell == Cell::gru ? 4 : gate_count(cell); }
@@ -147,10 +153,10 @@ struct BackStepArgs {
   T* carry;             // [rows][state_stride]: joins the product; GRU: what goes to h[t-1] directly, on exit; or null
   const T* const* d_y;  // [rows] pointers to the gradients of this step's output, or null
   const T* kept;        // [rows][kept_stride] as forward left it
-  const T* c;           // LSTM: c[t-1], [rows][c_stride]
+  const T* c;           // LSTM: c[t-1], [rows][c_stride], each row as kept_offset says, the last of c_slots
   const T* const* h;    // [rows] pointers to h[t-1]; RNN: h[t]
   const T* peephole;    // [3][slot_stride]: i, f, o
-  Index kept_stride, c_stride;
+  Index kept_stride, kept_slots, c_stride, c_slots;
   T* d_c;  // LSTM, [rows][state_stride]: the gradient of c[t] on entry, of c[t-1] on exit
   T* d_z;  // the result: [rows][d_z_stride] of [slot][unit]
   Index d_z_stride, slot_stride;
@@ -201,8 +207,8 @@ template <class T>
 struct ColumnArgs {
   Index count, units;
   const T* d;       // [count][d_stride], whole vectors
-  const T* factor;  // [count][factor_stride], or null
-  Index d_stride, factor_stride;
+  const T* factor;  // [count][factor_stride], each row as kept_offset says, the last of factor_slots; or null
+  Index d_stride, factor_stride, factor_slots;
   T* sums;  // whole vectors
 };
 

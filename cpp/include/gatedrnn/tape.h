@@ -26,7 +26,7 @@ class Tape {
   // Backward goes through the steps in blocks: blocks[i] .. blocks[i + 1], from the last to the first.
   std::vector<Index> blocks;
 
-  std::vector<T*> kept;  // by track: [step][rank][kept_slots][H]; with `recompute` nowhere
+  std::vector<T*> kept;  // by track: [step][rank][kept_width], see kept_offset; with `recompute` nowhere
   std::vector<T*> c;  // by track, LSTM: [checkpoint][rank][H]: c before each block, or with all kept before the first
   std::vector<T*> outputs;           // by layer: [t][rank][D * P]
   std::vector<T*> inputs;            // by layer from the second on, with dropout: what is left of the outputs below

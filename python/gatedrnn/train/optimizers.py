@@ -465,8 +465,8 @@ def _accepted(parameters: object) -> dict[str, Array]:
 def _sum_of_squares(array: Array) -> float:
     """Accumulate in float64, in blocks for the same reason as `step`."""
     flat = _flat(array)
-    starts = range(0, flat.size, _BLOCK)
-    return sum(float(np.square(flat[k : k + _BLOCK], dtype=np.float64).sum()) for k in starts)
+    blocks = (flat[k : k + _BLOCK].astype(np.float64, copy=False) for k in range(0, flat.size, _BLOCK))
+    return sum(float(block @ block) for block in blocks)
 
 
 def _flat(array: Array) -> Array:
