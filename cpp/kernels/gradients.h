@@ -24,9 +24,9 @@ void outer_tile(const OuterArgs<typename S::T>& a, Index column) {
   for (int r = R; r < 2 * R && r < rows; ++r)
     for (int v = 0; v < V; ++v) __builtin_prefetch(sums + r * a.sums_stride + v * S::lanes, 1, 3);
 
-  const T *d = a.d + column / kOuterColumns * a.count * kOuterColumns + column % kOuterColumns, *x = a.x;
+  const T *d = a.d + column / kOuterColumns * a.d_group_stride + column % kOuterColumns, *x = a.x;
 #pragma GCC unroll 2
-  for (Index n = 0; n < a.count; ++n, d += kOuterColumns, x += V * S::lanes) {
+  for (Index n = 0; n < a.count; ++n, d += a.d_stride, x += V * S::lanes) {
     typename S::V xv[V];
 #pragma GCC unroll 8
     for (int v = 0; v < V; ++v) xv[v] = S::load(x + v * S::lanes);

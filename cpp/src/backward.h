@@ -64,8 +64,12 @@ class BackwardRun : private Run<T> {
   using Base::batch_, Base::everyone_, Base::network_, Base::order_, Base::plan_, Base::spec_;
   using Base::length, Base::meet, Base::rank, Base::row_count, Base::running, Base::state_at, Base::time;
 
-  static constexpr Index kSlice = 512;  // pairs that are packed and multiplied together for the gradients of weights
-  static constexpr Index kChunk = 8;    // groups of columns of the left side that are packed at a time
+  // The products of weights' gradients take a slice of the pairs at a time. Rows of the left side that are less than a page
+  // apart are read where they are, in slices whose parts of the right side fit into the first-level cache. Rows further apart
+  // are packed, a chunk of groups of columns at a time, in long slices: each is a pass over sums that are large there too.
+  static constexpr Index kPage = 4096;
+  static constexpr Index kNearSlice = 128, kSlice = 512;
+  static constexpr Index kChunk = 8;
   static constexpr Index kInputRows = 192;  // pairs whose inputs' gradients are computed together
   static constexpr Index kPeepholes = 3;
   static constexpr int kLists = 3;
@@ -453,7 +457,7 @@ class BackwardRun : private Run<T> {
     }
   }
 
-  // For one matrix the products of all pairs, a slice of them at a time, for this thread's columns of the left side.
+  // For one matrix the products of all pairs, for this thread's columns of the left side.
   void add_products(const Share& share, const Block& block, Index pairs, const WeightSum& sum, bool first_block) const {
     const Index groups = ceil_div(sum.columns, kOuterColumns);  // of a slot
     const auto [begin, end] = part_of(share, sum.slots * groups);
@@ -462,21 +466,32 @@ class BackwardRun : private Run<T> {
     T* packed_d = packed_d_ + share.thread * kSlice * kChunk * kOuterColumns;
     const T* left = sum.left_is_d_h ? block.d_h : block.d_z + sum.first_slot * slot();
     const Index left_stride = sum.left_is_d_h ? d_h_stride() : d_z_stride();
-    for (Index first = 0; first < pairs; first += kSlice) {
-      const Index count = std::min(kSlice, pairs - first);
+    const bool near = left_stride * static_cast<Index>(sizeof(T)) < kPage;
+    const Index slice = near ? kNearSlice : kSlice, most_groups = near ? groups : kChunk;
+    for (Index first = 0; first < pairs; first += slice) {
+      const Index count = std::min(slice, pairs - first);
       for_each_part(sum, [&](Index at, Index width, int vectors) {
         network_.kernels().pack_rows({sum.right + first, count, at, width, vectors, packed_x + at * count});
       });
       for (Index group = begin; group < end;) {
         const Index s = group / groups, column = group % groups * kOuterColumns;
-        const Index chunk = std::min({kChunk, groups - group % groups, end - group});
-        network_.kernels().pack_columns(
-            {left + first * left_stride + s * slot() + column, left_stride, count, chunk, packed_d});
-        const Index columns = std::min(chunk * kOuterColumns, sum.columns - column);
-        T* gradient = sum.gradient + (sum.gates[s] * sum.columns + column) * sum.depth;
+        const Index chunk = std::min({most_groups, groups - group % groups, end - group});
+        const T* d = left + first * left_stride + s * slot() + column;
+        OuterArgs<T> args{};
+        args.count = count;
+        args.columns = std::min(chunk * kOuterColumns, sum.columns - column);
+        args.d = near ? d : packed_d;
+        args.d_group_stride = near ? kOuterColumns : count * kOuterColumns;
+        args.d_stride = near ? left_stride : kOuterColumns;
+        args.sums_stride = sum.depth;
+        args.from_zero = first_block && first == 0 && !call_.accumulate;
+        if (!near) network_.kernels().pack_columns({d, left_stride, count, chunk, packed_d});
         for_each_part(sum, [&](Index at, Index width, int vectors) {
-          network_.kernels().outer({count, columns, width, packed_d, packed_x + at * count, vectors, gradient + at,
-                                    sum.depth, first_block && first == 0 && !call_.accumulate});
+          args.width = width;
+          args.x = packed_x + at * count;
+          args.vectors = vectors;
+          args.sums = sum.gradient + (sum.gates[s] * sum.columns + column) * sum.depth + at;
+          network_.kernels().outer(args);
         });
         group += chunk;
       }

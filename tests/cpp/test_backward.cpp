@@ -86,7 +86,7 @@ class BackwardTest {
     constexpr Index sizes[] = {1, 7, 9, 15, 17, 31, 33, 129};
     for (int i = 0; i < 8; ++i)
       compare({sizes[(3 * i + 1) % 8], sizes[i], 2, std::min<Index>(sizes[(5 * i + 2) % 8], 33)});
-    for (const Index hidden : {47, 65, 127}) compare({3, hidden, 2, 2});
+    for (const Index hidden : {47, 65, 127, 260}) compare({3, hidden, 2, 2});
     compare({5, 9, 300, 9});  // several blocks of steps
     compare({5, 17, 20, 33, 2, 2, ragged(33, 20)});
     for (const bool bias : {false, true})

@@ -166,20 +166,21 @@ struct BackStepArgs {
   bool add;       // linear: to what is there
 };
 
-// sums[column][k] += the sum over n of d[n][column] x[n][k], in the order of n: the gradient of a matrix of weights. Both sides
-// are packed, d in groups of kOuterColumns columns, x in parts of up to kOuterVectors vectors.
+// sums[column][k] += the sum over n of d[n][column] x[n][k], in the order of n: the gradient of a matrix of weights. x is packed
+// in parts of up to kOuterVectors vectors; d may be packed in groups of kOuterColumns columns, or rows as they are.
 constexpr int kOuterVectors = 3;
 constexpr Index kOuterColumns = 8;
 
 template <class T>
 struct OuterArgs {
-  Index count;    // of n
-  Index columns;  // the last group may cover more
-  Index width;    // of sums; the last vector may cover more
-  const T* d;     // [group][count][kOuterColumns]
-  const T* x;     // [count][vectors][lanes]
-  int vectors;    // 1 .. kOuterVectors
-  T* sums;        // [columns][sums_stride]
+  Index count;                     // of n
+  Index columns;                   // the last group may cover more
+  Index width;                     // of sums; the last vector may cover more
+  const T* d;                      // the first group's first row of kOuterColumns values
+  Index d_group_stride, d_stride;  // from group to group, from row to row
+  const T* x;                      // [count][vectors][lanes]
+  int vectors;                     // 1 .. kOuterVectors
+  T* sums;                         // [columns][sums_stride]
   Index sums_stride;
   bool from_zero;  // sums hold nothing yet
 };
