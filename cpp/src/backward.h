@@ -457,45 +457,66 @@ class BackwardRun : private Run<T> {
     }
   }
 
-  // For one matrix the products of all pairs, for this thread's columns of the left side.
+  // For one matrix the products of all pairs, a slice of them at a time, for this thread's columns of the left side.
   void add_products(const Share& share, const Block& block, Index pairs, const WeightSum& sum, bool first_block) const {
-    const Index groups = ceil_div(sum.columns, kOuterColumns);  // of a slot
-    const auto [begin, end] = part_of(share, sum.slots * groups);
+    const auto [begin, end] = groups_of(share, sum);
     if (begin == end) return;
+    const T* data = sum.left_is_d_h ? block.d_h : block.d_z + sum.first_slot * slot();
+    const Index stride = sum.left_is_d_h ? d_h_stride() : d_z_stride();
+    const Index slice = share_pages(stride) ? kNearSlice : kSlice;
     T* packed_x = packed_x_ + share.thread * packed_x_size();
-    T* packed_d = packed_d_ + share.thread * kSlice * kChunk * kOuterColumns;
-    const T* left = sum.left_is_d_h ? block.d_h : block.d_z + sum.first_slot * slot();
-    const Index left_stride = sum.left_is_d_h ? d_h_stride() : d_z_stride();
-    const bool near = left_stride * static_cast<Index>(sizeof(T)) < kPage;
-    const Index slice = near ? kNearSlice : kSlice, most_groups = near ? groups : kChunk;
     for (Index first = 0; first < pairs; first += slice) {
-      const Index count = std::min(slice, pairs - first);
+      OuterArgs<T> args{};
+      args.count = std::min(slice, pairs - first);
+      args.sums_stride = sum.depth;
+      args.from_zero = first_block && first == 0 && !call_.accumulate;
       for_each_part(sum, [&](Index at, Index width, int vectors) {
-        network_.kernels().pack_rows({sum.right + first, count, at, width, vectors, packed_x + at * count});
+        network_.kernels().pack_rows({sum.right + first, args.count, at, width, vectors, packed_x + at * args.count});
       });
-      for (Index group = begin; group < end;) {
-        const Index s = group / groups, column = group % groups * kOuterColumns;
-        const Index chunk = std::min({most_groups, groups - group % groups, end - group});
-        const T* d = left + first * left_stride + s * slot() + column;
-        OuterArgs<T> args{};
-        args.count = count;
-        args.columns = std::min(chunk * kOuterColumns, sum.columns - column);
-        args.d = near ? d : packed_d;
-        args.d_group_stride = near ? kOuterColumns : count * kOuterColumns;
-        args.d_stride = near ? left_stride : kOuterColumns;
-        args.sums_stride = sum.depth;
-        args.from_zero = first_block && first == 0 && !call_.accumulate;
-        if (!near) network_.kernels().pack_columns({d, left_stride, count, chunk, packed_d});
-        for_each_part(sum, [&](Index at, Index width, int vectors) {
-          args.width = width;
-          args.x = packed_x + at * count;
-          args.vectors = vectors;
-          args.sums = sum.gradient + (sum.gates[s] * sum.columns + column) * sum.depth + at;
-          network_.kernels().outer(args);
-        });
-        group += chunk;
-      }
+      add_slice(share, sum, {data + first * stride, stride}, packed_x, args);
     }
+  }
+
+  static bool share_pages(Index stride) { return stride * static_cast<Index>(sizeof(T)) < kPage; }
+
+  // A slot's columns are dealt out in groups.
+  std::pair<Index, Index> groups_of(const Share& share, const WeightSum& sum) const {
+    return part_of(share, sum.slots * ceil_div(sum.columns, kOuterColumns));
+  }
+
+  void add_slice(const Share& share, const WeightSum& sum, const Strided& left, const T* packed_x,
+                 OuterArgs<T> args) const {
+    const Index groups = ceil_div(sum.columns, kOuterColumns), most = share_pages(left.stride) ? groups : kChunk;
+    const auto [begin, end] = groups_of(share, sum);
+    for (Index group = begin; group < end;) {
+      const Index s = group / groups, column = group % groups * kOuterColumns;
+      const Index chunk = std::min({most, groups - group % groups, end - group});
+      args.columns = std::min(chunk * kOuterColumns, sum.columns - column);
+      set_left(share, {left.data + s * slot() + column, left.stride}, chunk, args);
+      for_each_part(sum, [&](Index at, Index width, int vectors) {
+        args.width = width;
+        args.x = packed_x + at * args.count;
+        args.vectors = vectors;
+        args.sums = sum.gradient + (sum.gates[s] * sum.columns + column) * sum.depth + at;
+        network_.kernels().outer(args);
+      });
+      group += chunk;
+    }
+  }
+
+  // So many groups of the left side, where they are or packed.
+  void set_left(const Share& share, const Strided& left, Index groups, OuterArgs<T>& args) const {
+    if (share_pages(left.stride)) {
+      args.d = left.data;
+      args.d_group_stride = kOuterColumns;
+      args.d_stride = left.stride;
+      return;
+    }
+    T* packed = packed_d_ + share.thread * kSlice * kChunk * kOuterColumns;
+    network_.kernels().pack_columns({left.data, left.stride, args.count, groups, packed});
+    args.d = packed;
+    args.d_group_stride = args.count * kOuterColumns;
+    args.d_stride = kOuterColumns;
   }
 
   // The right side's values in parts that differ by at most a vector: `part(first value, values, vectors)`.
