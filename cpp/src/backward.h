@@ -116,7 +116,8 @@ class BackwardRun : private Run<T> {
     return kSlice * round_up(std::max({widest_input(), spec_.hidden_size, spec_.state_size()}), lanes());
   }
   // Blocks follow each other in a ring, which so stays in the cache. What the next one must not overwrite while it begins: a
-  // thread alone reads the last step's pairs; of several, some may still be at the products of the whole block.
+  // thread alone reads the last step's pairs; of several, some may still be at the products of the whole block. With room for
+  // two of these beyond a block, one that goes back to the front does not reach them while they are in use.
   Index ring_pairs() const {
     const Index most = tape_.most_block_rows(), in_use = plan_.threads() == 1 ? batch_ : most;
     return most + 2 * in_use;
