@@ -249,12 +249,14 @@ def test_a_batch_is_the_sum_of_its_rows(cell, bidirectional):
 
 # --- the same bits --------------------------------------------------------------------------------
 
-# (I, H, B, T, options): shared out by rows, by units, by both; one block and several; and on one thread.
+# (I, H, B, T, options): shared out by rows, by units, by both, to mergers; one block and several; and on one
+# thread.
 THREADED = [
     (9, 17, 5, 6, {}),
     (31, 64, 64, 16, {}),
     (65, 257, 1, 12, {}),
     (9, 385, 2, 8, {}),
+    (129, 65, 1, 200, {}),
     (33, 129, 33, 40, {"bidirectional": True, "num_layers": 2, "dropout": 0.25}),
 ]
 
@@ -277,16 +279,15 @@ def test_thread_counts_agree(cell, dtype, recompute, input_size, hidden_size, ba
 
 @cells
 def test_these_shapes_are_split_in_every_way(cell):
-    """The test above would say nothing if all its shapes ran on one thread.
-
-    Backward plans as for one direction, since it takes them one after the other.
-    """
+    """The test above would say nothing if all its shapes ran on one thread."""
     splits = set()
     for input_size, hidden_size, batch, steps, options in THREADED:
-        one_way = {**options, "bidirectional": False}
-        plan = make(cell, input_size, hidden_size, **one_way)._packed().plan
-        splits |= {k for n in (2, 3) for k in ("row_groups", "unit_groups") if plan(steps, batch, n)[k] > 1}
-    assert splits == {"row_groups", "unit_groups"}
+        network = make(cell, input_size, hidden_size, **options)._packed()
+        for threads in (2, 3):
+            plan = network.plan(steps, batch, threads, backward=True)
+            splits |= {split for split in ("row_groups", "unit_groups") if plan[split] > 1}
+            splits |= {"mergers"} if plan["mergers"] > 0 else set()
+    assert splits == {"row_groups", "unit_groups", "mergers"}
 
 
 DIGESTS = "import gradients, json; print(json.dumps(gradients.digests()))"

@@ -302,8 +302,9 @@ class TypedNetwork final : public BoundNetwork {
     return results(call);
   }
 
-  Plan plan(Index steps, Index batch, int threads) const override {
-    return network_->plan(steps, batch, steps * batch, threads);
+  Plan plan(Index steps, Index batch, int threads, bool backward) const override {
+    return backward ? network_->backward_plan(steps, batch, steps * batch, false, threads)
+                    : network_->plan(steps, batch, steps * batch, threads);
   }
 
   std::unique_ptr<BoundStream> stream(Index batch_size) override {

@@ -19,14 +19,15 @@ std::unique_ptr<BoundNetwork> make_network(const std::string& cell, const py::di
   return bind_network(spec, bias, parameters, py::dtype::from_args(dtype));
 }
 
-py::dict plan_dict(const BoundNetwork& network, Index steps, Index batch, int threads) {
-  const Plan plan = network.plan(steps, batch, threads);
+py::dict plan_dict(const BoundNetwork& network, Index steps, Index batch, int threads, bool backward) {
+  const Plan plan = network.plan(steps, batch, threads, backward);
   py::dict d;
   d["threads"] = plan.threads();
   d["layer_groups"] = plan.layer_groups;
   d["direction_groups"] = plan.direction_groups;
   d["row_groups"] = plan.row_groups;
   d["unit_groups"] = plan.unit_groups;
+  d["mergers"] = plan.mergers;
   d["block_rows"] = plan.block_rows;
   d["cycles"] = plan.cycles;
   return d;
@@ -91,7 +92,7 @@ PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
            py::arg("accumulate"), py::arg("input_gradient"), py::arg("owner") = py::none())
       .def("reference", &BoundNetwork::reference, py::arg("x"), py::arg("state"), py::arg("lengths"),
            py::arg("batch_first"))
-      .def("plan", &plan_dict, py::arg("steps"), py::arg("batch"), py::arg("threads"))
+      .def("plan", &plan_dict, py::arg("steps"), py::arg("batch"), py::arg("threads"), py::arg("backward") = false)
       .def("stream", &BoundNetwork::stream, py::arg("batch_size"));
 
   m.def("set_num_threads", &set_threads, py::arg("n"));

@@ -7,7 +7,7 @@
 namespace gatedrnn::GATEDRNN_ISA {
 
 // R columns of d by V vectors of x, whose sums stay in registers.
-template <class S, int R, int V>
+template <class S, int R, int V, bool fetch>
 void outer_tile(const OuterArgs<typename S::T>& a, Index column) {
   using T = typename S::T;
   typename S::V acc[R][V];
@@ -27,6 +27,7 @@ void outer_tile(const OuterArgs<typename S::T>& a, Index column) {
   const T *d = a.d + column / kOuterColumns * a.d_group_stride + column % kOuterColumns, *x = a.x;
 #pragma GCC unroll 2
   for (Index n = 0; n < a.count; ++n, d += a.d_stride, x += V * S::lanes) {
+    if constexpr (fetch) prefetch_line(d + a.d_ahead);
     typename S::V xv[V];
 #pragma GCC unroll 8
     for (int v = 0; v < V; ++v) xv[v] = S::load(x + v * S::lanes);
@@ -51,7 +52,11 @@ template <class S, int V>
 void outer_columns(const OuterArgs<typename S::T>& a) {
   constexpr int R = kAccumulators / kOuterVectors;
   static_assert(kOuterColumns % R == 0);
-  for (Index column = 0; column < a.columns; column += R) outer_tile<S, R, V>(a, column);
+  for (Index column = 0; column < a.columns; column += R)
+    if (a.d_ahead > 0 && column % line<typename S::T> == 0)
+      outer_tile<S, R, V, true>(a, column);
+    else
+      outer_tile<S, R, V, false>(a, column);
 }
 
 template <class S>

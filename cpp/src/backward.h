@@ -2,11 +2,12 @@
 //
 // Layer by layer from the last, direction by direction, block by block of time steps from the last: first the recurrence, which
 // leaves the gradients of the pre-activations of every (step, row) pair of the block, then the products that merge these pairs:
-// the gradients of the inputs, and those of the weights, whose sums go on from block to block. A sum belongs to one thread and
-// is one chain in the order of steps (last first) and ranks, so that neither blocks nor threads change a bit.
+// the gradients of the inputs, and those of the weights, whose sums go on from block to block. A sum belongs to one thread at a
+// time and is one chain in the order of steps (last first) and ranks, so that neither blocks nor threads change a bit.
 #pragma once
 
 #include <array>
+#include <memory>
 
 #include "gatedrnn/tape.h"
 #include "run.h"
@@ -21,16 +22,17 @@ class BackwardRun : private Run<T> {
 
  public:
   BackwardRun(const Network<T>& network, const Tape<T>& tape, const BackwardCall<T>& call, const Plan& plan)
-      : Base(network, plan, tape.batch, {tape.rows.data(), tape.lengths.data(), tape.steps}),
+      : Base(network, usable(plan, tape), tape.batch, {tape.rows.data(), tape.lengths.data(), tape.steps}),
         tape_(tape),
         call_(call) {}
 
   void carve(Arena& arena) {
-    const Index pairs = tape_.most_block_rows(), threads = plan_.threads();
+    const Index pairs = most_pairs(), threads = plan_.threads();
     d_z_ = arena.take<T>(ring_pairs() * d_z_stride());
     operand_of_weights_ = arena.take<T>(has_operand_of_weights() ? ring_pairs() * slot() : 0);
     d_h_ = arena.take<T>(spec_.proj_size > 0 ? ring_pairs() * d_h_stride() : 0);
-    offsets_ = arena.take<Index>(threads * (tape_.most_block_steps() + 1));
+    offsets_ = arena.take<Index>(threads * (most_steps() + 1));
+    progress_ = arena.take<Progress>(plan_.mergers > 0 ? threads : 0);
     kept_ = arena.take<T>(tape_.recomputing() ? tape_.most_block_steps() * batch_ * tape_.kept_width() : 0);
     for (T*& between : between_)
       between = arena.take<T>(spec_.num_layers > 1 ? tape_.steps * batch_ * spec_.output_size() : 0);
@@ -51,6 +53,7 @@ class BackwardRun : private Run<T> {
   // False where run_team is.
   bool start() {
     everyone_.reset(plan_.threads());
+    if (plan_.mergers > 0) std::uninitialized_default_construct_n(progress_, plan_.threads());
     if (plan_.threads() == 1) {
       work(0);
       return true;
@@ -76,7 +79,9 @@ class BackwardRun : private Run<T> {
 
   // What the recurrence of one block leaves, a row for each (step, rank) pair.
   struct Block {
-    Index begin, end;       // steps
+    Index begin, end;  // steps
+    Index pairs;
+    bool first;             // that is merged
     T* d_z;                 // [pair][d_z_stride]
     T* operand_of_weights;  // [pair][slot]
     T* d_h;                 // [pair][d_h_stride]: before the projection
@@ -119,7 +124,7 @@ class BackwardRun : private Run<T> {
   // thread alone reads the last step's pairs; of several, some may still be at the products of the whole block. With room for
   // two of these beyond a block, one that goes back to the front does not reach them while they are in use.
   Index ring_pairs() const {
-    const Index most = tape_.most_block_rows(), in_use = plan_.threads() == 1 ? batch_ : most;
+    const Index most = most_pairs(), in_use = plan_.threads() == 1 ? batch_ : most;
     return most + 2 * in_use;
   }
   // Of every slot, and of the peepholes.
@@ -133,7 +138,7 @@ class BackwardRun : private Run<T> {
   bool has_operand_of_weights() const { return spec_.cell == Cell::gru_reset_before || spec_.proj_size > 0; }
   bool is_rnn() const { return spec_.cell == Cell::rnn_tanh || spec_.cell == Cell::rnn_relu; }
   const T** list(int thread, int which) const {
-    return lists_ + (thread * kLists + which) * std::max(tape_.most_block_rows(), this->most_rows());
+    return lists_ + (thread * kLists + which) * std::max(most_pairs(), this->most_rows());
   }
 
   // ---- Where things are --------------------------------------------------------------------------------------------------
@@ -181,13 +186,58 @@ class BackwardRun : private Run<T> {
            share.direction * spec_.state_size();
   }
 
+  // ---- Blocks and threads ------------------------------------------------------------------------------------------------
+  // Mergers would need recomputed values for longer than these last.
+  static Plan usable(Plan plan, const Tape<T>& tape) {
+    if (tape.recomputing()) plan.mergers = 0;
+    return plan;
+  }
+
+  // The tape's blocks; for mergers shorter ones, about as long as the plan says.
+  Index block_count() const {
+    if (plan_.mergers == 0) return static_cast<Index>(tape_.blocks.size()) - 1;
+    return ceil_div(tape_.blocks.back(), std::max<Index>(1, plan_.block_rows / batch_));
+  }
+  Index block_begin(Index block) const {
+    return plan_.mergers == 0 ? tape_.blocks[block] : tape_.blocks.back() * block / block_count();
+  }
+  Index most_steps() const {
+    return plan_.mergers == 0 ? tape_.most_block_steps()
+                              : ceil_div(tape_.blocks.back(), std::max<Index>(1, block_count()));
+  }
+  Index most_pairs() const { return plan_.mergers == 0 ? tape_.most_block_rows() : most_steps() * batch_; }
+
+  // Layers and directions that were run before.
+  Index tracks_before(const Share& share) const {
+    return (spec_.num_layers - 1 - share.layer) * spec_.directions + share.direction;
+  }
+
+  // The grid's threads come first, then the mergers.
+  bool in_grid(int thread) const { return thread < plan_.grid(); }
+
+  // With its part of what all threads merge, or the mergers alone.
+  Share merger(Share share, bool all) const {
+    const int first = all ? 0 : plan_.grid();
+    share.part = share.thread - first;
+    share.parts = plan_.threads() - first;
+    return share;
+  }
+
+  // Until so many blocks have been gone back through, or merged by mergers alone.
+  void await(int first_thread, int last_thread, Index blocks) const {
+    for (int thread = first_thread; thread < last_thread; ++thread) progress_[thread].await(blocks);
+  }
+  void await_grid(Index blocks) const { await(0, plan_.grid(), blocks); }
+  void await_mergers(Index blocks) const { await(plan_.grid(), plan_.threads(), blocks); }
+
   // ---- The walk ----------------------------------------------------------------------------------------------------------
   void work(int thread) {
     const FlushDenormals flush;
+    const int place = in_grid(thread) ? thread : 0;
     for (Index layer = spec_.num_layers - 1; layer >= 0; --layer) {
       for (Index direction = 0; direction < spec_.directions; ++direction)
         run_direction(
-            {thread, this->units_of(thread), this->row_group_of(thread), this->group_of(thread), layer, direction});
+            {thread, this->units_of(place), this->row_group_of(place), this->group_of(place), layer, direction});
       if (layer > 0 && !tape_.masks.empty()) {
         undrop(thread, layer - 1);
         everyone_.wait();
@@ -197,34 +247,69 @@ class BackwardRun : private Run<T> {
   }
 
   void run_direction(const Share& share) {
-    if (share.units == 0) load_state(share);
-    meet(share);
-    Index* offsets = offsets_ + share.thread * (tape_.most_block_steps() + 1);
+    if (in_grid(share.thread)) {
+      if (share.units == 0) load_state(share);
+      meet(share);
+    }
+    Index* offsets = offsets_ + share.thread * (most_steps() + 1);
     const T* next = nullptr;  // the gradients of the pre-activations of the step after, of rank 0
     Index ring_end = 0;
-    for (Index b = static_cast<Index>(tape_.blocks.size()) - 2; b >= 0; --b) {
-      const Index begin = tape_.blocks[b], end = tape_.blocks[b + 1];
-      const Index pairs = list_offsets(begin, end, offsets);
-      const Index at = ring_end + pairs <= ring_pairs() ? ring_end : 0;
-      ring_end = at + pairs;
-      const Block block{begin, end, d_z_ + at * d_z_stride(), operand_of_weights_ + at * slot(),
-                        d_h_ + at * d_h_stride()};
-      if (tape_.recomputing()) recompute(share, block);
-      for (Index step = block.end - 1; step >= block.begin; --step) {
-        const Index offset = offsets[block.end - 1 - step];
-        take_step(share, block, step, offset, next);
-        next = block.d_z + offset * d_z_stride();
+    const Index blocks = block_count();
+    for (Index b = 0; b < blocks; ++b) {
+      const Block block = take_block(b, offsets, ring_end);
+      const Index handed_over = tracks_before(share) * (blocks - 1) + b;  // from the grid to mergers
+      if (in_grid(share.thread)) {
+        await_mergers(handed_over - 1);  // one block behind at most, as the ring has room for
+        next = go_back(share, block, offsets, next);
       }
-      everyone_.wait();
-      list_operands(share, block);
-      add_to_gradients(share, block, offsets, pairs, b + 2 == static_cast<Index>(tape_.blocks.size()));
-      if (d_input_of(share.layer).data) input_gradients(share, block, pairs);
+      if (plan_.mergers == 0 || b == blocks - 1) {
+        everyone_.wait();
+        merge(merger(share, true), block, offsets);
+      } else {
+        if (!in_grid(share.thread)) {
+          await_grid(handed_over + 1);
+          merge(merger(share, false), block, offsets);
+        }
+        progress_[share.thread].advance_to(handed_over + 1);
+      }
       if (tape_.recomputing()) everyone_.wait();  // the kept values are needed no more
     }
-    initial_state_gradients(share, next);
-    if (!next) clear_gradients(share);
-    deliver_column_sums(share);
+    if (in_grid(share.thread)) initial_state_gradients(share, next);
+    if (blocks == 0) clear_gradients(merger(share, true));
+    deliver_column_sums(merger(share, true));
     everyone_.wait();
+  }
+
+  // The b-th block from the end, and a place for it in the ring.
+  Block take_block(Index b, Index* offsets, Index& ring_end) const {
+    const Index begin = block_begin(block_count() - 1 - b), end = block_begin(block_count() - b);
+    const Index pairs = list_offsets(begin, end, offsets);
+    const Index at = ring_end + pairs <= ring_pairs() ? ring_end : 0;
+    ring_end = at + pairs;
+    return {begin,
+            end,
+            pairs,
+            b == 0,
+            d_z_ + at * d_z_stride(),
+            operand_of_weights_ + at * slot(),
+            d_h_ + at * d_h_stride()};
+  }
+
+  // The recurrence of one block: returns the last gradients of pre-activations.
+  const T* go_back(const Share& share, const Block& block, const Index* offsets, const T* next) {
+    if (tape_.recomputing()) recompute(share, block);
+    for (Index step = block.end - 1; step >= block.begin; --step) {
+      const Index offset = offsets[block.end - 1 - step];
+      take_step(share, block, step, offset, next);
+      next = block.d_z + offset * d_z_stride();
+    }
+    return next;
+  }
+
+  void merge(const Share& share, const Block& block, const Index* offsets) const {
+    list_operands(share, block);
+    add_to_gradients(share, block, offsets);
+    if (d_input_of(share.layer).data) input_gradients(share, block);
   }
 
   // Where each step's pairs begin, from the last step to the first; returns how many there are.
@@ -423,7 +508,7 @@ class BackwardRun : private Run<T> {
 
   // This thread's part of `count` things.
   std::pair<Index, Index> part_of(const Share& share, Index count) const {
-    return {count * share.thread / plan_.threads(), count * (share.thread + 1) / plan_.threads()};
+    return {count * share.part / share.parts, count * (share.part + 1) / share.parts};
   }
 
   // The rows of the right sides, for each pair of the block.
@@ -442,35 +527,37 @@ class BackwardRun : private Run<T> {
       }
   }
 
-  void add_to_gradients(const Share& share, const Block& block, const Index* offsets, Index pairs,
-                        bool first_block) const {
-    for (const WeightSum& sum : weight_sums(share)) add_products(share, block, pairs, sum, first_block);
+  void add_to_gradients(const Share& share, const Block& block, const Index* offsets) const {
+    for (const WeightSum& sum : weight_sums(share)) add_products(share, block, sum);
     const auto [begin, end] = part_of(share, column_sum_count());
     for (Index c = begin; c < end; ++c) {
       T* sums = column_sums_ + c * slot();
-      if (first_block) std::fill_n(sums, slot(), T(0));
+      if (block.first) std::fill_n(sums, slot(), T(0));
       const Index slots = gradient_slots(spec_.cell);
       if (c < slots)
         network_.kernels().sum_columns(
-            {pairs, spec_.hidden_size, block.d_z + c * slot(), nullptr, d_z_stride(), 0, 0, sums});
+            {block.pairs, spec_.hidden_size, block.d_z + c * slot(), nullptr, d_z_stride(), 0, 0, sums});
       else
         add_peephole(share, block, offsets, static_cast<int>(c - slots), sums);
     }
   }
 
   // For one matrix the products of all pairs, a slice of them at a time, for this thread's columns of the left side.
-  void add_products(const Share& share, const Block& block, Index pairs, const WeightSum& sum, bool first_block) const {
+  void add_products(const Share& share, const Block& block, const WeightSum& sum) const {
     const auto [begin, end] = groups_of(share, sum);
     if (begin == end) return;
     const T* data = sum.left_is_d_h ? block.d_h : block.d_z + sum.first_slot * slot();
     const Index stride = sum.left_is_d_h ? d_h_stride() : d_z_stride();
     const Index slice = share_pages(stride) ? kNearSlice : kSlice;
     T* packed_x = packed_x_ + share.thread * packed_x_size();
-    for (Index first = 0; first < pairs; first += slice) {
+    for (Index first = 0; first < block.pairs; first += slice) {
       OuterArgs<T> args{};
-      args.count = std::min(slice, pairs - first);
+      args.count = std::min(slice, block.pairs - first);
       args.sums_stride = sum.depth;
-      args.from_zero = first_block && first == 0 && !call_.accumulate;
+      args.from_zero = block.first && first == 0 && !call_.accumulate;
+      // A part of the next slice was written by other threads and is in their caches.
+      if (share_pages(stride) && plan_.threads() > 1)
+        args.d_ahead = std::min(args.count, block.pairs - first - args.count) * stride;
       for_each_part(sum, [&](Index at, Index width, int vectors) {
         network_.kernels().pack_rows({sum.right + first, args.count, at, width, vectors, packed_x + at * args.count});
       });
@@ -488,6 +575,7 @@ class BackwardRun : private Run<T> {
   void add_slice(const Share& share, const WeightSum& sum, const Strided& left, const T* packed_x,
                  OuterArgs<T> args) const {
     const Index groups = ceil_div(sum.columns, kOuterColumns), most = share_pages(left.stride) ? groups : kChunk;
+    const Index ahead = args.d_ahead;
     const auto [begin, end] = groups_of(share, sum);
     for (Index group = begin; group < end;) {
       const Index s = group / groups, column = group % groups * kOuterColumns;
@@ -496,6 +584,7 @@ class BackwardRun : private Run<T> {
       set_left(share, {left.data + s * slot() + column, left.stride}, chunk, args);
       for_each_part(sum, [&](Index at, Index width, int vectors) {
         args.width = width;
+        args.d_ahead = at == 0 ? ahead : 0;
         args.x = packed_x + at * args.count;
         args.vectors = vectors;
         args.sums = sum.gradient + (sum.gates[s] * sum.columns + column) * sum.depth + at;
@@ -579,10 +668,10 @@ class BackwardRun : private Run<T> {
   }
 
   // This thread's part of the block's pairs.
-  void input_gradients(const Share& share, const Block& block, Index pairs) const {
+  void input_gradients(const Share& share, const Block& block) const {
     const PackedTransposed<T>& product = network_.back_layer(share.layer, share.direction).input;
     const Rows<T> to = d_input_of(share.layer);
-    const Index begin = pairs * share.thread / plan_.threads(), end = pairs * (share.thread + 1) / plan_.threads();
+    const auto [begin, end] = part_of(share, block.pairs);
     T** out = const_cast<T**>(list(share.thread, 2));
     Index pair = 0;
     for (Index step = block.end - 1; step >= block.begin; --step)
@@ -631,13 +720,14 @@ class BackwardRun : private Run<T> {
   T* d_z_ = nullptr;
   T* operand_of_weights_ = nullptr;
   T* d_h_ = nullptr;
-  Index* offsets_ = nullptr;   // [thread][steps of a block + 1]
-  T* kept_ = nullptr;          // with recomputing: of one block
-  T* between_[2] = {};         // the gradients of the layers' outputs, in turns
-  const T** lists_ = nullptr;  // [thread][kLists][pairs]
-  T* packed_x_ = nullptr;      // [thread][part][pair of a slice][vectors of the part][lanes]
-  T* packed_d_ = nullptr;      // [thread][group of a chunk][pair of a slice][kOuterColumns]
-  T* column_sums_ = nullptr;   // [slot or peephole][slot stride]
+  Index* offsets_ = nullptr;      // [thread][steps of a block + 1]
+  T* kept_ = nullptr;             // with recomputing: of one block
+  T* between_[2] = {};            // the gradients of the layers' outputs, in turns
+  const T** lists_ = nullptr;     // [thread][kLists][pairs]
+  Progress* progress_ = nullptr;  // [thread], with mergers: blocks gone back through, or merged
+  T* packed_x_ = nullptr;         // [thread][part][pair of a slice][vectors of the part][lanes]
+  T* packed_d_ = nullptr;         // [thread][group of a chunk][pair of a slice][kOuterColumns]
+  T* column_sums_ = nullptr;      // [slot or peephole][slot stride]
   T* input_products_ = nullptr;
 };
 

@@ -62,6 +62,17 @@ Plan Network<T>::plan(Index steps, Index batch, Index valid, int max_threads, Te
 }
 
 template <class T>
+Plan Network<T>::backward_plan(Index steps, Index batch, Index valid, bool recomputing, int max_threads,
+                               Team team) const {
+  Problem problem = this->problem(steps, batch, valid);
+  problem.layers_overlap = false;
+  problem.spec.directions = 1;  // one at a time: they add to the same gradients
+  problem.backward = true;
+  problem.mergers_allowed = !recomputing;
+  return make_plan(problem, max_threads, caches(), team);
+}
+
+template <class T>
 void Network<T>::run(const Sequence<T>& sequence, Workspace& workspace) const {
   if (sequence.batch == 0) return;
   const Index valid = valid_steps(sequence.steps, sequence.batch, sequence.lengths);
@@ -96,10 +107,7 @@ void Network<T>::backward(const Tape<T>& tape, const BackwardCall<T>& call, Work
   const Index valid = valid_steps(tape.steps, tape.batch, tape.lengths.data());
   run_planned(
       [&](int threads, Team team) {
-        Problem problem = this->problem(tape.steps, tape.batch, valid);
-        problem.layers_overlap = false;
-        problem.spec.directions = 1;  // one at a time: they add to the same gradients
-        return make_plan(problem, threads, caches(), team);
+        return backward_plan(tape.steps, tape.batch, valid, tape.recomputing(), threads, team);
       },
       [&](const Plan& plan) { return backward(tape, call, workspace, plan); });
 }

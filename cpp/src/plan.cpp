@@ -1,6 +1,7 @@
 #include "gatedrnn/plan.h"
 
 #include <algorithm>
+#include <cmath>
 
 namespace gatedrnn {
 namespace {
@@ -10,6 +11,7 @@ namespace {
 constexpr double kAsleepCycles = 80000;   // starting and joining threads that have gone to sleep
 constexpr double kAwakeCycles = 4000;     // the same for threads that wait for work
 constexpr double kBarrierCycles = 1200;   // one meeting of all threads of a group
+constexpr double kMeetingCycles = 1800;   // the same after each stage of a step, with what the others have written
 constexpr double kStageCycles = 150;      // calling one stage of a step
 constexpr double kActivationCycles = 40;  // one vector of units through the cell
 constexpr double kGain = 0.9;             // several threads have to be worth it
@@ -17,7 +19,7 @@ constexpr double kChangeover = 1.1;       // overlapping layers that go from thr
 
 double bytes_per_cycle(double bytes, const Caches& caches) {
   if (bytes <= 0.75 * caches.l1) return 64;
-  if (bytes <= 0.75 * caches.l2) return 28;
+  if (bytes <= 0.75 * caches.l2) return 40;
   if (bytes <= 0.75 * caches.l3) return 12;
   return 5;
 }
@@ -26,37 +28,64 @@ int stage_count(const Spec& spec) {
   return (spec.cell == Cell::gru_reset_before ? 2 : 1) + (spec.proj_size > 0 ? 1 : 0);
 }
 
-double layer_cycles(const Problem& p, const Plan& plan, Index input_size, const Caches& caches) {
+double macs_per_cycle(const Problem& p) { return 2.0 * p.lanes; }
+
+double most_rows(const Problem& p, const Plan& plan) {
+  return static_cast<double>((p.batch + plan.row_groups - 1) / plan.row_groups);
+}
+
+// What cannot begin before the step before is done.
+double step_cycles(const Problem& p, const Plan& plan, const Caches& caches) {
   const Spec& spec = p.spec;
-  const double rows = static_cast<double>((p.batch + plan.row_groups - 1) / plan.row_groups);
-  const double steps = static_cast<double>(p.valid) / static_cast<double>(p.batch);  // of the average row
-  const double macs_per_cycle = 2.0 * p.lanes;
+  const double rows = most_rows(p, plan);
   const double H = static_cast<double>(spec.hidden_size), units = H / plan.unit_groups;
   const double gates = static_cast<double>(gate_count(spec.cell));
   const double recurrent_weights =
       gates * units * static_cast<double>(spec.state_size()) + units * static_cast<double>(spec.proj_size);
   const double bytes = recurrent_weights * p.value_size;
 
-  const double multiply = rows * recurrent_weights / macs_per_cycle;
+  const double multiply = rows * recurrent_weights / macs_per_cycle(p);
   const double stream = bytes / bytes_per_cycle(bytes, caches);
   const double activate = rows * units / p.lanes * kActivationCycles;
-  const double meet = plan.unit_groups > 1 ? kBarrierCycles : 0;
-  const double step = std::max(multiply, stream) + activate + stage_count(spec) * (kStageCycles + meet);
-  const double project = rows * gates * units * static_cast<double>(input_size) / macs_per_cycle;
-  return std::max(1.0, static_cast<double>(spec.directions / plan.direction_groups)) * steps * (step + project);
+  const double meet = plan.unit_groups > 1 ? kMeetingCycles : 0;
+  return std::max(multiply, stream) + activate + stage_count(spec) * (kStageCycles + meet);
+}
+
+// What is multiplied for many (step, row) pairs at once: forward the inputs, backward the gradients of inputs and of weights.
+double pair_cycles(const Problem& p, Index input_size) {
+  const double gradients = static_cast<double>(gate_count(p.spec.cell) * p.spec.hidden_size);
+  const Index width = p.backward ? 2 * input_size + p.spec.state_size() : input_size;
+  return gradients * static_cast<double>(width) / macs_per_cycle(p);
+}
+
+double layer_cycles(const Problem& p, const Plan& plan, Index input_size, const Caches& caches) {
+  const double rows = static_cast<double>(p.batch), steps = static_cast<double>(p.valid) / rows;  // of the average row
+  const double step = step_cycles(p, plan, caches), pair = pair_cycles(p, input_size);
+  if (plan.mergers > 0) {
+    const double blocks = std::max(1.0, static_cast<double>(p.valid) / static_cast<double>(plan.block_rows));
+    const double beside = (blocks - 1) * std::max(step, rows * pair / plan.mergers);
+    const double last = rows * pair / plan.threads();  // all merge the last block
+    return steps / blocks * (step + beside + last) + blocks * kBarrierCycles;
+  }
+  if (p.backward) return steps * (step + rows * pair / plan.threads());
+  const double directions = std::max(1.0, static_cast<double>(p.spec.directions / plan.direction_groups));
+  return directions * steps * (step + most_rows(p, plan) * pair / plan.unit_groups);
 }
 
 double start_cycles(Team team) { return team == Team::awake ? kAwakeCycles : kAsleepCycles; }
 
 // So many rows that reading the input weights once for all of them costs nothing beside the arithmetic. Fewer where their
-// gates would not stay in the second-level cache until the steps use them up, or where the next layer waits for the block.
+// gates would not stay in the second-level cache until the steps use them up, or where others wait for the block: the next
+// layer, or backward those who merge it.
 Index choose_block_rows(const Problem& p, const Plan& plan, const Caches& caches) {
   constexpr Index most = 128, fewest = 64, fewest_overlapping = 12, overlapping_blocks = 12;
+  constexpr Index most_merged = 256, fewest_merged = 32;
   const Index rows = (p.batch + plan.row_groups - 1) / plan.row_groups;
   const Index row_bytes = (gate_count(p.spec.cell) + 1) * p.spec.hidden_size * p.value_size;
   Index wanted = most * row_bytes <= caches.l2 ? most : fewest;
   if (plan.layer_groups > 1)
     wanted = std::min(wanted, std::max(fewest_overlapping, rows * p.steps / overlapping_blocks));
+  if (plan.mergers > 0) wanted = std::clamp(rows * p.steps / overlapping_blocks, fewest_merged, most_merged);
   return std::max(rows, std::min(wanted, rows * p.steps));
 }
 
@@ -75,6 +104,12 @@ double total_cycles(const Problem& p, const Plan& plan, Team team, const Caches&
          layers * blocks * kBarrierCycles;
 }
 
+// As many as keep up with the grid.
+int enough_mergers(const Problem& p, const Plan& plan, int most, const Caches& caches) {
+  const double pair = pair_cycles(p, p.spec.input_size), step = step_cycles(p, plan, caches);
+  return static_cast<int>(std::min<double>(most, std::ceil(static_cast<double>(p.batch) * pair / step)));
+}
+
 // The best plan with several threads, if it is enough better than one.
 Plan share_out(const Problem& p, const Plan& alone, int max_threads, const Caches& caches, Team team) {
   Plan best = alone;
@@ -86,10 +121,14 @@ Plan share_out(const Problem& p, const Plan& alone, int max_threads, const Cache
         const int left = max_threads / layers / directions / rows;
         for (const int units : {1, static_cast<int>(std::min<Index>(left, narrowest_panels))}) {
           Plan plan{layers, directions, rows, units, 1, 0};
-          if (plan.threads() == 1) continue;
-          plan.block_rows = choose_block_rows(p, plan, caches);
-          plan.cycles = total_cycles(p, plan, team, caches);
-          if (plan.cycles < best.cycles && plan.cycles < kGain * alone.cycles) best = plan;
+          const int spare = p.mergers_allowed ? max_threads - plan.threads() : 0;
+          for (const int mergers : {0, spare > 0 ? enough_mergers(p, plan, spare, caches) : 0}) {
+            plan.mergers = mergers;
+            if (plan.threads() == 1) continue;
+            plan.block_rows = choose_block_rows(p, plan, caches);
+            plan.cycles = total_cycles(p, plan, team, caches);
+            if (plan.cycles < best.cycles && plan.cycles < kGain * alone.cycles) best = plan;
+          }
         }
       }
   return best;

@@ -59,6 +59,7 @@ class Run {
     int thread, units, row_group;
     Group<T>& group;
     Index layer, direction;
+    int part = 0, parts = 1;  // of what backward merges
   };
 
   // What a step of a layer and direction reads and writes.

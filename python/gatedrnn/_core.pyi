@@ -64,7 +64,7 @@ class Network:
     ) -> tuple[_Array, Any]:
         """Compute the same with plain scalar loops, in the same order of fused multiply-adds."""
 
-    def plan(self, steps: int, batch: int, threads: int) -> dict[str, object]:
+    def plan(self, steps: int, batch: int, threads: int, backward: bool = False) -> dict[str, object]:
         """Tell what the engine would decide for such a call."""
 
     def stream(self, batch_size: int) -> Stream[Any]: ...

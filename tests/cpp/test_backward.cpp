@@ -207,6 +207,11 @@ class BackwardTest {
         for (const bool recompute : {false, true})
           CHECK_NOTHING_WRONG(expected.difference(computed(c, table, plan, plan, {{}, recompute}), 0),
                               "plans, " + c.problem.name());
+      const Plan merger{1, 1, 1, 1, 33, 2e12, 1};
+      for (const Plan& plan : {merger, Plan{1, 1, 2, 1, 70, 2e12, 1}, Plan{1, 1, 1, 1, 100000, 2e12, 2}})
+        CHECK_NOTHING_WRONG(expected.difference(computed(c, table, alone(c), plan), 0), "mergers, " + c.problem.name());
+      CHECK_NOTHING_WRONG(expected.difference(computed(c, table, alone(c), merger, {{}, true}), 0),
+                          "mergers, recomputing, " + c.problem.name());
       if (shape.directions > 1) continue;
       for (const Plan& plan : {Plan{2, 1, 1, 1, 7, 2e12}, Plan{2, 1, 2, 1, 3, 2e12}})
         for (const bool recompute : {false, true})
@@ -222,6 +227,8 @@ class BackwardTest {
     const Gradients<T> expected = computed(c, table, alone(c), alone(c));
     for (const Plan& plan : {Plan{1, 1, 2, 1, 60, 2e12}, Plan{1, 1, 3, 1, 40, 2e12}, Plan{1, 1, 1, 2, 120, 2e12}})
       CHECK_NOTHING_WRONG(expected.difference(computed(c, table, plan, plan), 0), "ring, " + c.problem.name());
+    for (const Plan& plan : {Plan{1, 1, 1, 1, 120, 2e12, 1}, Plan{1, 1, 1, 1, 250, 2e12, 2}})
+      CHECK_NOTHING_WRONG(expected.difference(computed(c, table, alone(c), plan), 0), "ring, " + c.problem.name());
     CHECK_NOTHING_WRONG(expected.difference(reference(c), tolerance(c)), "ring, " + c.problem.name());
   }
 

@@ -83,7 +83,8 @@ constexpr Caches kCaches[] = {
     {32 << 10, 512 << 10, 8 << 20}, {48 << 10, 2 << 20, 32 << 20}, {16 << 10, 16 << 10, 16 << 10}};
 
 struct PlanSpace {
-  long several_threads = 0, several_units = 0, several_rows = 0, several_directions = 0, several_layers = 0;
+  long several_threads = 0, several_units = 0, several_rows = 0, several_directions = 0, several_layers = 0,
+       mergers = 0;
 };
 
 void check_promises(const gatedrnn::Problem& problem, int threads, const Caches& caches, PlanSpace& seen) {
@@ -91,6 +92,7 @@ void check_promises(const gatedrnn::Problem& problem, int threads, const Caches&
   const Index batch = std::max<Index>(1, problem.batch);
   CHECK(plan.layer_groups >= 1 && plan.direction_groups >= 1 && plan.row_groups >= 1 && plan.unit_groups >= 1);
   CHECK(plan.threads() <= threads);
+  CHECK(plan.mergers == 0 || (problem.mergers_allowed && plan.mergers > 0));
   CHECK(plan.layer_groups <= (problem.layers_overlap ? problem.spec.num_layers : 1));
   CHECK(plan.direction_groups <= problem.spec.directions);
   CHECK(plan.row_groups <= batch);
@@ -108,6 +110,7 @@ void check_promises(const gatedrnn::Problem& problem, int threads, const Caches&
   seen.several_rows += plan.row_groups > 1;
   seen.several_directions += plan.direction_groups > 1;
   seen.several_layers += plan.layer_groups > 1;
+  seen.mergers += plan.mergers > 0;
 }
 
 void check_make_plan() {
@@ -121,12 +124,17 @@ void check_make_plan() {
               for (const Caches& caches : kCaches)
                 for (const int lanes : {4, 16}) {
                   const Spec spec{cell.cell, hidden, hidden, 2, directions, cell.projection ? (hidden + 1) / 2 : 0};
-                  for (const Index valid : {steps * batch, steps * batch / 3})
+                  for (const Index valid : {steps * batch, steps * batch / 3}) {
                     check_promises({spec, steps, batch, valid, 4, lanes, directions == 1}, threads, caches, seen);
+                    if (directions > 1) continue;  // backward goes through one at a time
+                    for (const bool mergers : {false, true})
+                      check_promises({spec, steps, batch, valid, 4, lanes, false, true, mergers}, threads, caches,
+                                     seen);
+                  }
                 }
   // The sweep reached plans of every kind.
   CHECK(seen.several_threads > 0 && seen.several_units > 0 && seen.several_rows > 0 && seen.several_directions > 0);
-  CHECK(seen.several_layers > 0);
+  CHECK(seen.several_layers > 0 && seen.mergers > 0);
 
   const Caches& caches = kCaches[1];
   for (const NamedCell& cell : kCells) {
@@ -141,6 +149,14 @@ void check_make_plan() {
   const gatedrnn::Problem step{Spec{Cell::lstm, 256, 256, 1, 1, 0}, 1, 1, 1, 4, 16};
   CHECK_EQUAL(1, make_plan(step, 2, caches).threads());
   CHECK_EQUAL(2, make_plan(step, 2, caches, Team::awake).threads());
+  // Backward, one long row of a small layer is merged by others, many rows are shared.
+  gatedrnn::Problem long_row{Spec{Cell::lstm, 64, 64, 1, 1, 0}, 1000, 1, 1000, 4, 16, false, true, true};
+  CHECK_EQUAL(1, make_plan(long_row, 2, caches).mergers);
+  CHECK_EQUAL(1, make_plan(long_row, 64, caches).mergers);  // who keeps up
+  long_row.mergers_allowed = false;
+  CHECK_EQUAL(1, make_plan(long_row, 2, caches).threads());
+  const gatedrnn::Problem rows{Spec{Cell::lstm, 64, 64, 1, 1, 0}, 100, 64, 6400, 4, 16, false, true, true};
+  CHECK_EQUAL(2, make_plan(rows, 2, caches).row_groups);
 }
 
 // ---- No threads -----------------------------------------------------------------------------------------------------------

@@ -178,6 +178,7 @@ struct OuterArgs {
   Index width;                     // of sums; the last vector may cover more
   const T* d;                      // the first group's first row of kOuterColumns values
   Index d_group_stride, d_stride;  // from group to group, from row to row
+  Index d_ahead;                   // how far ahead d is fetched; 0: not at all
   const T* x;                      // [count][vectors][lanes]
   int vectors;                     // 1 .. kOuterVectors
   T* sums;                         // [columns][sums_stride]

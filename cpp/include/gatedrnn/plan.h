@@ -1,5 +1,5 @@
 // Everything that is decided before touching data: how many threads, what they share out, and how far to project ahead. A
-// plan never changes a result, only the time it takes.
+// plan never changes a result, only the time it takes. Forward and backward have plans of their own.
 #pragma once
 
 #include "gatedrnn/machine.h"
@@ -17,6 +17,8 @@ struct Problem {
   int lanes;       // values in a vector
   // Each layer needs only the steps of the one before that it has come to, so that several may be under way.
   bool layers_overlap = false;
+  bool backward = false;
+  bool mergers_allowed = false;  // see Plan
 };
 
 struct Plan {
@@ -28,8 +30,12 @@ struct Plan {
   int unit_groups = 1;
   Index block_rows = 1;  // (step, row) pairs whose inputs are projected ahead together
   double cycles = 0;     // what the model expects
+  // Backward: threads beside the grid, which merge the pairs of a block while the grid goes back through the next. None: the
+  // grid's threads do both in turns.
+  int mergers = 0;
 
-  int threads() const { return layer_groups * direction_groups * row_groups * unit_groups; }
+  int grid() const { return layer_groups * direction_groups * row_groups * unit_groups; }
+  int threads() const { return grid() + mergers; }
 };
 
 Plan make_plan(const Problem& problem, int max_threads, const Caches& caches, Team team = Team::asleep);
