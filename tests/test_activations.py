@@ -106,7 +106,7 @@ import json, sys
 import numpy as np
 from gatedrnn import _core
 from test_activations import sweep
-print(json.dumps([_core.fingerprint(f(sweep(t, 100))) for f in (_core.sigmoid, _core.tanh) for t in "fd"]))
+print(json.dumps([_core.fingerprint([f(sweep(t, 100))]) for f in (_core.sigmoid, _core.tanh) for t in "fd"]))
 """
     results = [run_python(code, isa=isa) for isa in FMA_ISAS or ["baseline"] * 2]
     assert results

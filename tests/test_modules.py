@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import gatedrnn as gr
+from gatedrnn import _core
 from helpers import CELLS, CLASSES, DTYPES, assert_same_bits, build, normal
 from test_errors import INTERNAL, refused
 
@@ -372,6 +373,26 @@ def test_swapped_weights_are_noticed():
     weights = module.parameters()["weight_ih_l0"]
     weights[[0, 1]] = weights[[1, 0]]
     assert not np.array_equal(module(x)[0], before)
+
+
+def test_every_byte_of_large_parameters_counts_on_any_number_of_threads():
+    """They are looked at in pieces, by several threads."""
+    arrays = [np.zeros(200_001, np.uint8), np.zeros(3, np.uint8), np.zeros((300, 1000), np.uint8)]
+    places = [(0, i) for i in (0, 65_535, 65_536, 131_071, 131_072, 199_999, 200_000)]
+    places += [(1, 2), (2, 0), (2, 65_536), (2, 299_999)]
+    seen = []
+    for threads in (1, 2, 3):
+        with gr.num_threads(threads):
+            fingerprints = [_core.fingerprint(arrays)]
+            for which, at in places:
+                arrays[which].reshape(-1)[at] = 1
+                fingerprints.append(_core.fingerprint(arrays))
+                arrays[which].reshape(-1)[at] = 0
+            seen.append(fingerprints)
+    assert len(set(seen[0])) == 1 + len(places)
+    assert seen[1:] == seen[:1] * 2
+    with pytest.raises(ValueError, match="contiguous"):
+        _core.fingerprint([arrays[2].T])
 
 
 @cells

@@ -41,6 +41,26 @@ def together(works, timeout=120):
 
 
 @pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("threads", [2, 3])
+def test_weights_packed_by_several_threads(cell, threads):
+    """Large enough that the panels are shared out, also where the last one is not full."""
+    x, d_output = normal((3, 2, 301)), normal((3, 2, 257), seed=1)
+
+    def results(count):
+        with gr.num_threads(count):
+            module = build(cell, 301, 257)
+            _, _, tape = module.forward(x)
+        with gr.num_threads(1):
+            return module(x), module.backward(tape, d_output)
+
+    (output, gradients), (expected_output, expected_gradients) = results(threads), results(1)
+    assert_same_bits(output, expected_output)
+    assert_same_bits(gradients[:2], expected_gradients[:2])
+    for name, gradient in expected_gradients[2].items():
+        np.testing.assert_array_equal(gradients[2][name], gradient)
+
+
+@pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("threads", [1, 2])
 def test_eight_python_threads_share_a_module(cell, threads):
     """Different shapes at once, over and over, some ragged: everyone gets what it gets alone."""

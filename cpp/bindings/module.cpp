@@ -98,7 +98,7 @@ PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
   m.def("set_num_threads", &set_threads, py::arg("n"));
   m.def("get_num_threads", &num_threads);
   m.def("machine", &machine);
-  m.def("fingerprint", &fingerprint, py::arg("array"));
+  m.def("fingerprint", &fingerprint, py::arg("arrays"));
   m.def("sigmoid", &gatedrnn::bindings::sigmoid, py::arg("x"));
   m.def("tanh", &gatedrnn::bindings::tanh, py::arg("x"));
   m.def("measure_fma", &measure_fma, py::arg("dtype"), py::arg("milliseconds"));

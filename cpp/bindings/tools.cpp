@@ -74,6 +74,29 @@ double best_rate(double milliseconds, Round&& round) {
   return best;
 }
 
+struct Bytes {
+  const unsigned char* data;
+  Index size;
+};
+
+// A bijection of either when the other is given.
+std::uint64_t mixed(std::uint64_t hash, std::uint64_t value) {
+  hash = (hash ^ value) * 0x9e3779b97f4a7c15ull;
+  return hash ^ hash >> 29;
+}
+
+std::uint64_t hash_of(const Bytes& bytes) {
+  std::uint32_t lanes[kHashBlock / sizeof(std::uint32_t)];
+  std::iota(std::begin(lanes), std::end(lanes), 0u);
+  active_table().hash_blocks(bytes.data, bytes.size / kHashBlock, lanes);
+  unsigned char rest[kHashBlock] = {};
+  std::copy_n(bytes.data + bytes.size / kHashBlock * kHashBlock, bytes.size % kHashBlock, rest);
+  active_table().hash_blocks(rest, 1, lanes);
+  auto hash = static_cast<std::uint64_t>(bytes.size);
+  for (const std::uint32_t lane : lanes) hash = mixed(hash, lane);
+  return hash;
+}
+
 template <class T>
 double fma_rate(const Kernels<T>& kernels, double milliseconds) {
   Buffer<T> sink(12 * kernels.lanes);
@@ -100,21 +123,21 @@ py::dict machine() {
   return d;
 }
 
-std::uint64_t fingerprint(const py::array& array) {
-  if (!(array.flags() & py::array::c_style)) refuse_value("array", "a contiguous array", "strides");
-  const auto* bytes = static_cast<const unsigned char*>(array.data());
-  const auto size = static_cast<Index>(array.nbytes());
-  std::uint32_t lanes[kHashBlock / sizeof(std::uint32_t)];
-  std::iota(std::begin(lanes), std::end(lanes), 0u);
-  active_table().hash_blocks(bytes, size / kHashBlock, lanes);
-  unsigned char rest[kHashBlock] = {};
-  std::copy_n(bytes + size / kHashBlock * kHashBlock, size % kHashBlock, rest);
-  active_table().hash_blocks(rest, 1, lanes);
-  auto hash = static_cast<std::uint64_t>(size);
-  for (const std::uint32_t lane : lanes) {
-    hash = (hash ^ lane) * 0x9e3779b97f4a7c15ull;
-    hash ^= hash >> 29;
+std::uint64_t fingerprint(const std::vector<py::array>& arrays) {
+  constexpr Index most = 64 << 10;
+  std::vector<Bytes> pieces;
+  Index total = 0;
+  for (const py::array& array : arrays) {
+    if (!(array.flags() & py::array::c_style)) refuse_value("arrays", "contiguous arrays", "strides");
+    const auto* data = static_cast<const unsigned char*>(array.data());
+    const auto size = static_cast<Index>(array.nbytes());
+    for (Index at = 0; at < size; at += most) pieces.push_back({data + at, std::min(most, size - at)});
+    total += size;
   }
+  std::vector<std::uint64_t> hashes(pieces.size());
+  share_out(static_cast<Index>(pieces.size()), total, [&](Index i) { hashes[i] = hash_of(pieces[i]); });
+  std::uint64_t hash = 0;
+  for (const std::uint64_t one : hashes) hash = mixed(hash, one);
   return hash;
 }
 

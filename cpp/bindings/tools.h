@@ -4,6 +4,8 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
+#include <vector>
+
 #include "gatedrnn/spec.h"
 
 namespace gatedrnn::bindings {
@@ -11,7 +13,7 @@ namespace gatedrnn::bindings {
 namespace py = pybind11;
 
 py::dict machine();
-std::uint64_t fingerprint(const py::array& array);
+std::uint64_t fingerprint(const std::vector<py::array>& arrays);
 py::array sigmoid(const py::array& x);
 py::array tanh(const py::array& x);
 double measure_fma(const py::object& dtype, double milliseconds);

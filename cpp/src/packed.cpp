@@ -3,29 +3,40 @@
 #include <algorithm>
 #include <initializer_list>
 
+#include "gatedrnn/threads.h"
+
 namespace gatedrnn {
 namespace {
 
 using Gates = std::vector<Index>;  // positions in torch.nn's gate order
 
-// Panels of a (gates * units, depth) matrix: [panel][k][gate][unit vector][lane], zero where there is no unit.
 template <class T>
-Buffer<T> pack_panels(const T* matrix, const PackedStage<T>& to, const Gates& gates, Index depth) {
+Index bytes_of(const Buffer<T>& buffer) {
+  return buffer.size() * static_cast<Index>(sizeof(T));
+}
+
+// One panel of a (gates * units, depth) matrix: [k][gate][unit vector][lane], zero where there is no unit.
+template <class T>
+void pack_panel(const T* matrix, const PackedStage<T>& to, const Gates& gates, Index depth, Index panel, T* out) {
   constexpr Index few = 64;  // of k at a time, so that a vector that is being filled stays in the first-level cache
   const Index width = to.units_per_panel(), stride = static_cast<Index>(gates.size()) * width;
-  Buffer<T> packed(to.panels * depth * stride);
-  for (Index panel = 0; panel < to.panels; ++panel) {
-    T* const out = packed.data() + panel * depth * stride;
-    const Index first = panel * width, count = std::min(width, to.units - first);
-    if (count < width) std::fill_n(out, depth * stride, T(0));
-    for (Index begin = 0; begin < depth; begin += few)
-      for (std::size_t g = 0; g < gates.size(); ++g)
-        for (Index i = 0; i < count; ++i) {
-          const T* row = matrix + (gates[g] * to.units + first + i) * depth;
-          T* vector = out + static_cast<Index>(g) * width + i;
-          for (Index k = begin; k < std::min(begin + few, depth); ++k) vector[k * stride] = row[k];
-        }
-  }
+  const Index first = panel * width, count = std::min(width, to.units - first);
+  if (count < width) std::fill_n(out, depth * stride, T(0));
+  for (Index begin = 0; begin < depth; begin += few)
+    for (std::size_t g = 0; g < gates.size(); ++g)
+      for (Index i = 0; i < count; ++i) {
+        const T* row = matrix + (gates[g] * to.units + first + i) * depth;
+        T* vector = out + static_cast<Index>(g) * width + i;
+        for (Index k = begin; k < std::min(begin + few, depth); ++k) vector[k * stride] = row[k];
+      }
+}
+
+template <class T>
+Buffer<T> pack_panels(const T* matrix, const PackedStage<T>& to, const Gates& gates, Index depth) {
+  const Index size = depth * static_cast<Index>(gates.size()) * to.units_per_panel();
+  Buffer<T> packed(to.panels * size);
+  share_out(to.panels, bytes_of(packed),
+            [&](Index panel) { pack_panel(matrix, to, gates, depth, panel, packed.data() + panel * size); });
   return packed;
 }
 
@@ -124,14 +135,15 @@ PackedTransposed<T> pack_transposed(const T* matrix, Index units, Index H, const
   packed.depth = (static_cast<Index>(gates.size()) - 1) * slot + H;
   packed.first_slot = first_slot;
   packed.weights = Buffer<T>(packed.panels * packed.depth * width);
-  if (units % width != 0 || slot != H) std::fill_n(packed.weights.data(), packed.weights.size(), T(0));
-  for (Index panel = 0; panel < packed.panels; ++panel) {
+  share_out(packed.panels, bytes_of(packed.weights), [&](Index panel) {
+    T* const out = packed.weights.data() + panel * packed.depth * width;
     const Index first = panel * width, count = std::min(width, units - first);
+    if (count < width || slot != H) std::fill_n(out, packed.depth * width, T(0));
     for (std::size_t g = 0; g < gates.size(); ++g)
       for (Index row = 0; row < H; ++row)
         std::copy_n(matrix + (gates[g] * H + row) * units + first, count,
-                    packed.weights.data() + (panel * packed.depth + static_cast<Index>(g) * slot + row) * width);
-  }
+                    out + (static_cast<Index>(g) * slot + row) * width);
+  });
   return packed;
 }
 

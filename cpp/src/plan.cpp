@@ -8,7 +8,7 @@ namespace {
 
 // The cost model, in processor cycles. Rough numbers of current x86 server cores: only their order of magnitude matters, and
 // only near the points where one thread and several cost the same.
-constexpr double kAsleepCycles = 80000;   // starting and joining threads that have gone to sleep
+constexpr double kAsleepCycles = 140000;  // starting and joining threads that have gone to sleep
 constexpr double kAwakeCycles = 4000;     // the same for threads that wait for work
 constexpr double kBarrierCycles = 1200;   // one meeting of all threads of a group
 constexpr double kMeetingCycles = 1800;   // the same after each stage of a step, with what the others have written

@@ -102,8 +102,8 @@ class _Machine(TypedDict):
 def machine() -> _Machine: ...
 def set_num_threads(n: int) -> None: ...
 def get_num_threads() -> int: ...
-def fingerprint(array: npt.NDArray[Any]) -> int:
-    """Hash the bytes of a contiguous array to 64 bits."""
+def fingerprint(arrays: Sequence[npt.NDArray[Any]]) -> int:
+    """Hash the bytes of contiguous arrays to 64 bits."""
 
 def sigmoid(x: _Array) -> _Array:
     """Apply the engine's own activation code to a 1-d array."""

@@ -413,12 +413,12 @@ class _Recurrent(Generic[_State]):
     def _packed(self, for_backward: bool = False) -> Any:
         """Return the pack of the parameters as they are now, packing them first where they changed."""
         network, pack = self._network, self._pack
-        if network is None and pack is not None and pack[0] == _core.fingerprint(self._store.flat):
+        if network is None and pack is not None and pack[0] == _core.fingerprint([self._store.flat]):
             network = pack[1]
         if network is not None and (network.packed_for_backward or not for_backward):
             return network
         with self._lock:  # nobody writes meanwhile: both packs are of the same parameters
-            fingerprint = _core.fingerprint(self._store.flat)
+            fingerprint = _core.fingerprint([self._store.flat])
             if self._pack is None or self._pack[0] != fingerprint:
                 self._pack = fingerprint, self._new_network()
             if not self._handed_out:

@@ -72,6 +72,37 @@ void check_team(int count) {
   together.check(true);
 }
 
+// Each piece once, whatever their number and that of the threads; several threads only for much.
+void check_share_out() {
+  const int before = num_threads();
+  for (const int threads : {1, 2, 3, 5})
+    for (const int count : {0, 1, 2, 7, 100})
+      for (const std::ptrdiff_t bytes : {0, 1 << 30}) {
+        set_num_threads(threads);
+        std::vector<std::atomic<int>> calls(count);
+        std::atomic<int> by_others{0};
+        const auto caller = std::this_thread::get_id();
+        share_out(count, bytes, [&](std::ptrdiff_t i) {
+          ++calls[i];
+          by_others += std::this_thread::get_id() != caller;
+        });
+        for (const std::atomic<int>& times : calls) CHECK_EQUAL(1, times.load());
+        if (bytes == 0 || threads == 1) CHECK_EQUAL(0, by_others.load());
+      }
+  // Somebody else does come: the first piece waits for the second.
+  set_num_threads(2);
+  std::atomic<int> arrived{0};
+  std::atomic<long> met{0};
+  const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(60);
+  share_out(2, 1 << 30, [&](std::ptrdiff_t) {
+    ++arrived;
+    while (arrived < 2 && std::chrono::steady_clock::now() < end) std::this_thread::yield();
+    met += arrived == 2;
+  });
+  CHECK_EQUAL(2L, met.load());
+  set_num_threads(before);
+}
+
 // Without patience: all or nothing.
 void check_impatient_teams() {
   for (int i = 0; i < 2000; ++i) {
@@ -283,6 +314,7 @@ int main(int argc, char** argv) {
   check_barrier(3, 3000);
   check_barrier(4, 3000);
   for (int count = 1; count <= 6; ++count) check_team(count);
+  check_share_out();
   check_impatient_teams();
   check_teams_at_once();
   check_waking();

@@ -5,6 +5,7 @@
 // then let others run, never hold a call up for a thread that does not come, and start anew in a forked child.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstddef>
 
@@ -25,6 +26,26 @@ enum class Shares {
 // now: another call has the threads, the system gives none, or those that have to work together do not come within
 // `patience` microseconds.
 bool run_team(int count, Shares shares, double patience, TeamFunction function, void* context);
+
+// Calls work(i) for each i below `count`, in any order and on as many threads as pay for reading that many bytes.
+template <class Work>
+void share_out(std::ptrdiff_t count, std::ptrdiff_t bytes, Work&& work) {
+  constexpr std::ptrdiff_t worth_a_thread = 128 << 10;
+  struct Parts {
+    Work& work;
+    std::ptrdiff_t count;
+    int threads;
+    void run(int thread) const {
+      for (std::ptrdiff_t i = count * thread / threads; i < count * (thread + 1) / threads; ++i) work(i);
+    }
+  };
+  const auto most = std::min<std::ptrdiff_t>({num_threads(), count, bytes / worth_a_thread});
+  Parts parts{work, count, std::max(1, static_cast<int>(most))};
+  const auto run = [](void* self, int thread) { static_cast<Parts*>(self)->run(thread); };
+  if (parts.threads > 1 && run_team(parts.threads, Shares::independent, 0, run, &parts)) return;
+  parts.threads = 1;
+  parts.run(0);
+}
 
 // What the threads of a team are doing. Those that served a moment ago are still awake, and come at once.
 enum class Team { asleep, awake };

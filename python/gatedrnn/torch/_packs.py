@@ -79,7 +79,7 @@ class Packed(NamedTuple):
     dtype: np.dtype[Any]
     arrays: list[Array]  # the weights' memory
     addresses: list[int]  # of the weights, which have no other memory while `arrays` keep it
-    fingerprints: list[int]
+    fingerprint: int
 
     def new_gradients(self) -> dict[str, Array]:
         """Arrays for the gradients by name; the numbers are undefined.
@@ -99,7 +99,7 @@ class Packed(NamedTuple):
             self.addresses == [w.data_ptr() for w in weights]
             and self.stack == stack
             and all([w.is_contiguous() for w in weights])  # or `arrays` are copies
-            and self.fingerprints == _fingerprints(self.arrays)
+            and self.fingerprint == _core.fingerprint(self.arrays)
         )
 
     def is_like(self, stack: Stack, dtype: np.dtype[Any], arrays: Sequence[Array]) -> bool:
@@ -158,10 +158,6 @@ def pack_numbered(number: int) -> Pack:
     return Pack() if pack is None else pack
 
 
-def _fingerprints(arrays: Sequence[Array]) -> list[int]:
-    return [_core.fingerprint(array) for array in arrays]
-
-
 def _pack(stack: Stack, weights: Sequence[Tensor], before: Packed | None) -> Packed:
     """Check and pack the weights. A network like the one before goes on with its memory."""
     input_size, hidden_size, state_size = stack.sizes(weights)
@@ -169,7 +165,7 @@ def _pack(stack: Stack, weights: Sequence[Tensor], before: Packed | None) -> Pac
     for (name, shape), weight in zip(shapes.items(), weights, strict=True):
         _check_weight(name, shape, weight, weights[0].dtype)
     arrays: list[Array] = [w.detach().contiguous().numpy() for w in weights]
-    fingerprints = _fingerprints(arrays)  # before the packing, in case of a write meanwhile
+    fingerprint = _core.fingerprint(arrays)  # before the packing, in case of a write meanwhile
     dtype = DTYPES[weights[0].dtype]
     parameters = dict(zip(shapes, arrays, strict=True))
     if before is not None and before.is_like(stack, dtype, arrays):
@@ -191,7 +187,7 @@ def _pack(stack: Stack, weights: Sequence[Tensor], before: Packed | None) -> Pac
         (name, slice(end - math.prod(shape), end), shape)
         for (name, shape), end in zip(shapes.items(), ends, strict=True)
     ]
-    return Packed(network, stack, places, dtype, arrays, [w.data_ptr() for w in weights], fingerprints)
+    return Packed(network, stack, places, dtype, arrays, [w.data_ptr() for w in weights], fingerprint)
 
 
 def _check_weight(name: str, shape: tuple[int, ...], weight: Tensor, dtype: torch.dtype) -> None:
