@@ -19,6 +19,17 @@ std::unique_ptr<BoundNetwork> make_network(const std::string& cell, const py::di
   return bind_network(spec, bias, parameters, py::dtype::from_args(dtype));
 }
 
+// The runtime's functions by their addresses.
+void borrow_threads_at(std::uintptr_t parallel, std::uintptr_t thread_num, std::uintptr_t num_threads,
+                       std::uintptr_t max_threads) {
+  OpenMp from{};
+  from.parallel = reinterpret_cast<decltype(from.parallel)>(parallel);
+  from.thread_num = reinterpret_cast<decltype(from.thread_num)>(thread_num);
+  from.num_threads = reinterpret_cast<decltype(from.num_threads)>(num_threads);
+  from.max_threads = reinterpret_cast<decltype(from.max_threads)>(max_threads);
+  borrow_threads(from);
+}
+
 py::dict plan_dict(const BoundNetwork& network, Index steps, Index batch, int threads, bool backward) {
   const Plan plan = network.plan(steps, batch, threads, backward);
   py::dict d;
@@ -97,6 +108,8 @@ PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
 
   m.def("set_num_threads", &set_threads, py::arg("n"));
   m.def("get_num_threads", &num_threads);
+  m.def("borrow_threads", &borrow_threads_at, py::arg("parallel"), py::arg("thread_num"), py::arg("num_threads"),
+        py::arg("max_threads"));
   m.def("machine", &machine);
   m.def("fingerprint", &fingerprint, py::arg("arrays"));
   m.def("sigmoid", &gatedrnn::bindings::sigmoid, py::arg("x"));

@@ -205,6 +205,53 @@ class Pool {
   std::condition_variable wake_;
 };
 
+// Threads of an OpenMP runtime, one job at a time.
+class BorrowedTeam {
+ public:
+  explicit BorrowedTeam(const OpenMp& from) : from_(from) {}
+
+  bool run(int count, TeamFunction function, void* context) {
+    const std::unique_lock owner(owner_, std::try_to_lock);
+    if (!owner) return false;
+    Region region{from_, count, function, context};
+    // A runtime asked for fewer threads than the time before may end the others, to start them anew for its next region.
+    const int threads = std::max(count, from_.max_threads());
+    from_.parallel([](void* self) { static_cast<Region*>(self)->enter(); }, &region, static_cast<unsigned>(threads), 0);
+    ended_at_.store(Clock::now().time_since_epoch().count(), std::memory_order_relaxed);
+    return region.ran;
+  }
+
+  Team team() const {
+    const Clock::duration ended_at(ended_at_.load(std::memory_order_relaxed));
+    return Clock::now().time_since_epoch() - ended_at < kSpinning ? Team::awake : Team::asleep;
+  }
+
+ private:
+  static constexpr auto kSpinning = std::chrono::milliseconds(1);  // the least that runtimes do by default
+
+  struct Region {
+    const OpenMp& from;
+    const int count;
+    const TeamFunction function;
+    void* const context;
+    bool ran = false;
+
+    void enter() {
+      if (from.num_threads() < count) return;  // within another region, or the runtime has a limit: the same for all
+      const int thread = from.thread_num();
+      if (thread == 0) ran = true;
+      if (thread < count) function(context, thread);
+    }
+  };
+
+  const OpenMp from_;
+  std::mutex owner_;
+  std::atomic<Clock::rep> ended_at_{0};
+};
+
+// Never destroyed, as below.
+std::atomic<BorrowedTeam*> borrowed_team{nullptr};
+
 // Never destroyed: the workers use it for as long as the process lives.
 std::atomic<Pool*> shared_pool{nullptr};
 
@@ -219,7 +266,10 @@ Pool& pool() {
 
 #if defined(GATEDRNN_HAS_FORK)
 // The workers do not exist in a child, and the pool's locks are in whatever state the fork found them: the child gets a new one.
-[[maybe_unused]] const int fork_handler = pthread_atfork(nullptr, nullptr, [] { shared_pool.store(nullptr); });
+[[maybe_unused]] const int fork_handler = pthread_atfork(nullptr, nullptr, [] {
+  shared_pool.store(nullptr);
+  borrowed_team.store(nullptr);
+});
 #endif
 
 }  // namespace
@@ -228,12 +278,22 @@ void set_num_threads(int count) { thread_setting().store(count); }
 int num_threads() { return thread_setting().load(std::memory_order_relaxed); }
 
 bool run_team(int count, Shares shares, double patience, TeamFunction function, void* context) {
+  if (BorrowedTeam* borrowed = borrowed_team.load(std::memory_order_acquire))
+    return borrowed->run(count, function, context);
   return pool().run(count, shares, patience, function, context);
 }
 
-Team team_of(int count) { return count > 1 ? pool().team_of(count) : Team::asleep; }
+void borrow_threads(const OpenMp& from) { borrowed_team.store(new BorrowedTeam(from), std::memory_order_release); }
 
-void miss_team(int count) { pool().miss_team(count); }
+Team team_of(int count) {
+  if (count == 1) return Team::asleep;
+  if (const BorrowedTeam* borrowed = borrowed_team.load(std::memory_order_acquire)) return borrowed->team();
+  return pool().team_of(count);
+}
+
+void miss_team(int count) {
+  if (!borrowed_team.load(std::memory_order_acquire)) pool().miss_team(count);
+}
 
 void relax() {
 #if defined(__x86_64__)

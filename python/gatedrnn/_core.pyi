@@ -102,6 +102,9 @@ class _Machine(TypedDict):
 def machine() -> _Machine: ...
 def set_num_threads(n: int) -> None: ...
 def get_num_threads() -> int: ...
+def borrow_threads(parallel: int, thread_num: int, num_threads: int, max_threads: int) -> None:
+    """Compute on the threads of an OpenMP runtime from now on, given the addresses of its functions."""
+
 def fingerprint(arrays: Sequence[npt.NDArray[Any]]) -> int:
     """Hash the bytes of contiguous arrays to 64 bits."""
 

@@ -1,4 +1,5 @@
-// Barrier, teams, and the floating-point mode. With the argument "one": that OMP_NUM_THREADS=1 is respected.
+// Barrier, teams, and the floating-point mode. With the argument "one": that OMP_NUM_THREADS=1 is respected; with "borrowed":
+// teams of the threads of another runtime.
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -298,6 +299,87 @@ void check_fork() {
   CHECK_EQUAL(0L, wrong.load());
 }
 
+// A runtime like OpenMP's, whose threads are new in each region. Within a region it gives one thread, as OpenMP does.
+namespace lender {
+thread_local int this_thread = 0, threads_here = 1;
+std::atomic<long> regions{0};
+std::atomic<unsigned> asked{0}, limit{100};
+constexpr int kMost = 3;
+
+void enter(void (*function)(void*), void* data, int thread, int threads) {
+  const int outer_thread = this_thread, outer_threads = threads_here;
+  this_thread = thread;
+  threads_here = threads;
+  function(data);
+  this_thread = outer_thread;
+  threads_here = outer_threads;
+}
+
+void parallel(void (*function)(void*), void* data, unsigned threads, unsigned) {
+  ++regions;
+  asked = threads;
+  const int count = threads_here > 1 ? 1 : static_cast<int>(std::min<unsigned>(threads, limit));
+  std::vector<std::thread> others;
+  for (int thread = 1; thread < count; ++thread) others.emplace_back(enter, function, data, thread, count);
+  enter(function, data, 0, count);
+  for (std::thread& other : others) other.join();
+}
+
+int thread_num() { return this_thread; }
+int num_threads() { return threads_here; }
+int max_threads() { return kMost; }
+}  // namespace lender
+
+void check_borrowed_threads() {
+  borrow_threads({lender::parallel, lender::thread_num, lender::num_threads, lender::max_threads});
+  for (int count = 1; count <= 6; ++count) {
+    const long before = lender::regions;
+    check_team(count);
+    CHECK_EQUAL(before + 2, lender::regions.load());
+    CHECK_EQUAL(static_cast<unsigned>(std::max(count, lender::kMost)), lender::asked.load());
+  }
+  CHECK(team_of(2) == Team::awake);
+  CHECK(team_of(1) == Team::asleep);
+  std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  CHECK(team_of(2) == Team::asleep);
+  miss_team(2);
+
+  // Where the runtime gives fewer threads nothing runs.
+  Job refused;
+  refused.count = 3;
+  lender::limit = 2;
+  CHECK(!run_team(3, Shares::together, kPatience, Job::meeting_share, &refused));
+  refused.check(false);
+  lender::limit = 100;
+  struct Within {
+    Job job;
+    bool ran = true;
+  } within;
+  lender::parallel(
+      [](void* self) {
+        Within& w = *static_cast<Within*>(self);
+        if (lender::thread_num() == 0) w.ran = run_team(2, Shares::together, kPatience, Job::meeting_share, &w.job);
+      },
+      &within, 2, 0);
+  CHECK(!within.ran);
+  within.job.check(false);
+
+  check_teams_at_once();
+  check_fork();
+  // A forked child has threads of its own.
+  const long before = lender::regions;
+  const pid_t child = fork();
+  if (child == 0) {
+    Job job;
+    job.count = 2;
+    const bool ran = run_team(2, Shares::together, kPatience, Job::meeting_share, &job);
+    _exit(ran && lender::regions == before ? 0 : 1);
+  }
+  int status = -1;
+  CHECK_EQUAL(child, waitpid(child, &status, 0));
+  CHECK_EQUAL(0, status);
+}
+
 }  // namespace
 }  // namespace gatedrnn::test
 
@@ -307,6 +389,10 @@ int main(int argc, char** argv) {
   if (argc == 2 && std::string(argv[1]) == "one") {
     CHECK_EQUAL(1, num_threads());
     return finish("test_threads one");
+  }
+  if (argc == 2 && std::string(argv[1]) == "borrowed") {
+    check_borrowed_threads();
+    return finish("test_threads borrowed");
   }
   check_thread_setting();
   check_barrier(1, 1000);

@@ -47,6 +47,19 @@ void share_out(std::ptrdiff_t count, std::ptrdiff_t bytes, Work&& work) {
   parts.run(0);
 }
 
+// An OpenMP runtime: the functions that GNU's has and others provide too.
+struct OpenMp {
+  void (*parallel)(void (*function)(void*), void* data, unsigned threads, unsigned flags);  // GOMP_parallel
+  int (*thread_num)();                                                                      // omp_get_thread_num
+  int (*num_threads)();                                                                     // omp_get_num_threads
+  int (*max_threads)();                                                                     // omp_get_max_threads
+};
+
+// From now on teams are of this runtime's threads and not of our own. For a process in which another library (PyTorch) keeps
+// them spinning for milliseconds after each of its regions: ours would have to share the processors with them. Forked
+// children, where these threads do not exist, go back to threads of our own.
+void borrow_threads(const OpenMp& from);
+
 // What the threads of a team are doing. Those that served a moment ago are still awake, and come at once.
 enum class Team { asleep, awake };
 Team team_of(int count);

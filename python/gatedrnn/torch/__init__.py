@@ -20,6 +20,9 @@ try:
 except ImportError as error:
     raise ImportError(f"gatedrnn.torch needs PyTorch ({error}): 'pip install torch'") from error
 
+from gatedrnn.torch import _threads
 from gatedrnn.torch._modules import GRU, LSTM, RNN
+
+_threads.borrow()
 
 __all__ = ["GRU", "LSTM", "RNN"]
