@@ -30,8 +30,10 @@ void run_planned(PlanFor&& plan_for, RunWith&& run_with) {
   const int threads = num_threads();
   const Team team = team_of(threads);
   const Plan chosen = plan_for(threads, team);
-  if (team == Team::asleep && chosen.threads() == 1 && plan_for(threads, Team::awake).threads() > 1) miss_team(threads);
+  const bool missed = team == Team::asleep && chosen.threads() == 1 && plan_for(threads, Team::awake).threads() > 1;
+  const auto begun = missed ? std::chrono::steady_clock::now() : std::chrono::steady_clock::time_point();
   if (!run_with(chosen)) run_with(plan_for(1, team));
+  if (missed) miss_team(threads, begun);
 }
 
 }  // namespace

@@ -12,6 +12,8 @@ constexpr double kAsleepCycles = 140000;  // starting and joining threads that h
 constexpr double kAwakeCycles = 4000;     // the same for threads that wait for work
 constexpr double kBarrierCycles = 1200;   // one meeting of all threads of a group
 constexpr double kMeetingCycles = 1800;   // the same after each stage of a step, with what the others have written
+constexpr double kMergersCycles = 30000;  // a backward with mergers: data that change caches, in the next forward too
+constexpr double kMergersPace = 1.15;     // blocks are short, and come from another cache
 constexpr double kStageCycles = 150;      // calling one stage of a step
 constexpr double kActivationCycles = 40;  // one vector of units through the cell
 constexpr double kGain = 0.9;             // several threads have to be worth it
@@ -63,9 +65,10 @@ double layer_cycles(const Problem& p, const Plan& plan, Index input_size, const 
   const double step = step_cycles(p, plan, caches), pair = pair_cycles(p, input_size);
   if (plan.mergers > 0) {
     const double blocks = std::max(1.0, static_cast<double>(p.valid) / static_cast<double>(plan.block_rows));
-    const double beside = (blocks - 1) * std::max(step, rows * pair / plan.mergers);
-    const double last = rows * pair / plan.threads();  // all merge the last block
-    return steps / blocks * (step + beside + last) + blocks * kBarrierCycles;
+    const double merge = kMergersPace * rows * pair;
+    const double beside = (blocks - 1) * std::max(step, merge / plan.mergers);
+    const double last = merge / plan.threads();  // all merge the last block
+    return steps / blocks * (step + beside + last) + blocks * kBarrierCycles + kMergersCycles;
   }
   if (p.backward) return steps * (step + rows * pair / plan.threads());
   const double directions = std::max(1.0, static_cast<double>(p.spec.directions / plan.direction_groups));
@@ -106,8 +109,8 @@ double total_cycles(const Problem& p, const Plan& plan, Team team, const Caches&
 
 // As many as keep up with the grid.
 int enough_mergers(const Problem& p, const Plan& plan, int most, const Caches& caches) {
-  const double pair = pair_cycles(p, p.spec.input_size), step = step_cycles(p, plan, caches);
-  return static_cast<int>(std::min<double>(most, std::ceil(static_cast<double>(p.batch) * pair / step)));
+  const double merge = kMergersPace * static_cast<double>(p.batch) * pair_cycles(p, p.spec.input_size);
+  return static_cast<int>(std::min<double>(most, std::ceil(merge / step_cycles(p, plan, caches))));
 }
 
 // The best plan with several threads, if it is enough better than one.

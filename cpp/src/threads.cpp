@@ -76,10 +76,10 @@ class Pool {
                : Team::asleep;
   }
 
-  void miss_team(int count) {
-    const auto now = Clock::now().time_since_epoch();
-    const auto since = now - Clock::duration(missed_at_.exchange(now.count(), std::memory_order_relaxed));
-    if (since > kBusyStream) return;
+  void miss_team(int count, Clock::time_point begun) {
+    const Clock::rep now = Clock::now().time_since_epoch().count();
+    const Clock::duration last(missed_at_.exchange(now, std::memory_order_relaxed));
+    if (begun.time_since_epoch() - last > kBusyStream) return;
     const std::unique_lock owner(owner_, std::try_to_lock);
     if (!owner || !hire(count - 1)) return;
     {
@@ -199,7 +199,7 @@ class Pool {
   alignas(64) std::atomic<int> finished_{0};
   alignas(64) std::atomic<Decision> decision_{Decision::open};
   std::atomic<int> hired_{0}, sleepers_{0};
-  std::atomic<Clock::rep> missed_at_{0};
+  std::atomic<Clock::rep> missed_at_{0};  // when the last call that would have used a team was over
   std::mutex mutex_;
   unsigned calls_to_wake_ = 0;
   std::condition_variable wake_;
@@ -291,8 +291,8 @@ Team team_of(int count) {
   return pool().team_of(count);
 }
 
-void miss_team(int count) {
-  if (!borrowed_team.load(std::memory_order_acquire)) pool().miss_team(count);
+void miss_team(int count, Clock::time_point begun) {
+  if (!borrowed_team.load(std::memory_order_acquire)) pool().miss_team(count, begun);
 }
 
 void relax() {

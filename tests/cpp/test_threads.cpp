@@ -150,14 +150,14 @@ void check_waking() {
   const auto nothing = [] { std::this_thread::sleep_for(std::chrono::milliseconds(5)); };
   const auto seldom = [&] {
     nothing();
-    miss_team(2);
+    miss_team(2, std::chrono::steady_clock::now());
   };
   CHECK(comes_to(Team::asleep, nothing));
   for (int i = 0; i < 3; ++i) {
     seldom();
     CHECK(team_of(2) == Team::asleep);
   }
-  CHECK(comes_to(Team::awake, [] { miss_team(2); }));
+  CHECK(comes_to(Team::awake, [] { miss_team(2, std::chrono::steady_clock::now()); }));
   CHECK(comes_to(Team::asleep, nothing));
 }
 
@@ -342,7 +342,7 @@ void check_borrowed_threads() {
   CHECK(team_of(1) == Team::asleep);
   std::this_thread::sleep_for(std::chrono::milliseconds(5));
   CHECK(team_of(2) == Team::asleep);
-  miss_team(2);
+  miss_team(2, std::chrono::steady_clock::now());
 
   // Where the runtime gives fewer threads nothing runs.
   Job refused;

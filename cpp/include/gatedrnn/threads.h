@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <cstddef>
 
 namespace gatedrnn {
@@ -64,9 +65,9 @@ void borrow_threads(const OpenMp& from);
 enum class Team { asleep, awake };
 Team team_of(int count);
 
-// Says that a call would have used a team of `count`, had it been awake. Where such calls follow one upon the other, as the
-// steps of a busy stream do, the team wakes up for the next one.
-void miss_team(int count);
+// Says that a call, now over, would have used a team of `count`, had it been awake. Where such calls follow one upon the other,
+// as the steps of a busy stream do, the team wakes up for the next one.
+void miss_team(int count, std::chrono::steady_clock::time_point begun);
 
 // Tells the processor that this thread waits for another.
 void relax();
