@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 import gatedrnn as gr
-from gatedrnn.bench.peers import Ours, OursInPyTorch
+from gatedrnn.bench.peers import Ours, OursInPyTorch, PyTorch
 from gatedrnn.bench.shapes import GRID_SIZES, Problem, Shape, grid, matches, problem
 from gatedrnn.bench.shapes import select as select_shapes
 from gatedrnn.bench.timing import Contender
@@ -100,6 +100,25 @@ def _in_pytorch(threads: int) -> Iterator[Pair]:
 
     for shape in select_shapes("grid", ["LSTM", "GRU"], (), train=True):
         yield Pair(shape.label, functools.partial(build, shape))
+
+
+_MODEL_SIZES = ((64, 32, 35), (256, 32, 35), (512, 32, 35), (128, 16, 100))
+
+
+def _pytorch_models(threads: int) -> Iterator[Pair]:
+    """What a program gains that has other layers too, whose threads and memory the recurrent one meets."""
+
+    def build(shape: Shape) -> tuple[Contender, Contender]:
+        ours, torchs = OursInPyTorch(threads), PyTorch(threads)
+        return (
+            Contender(MEASURED, ours.model_update(shape), _nothing),
+            Contender(BASE, torchs.model_update(shape), _nothing),
+        )
+
+    for cell in ("LSTM", "GRU"):
+        for hidden, rows, steps in _MODEL_SIZES:
+            shape = Shape(cell, hidden, hidden, rows, steps, train=True)
+            yield Pair(shape.label, functools.partial(build, shape))
 
 
 def _nothing(_: Any) -> list[Any]:
@@ -190,6 +209,14 @@ MEASURES = (
         (1.1, 1.1),
         False,
         _in_pytorch,
+        needs="torch",
+    ),
+    Measure(
+        "self-pytorch-model",
+        "an update of a PyTorch model (embedding, recurrent layer, linear, Adam): gatedrnn.torch / torch.nn",
+        (1.0, 1.0),
+        False,
+        _pytorch_models,
         needs="torch",
     ),
     Measure("self-float64", "float64 / float32", (2.3, 2.3), True, _float64),
