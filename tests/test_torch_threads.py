@@ -67,8 +67,8 @@ def test_the_same_bits_on_any_number():
     assert len(set(digests)) == 1
 
 
-def test_within_and_beside_other_threads():
-    """Several Python threads at once: whoever does not get the threads computes alone."""
+def test_beside_other_python_threads():
+    """Several at once: whoever does not get the threads computes alone."""
     code = (
         SET_UP
         + """
@@ -86,7 +86,7 @@ print(json.dumps([results, digest(2) == expected]))
     assert run_python(code) == [[True] * 80, True]
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="there is no fork on this system")
+@linux
 def test_forked_children_have_threads_of_their_own():
     """PyTorch's do not exist there, and its runtime would wait for them for ever."""
     code = (

@@ -12,7 +12,8 @@ constexpr double kAsleepCycles = 140000;  // starting and joining threads that h
 constexpr double kAwakeCycles = 4000;     // the same for threads that wait for work
 constexpr double kBarrierCycles = 1200;   // one meeting of all threads of a group
 constexpr double kMeetingCycles = 1800;   // the same after each stage of a step, with what the others have written
-constexpr double kMergersCycles = 30000;  // a backward with mergers: data that change caches, in the next forward too
+constexpr double kMergersCycles =
+    30000;  // a layer's backward with mergers: data that change caches, in the next forward too
 constexpr double kMergersPace = 1.15;     // blocks are short, and come from another cache
 constexpr double kStageCycles = 150;      // calling one stage of a step
 constexpr double kActivationCycles = 40;  // one vector of units through the cell
@@ -32,14 +33,13 @@ int stage_count(const Spec& spec) {
 
 double macs_per_cycle(const Problem& p) { return 2.0 * p.lanes; }
 
-double most_rows(const Problem& p, const Plan& plan) {
-  return static_cast<double>((p.batch + plan.row_groups - 1) / plan.row_groups);
-}
+// Of one group of threads.
+Index most_rows(const Problem& p, const Plan& plan) { return (p.batch + plan.row_groups - 1) / plan.row_groups; }
 
 // What cannot begin before the step before is done.
 double step_cycles(const Problem& p, const Plan& plan, const Caches& caches) {
   const Spec& spec = p.spec;
-  const double rows = most_rows(p, plan);
+  const double rows = static_cast<double>(most_rows(p, plan));
   const double H = static_cast<double>(spec.hidden_size), units = H / plan.unit_groups;
   const double gates = static_cast<double>(gate_count(spec.cell));
   const double recurrent_weights =
@@ -72,7 +72,7 @@ double layer_cycles(const Problem& p, const Plan& plan, Index input_size, const 
   }
   if (p.backward) return steps * (step + rows * pair / plan.threads());
   const double directions = std::max(1.0, static_cast<double>(p.spec.directions / plan.direction_groups));
-  return directions * steps * (step + most_rows(p, plan) * pair / plan.unit_groups);
+  return directions * steps * (step + static_cast<double>(most_rows(p, plan)) * pair / plan.unit_groups);
 }
 
 double start_cycles(Team team) { return team == Team::awake ? kAwakeCycles : kAsleepCycles; }
@@ -83,7 +83,7 @@ double start_cycles(Team team) { return team == Team::awake ? kAwakeCycles : kAs
 Index choose_block_rows(const Problem& p, const Plan& plan, const Caches& caches) {
   constexpr Index most = 128, fewest = 64, fewest_overlapping = 12, overlapping_blocks = 12;
   constexpr Index most_merged = 256, fewest_merged = 32;
-  const Index rows = (p.batch + plan.row_groups - 1) / plan.row_groups;
+  const Index rows = most_rows(p, plan);
   const Index row_bytes = (gate_count(p.spec.cell) + 1) * p.spec.hidden_size * p.value_size;
   Index wanted = most * row_bytes <= caches.l2 ? most : fewest;
   if (plan.layer_groups > 1)
@@ -107,14 +107,14 @@ double total_cycles(const Problem& p, const Plan& plan, Team team, const Caches&
          layers * blocks * kBarrierCycles;
 }
 
-// As many as keep up with the grid.
+// As many as keep up with the grid, in the first layer.
 int enough_mergers(const Problem& p, const Plan& plan, int most, const Caches& caches) {
   const double merge = kMergersPace * static_cast<double>(p.batch) * pair_cycles(p, p.spec.input_size);
   return static_cast<int>(std::min<double>(most, std::ceil(merge / step_cycles(p, plan, caches))));
 }
 
 // The best plan with several threads, if it is enough better than one.
-Plan share_out(const Problem& p, const Plan& alone, int max_threads, const Caches& caches, Team team) {
+Plan plan_for_several(const Problem& p, const Plan& alone, int max_threads, const Caches& caches, Team team) {
   Plan best = alone;
   const Index most_layers = p.layers_overlap ? p.spec.num_layers : 1;
   const Index narrowest_panels = std::max<Index>(1, p.spec.state_size() / (4 * p.lanes));
@@ -143,7 +143,8 @@ Plan make_plan(const Problem& p, int max_threads, const Caches& caches, Team tea
   Plan plan;
   if (p.batch > 0 && p.valid > 0) {
     plan.cycles = total_cycles(p, plan, team, caches);
-    if (max_threads > 1 && plan.cycles > start_cycles(team)) plan = share_out(p, plan, max_threads, caches, team);
+    if (max_threads > 1 && plan.cycles > start_cycles(team))
+      plan = plan_for_several(p, plan, max_threads, caches, team);
   }
   plan.block_rows = choose_block_rows(p, plan, caches);
   return plan;

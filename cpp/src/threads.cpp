@@ -265,7 +265,8 @@ Pool& pool() {
 }
 
 #if defined(GATEDRNN_HAS_FORK)
-// The workers do not exist in a child, and the pool's locks are in whatever state the fork found them: the child gets a new one.
+// No threads but the forking one exist in a child, and the pool's locks are in whatever state the fork found them: the child gets
+// a new pool and borrows nothing.
 [[maybe_unused]] const int fork_handler = pthread_atfork(nullptr, nullptr, [] {
   shared_pool.store(nullptr);
   borrowed_team.store(nullptr);

@@ -23,7 +23,8 @@ class Tape {
   const Index steps, batch;
   std::vector<Index> lengths;  // [B], by row
   std::vector<Index> rows;     // [B], by rank
-  // Backward goes through the steps in blocks: blocks[i] .. blocks[i + 1], from the last to the first.
+  // Backward goes through the steps in blocks: blocks[i] .. blocks[i + 1], from the last to the first (with mergers in shorter
+  // ones of its plan).
   std::vector<Index> blocks;
 
   std::vector<T*> kept;  // by track: [step][rank][kept_width], see kept_offset; with `recompute` nowhere

@@ -2,7 +2,8 @@
 //
 // The threads are our own and not OpenMP's: OpenMP's wait by spinning for milliseconds, for which a library cannot set a
 // limit of its own, and when the system puts two of them on one processor a call of 0.3 ms takes 12. These wait briefly and
-// then let others run, never hold a call up for a thread that does not come, and start anew in a forked child.
+// then let others run, never hold a call up for a thread that does not come, and start anew in a forked child. Where OpenMP's
+// spin anyway, because another library uses them, they can be borrowed.
 #pragma once
 
 #include <algorithm>
@@ -66,7 +67,7 @@ enum class Team { asleep, awake };
 Team team_of(int count);
 
 // Says that a call, now over, would have used a team of `count`, had it been awake. Where such calls follow one upon the other,
-// as the steps of a busy stream do, the team wakes up for the next one.
+// as the steps of a busy stream do, the team wakes up for the next one. Borrowed threads are left alone.
 void miss_team(int count, std::chrono::steady_clock::time_point begun);
 
 // Tells the processor that this thread waits for another.
