@@ -1,0 +1,276 @@
+// The products that merge the (step, row) pairs of a block: the gradients of the inputs, and those of the weights, whose sums go
+// on from block to block. Threads share the sums out, each of which is one chain in the order of the block's pairs.
+#pragma once
+
+#include <array>
+
+#include "backward_places.h"
+
+namespace gatedrnn {
+
+template <class T>
+class BackwardMerge : protected BackwardPlaces<T> {
+ protected:
+  using Places = BackwardPlaces<T>;
+  using Places::batch_, Places::call_, Places::network_, Places::order_, Places::plan_, Places::spec_, Places::tape_;
+  using Places::c_after, Places::c_before, Places::d_h_stride, Places::d_input_of, Places::d_z_stride,
+      Places::for_each_pair, Places::h_before, Places::input_of, Places::lanes, Places::list, Places::list_of_places,
+      Places::odd_lines, Places::panel_count, Places::slot, Places::time_of;
+  using Places::Places;
+  using typename Places::Block;
+  using typename Places::CellStates;
+  using typename Places::Share;
+  using typename Places::Strided;
+
+  void carve(Arena& arena) {
+    Places::carve(arena);
+    const Index threads = plan_.threads();
+    packed_x_ = arena.take<T>(threads * packed_x_size());
+    packed_d_ = arena.take<T>(threads * packed_d_size());
+    column_sums_ = arena.take<T>(column_sum_count() * slot());
+    input_products_ = arena.take<T>(threads * input_products_size());
+  }
+
+  void merge(const Share& share, const Block& block, const Index* offsets) const {
+    list_operands(share, block);
+    add_to_gradients(share, block, offsets);
+    if (d_input_of(share.layer).data) input_gradients(share, block);
+  }
+
+  // The sums of columns to the biases and peepholes.
+  void deliver_column_sums(const Share& share) const {
+    const LayerGradients<T>& to = call_.gradients[this->track(share)];
+    const Index H = spec_.hidden_size, slots = gradient_slots(spec_.cell);
+    const auto [begin, end] = part_of(share, column_sum_count());
+    for (Index c = begin; c < end; ++c) {
+      const auto deliver = [&](T* gradient) {
+        if (!gradient) return;
+        const T* sums = column_sums_ + c * slot();
+        for (Index i = 0; i < H; ++i) gradient[i] = call_.accumulate ? gradient[i] + sums[i] : sums[i];
+      };
+      if (c >= slots) {
+        deliver(to.peephole[c - slots]);
+        continue;
+      }
+      // The reset-after GRU's slots are n_x, r, z, n_h.
+      const bool reset_after = spec_.cell == Cell::gru;
+      const Index gate = !reset_after ? c : c == 0 || c == 3 ? 2 : c - 1;
+      if (to.bias_ih && !(reset_after && c == 3)) deliver(to.bias_ih + gate * H);
+      if (to.bias_hh && !(reset_after && c == 0)) deliver(to.bias_hh + gate * H);
+    }
+  }
+
+  // Where no step ran there is nothing to add.
+  void clear_gradients(const Share& share) const {
+    if (!call_.accumulate)
+      for (const WeightSum& sum : weight_sums(share)) {
+        const auto [begin, end] = part_of(share, sum.slots * sum.columns * sum.depth);
+        if (sum.slots == 0) continue;
+        T* gradient = sum.gradient + *std::min_element(sum.gates, sum.gates + sum.slots) * sum.columns * sum.depth;
+        if (begin < end) std::fill(gradient + begin, gradient + end, T(0));
+      }
+    const auto [begin, end] = part_of(share, column_sum_count());
+    std::fill(column_sums_ + begin * slot(), column_sums_ + end * slot(), T(0));
+  }
+
+ private:
+  // The products of weights' gradients take a slice of the pairs at a time. Rows of the left side that are less than a page
+  // apart are read where they are, in slices whose parts of the right side fit into the first-level cache. Rows further apart
+  // are packed, a chunk of groups of columns at a time, in long slices: each is a pass over sums that are large there too.
+  static constexpr Index kPage = 4096;
+  static constexpr Index kNearSlice = 128, kSlice = 512;
+  static constexpr Index kChunk = 8;
+  static constexpr Index kInputRows = 192;  // pairs whose inputs' gradients are computed together
+  static constexpr Index kPeepholes = 3;
+
+  // One matrix of weights: its gradient is the sum over pairs of (a slot of the left side) x (a row of the right side).
+  struct WeightSum {
+    bool left_is_d_h;
+    Index first_slot, slots, columns, depth;
+    const T* const* right;
+    T* gradient;       // [gate][column][depth]
+    const int* gates;  // of each slot
+  };
+
+  Index widest_input() const { return std::max(spec_.input_size, spec_.output_size()); }
+  Index packed_x_size() const {
+    return kSlice * round_up(std::max({widest_input(), spec_.hidden_size, spec_.state_size()}), lanes());
+  }
+  static constexpr Index packed_d_size() { return kSlice * kChunk * kOuterColumns; }
+  Index input_products_stride() const { return odd_lines(kInputRows * kBackVectors * lanes()); }
+  Index input_products_size() const { return panel_count(widest_input()) * input_products_stride(); }
+  // Of every slot, and of the peepholes.
+  Index column_sum_count() const {
+    return gradient_slots(spec_.cell) + (spec_.cell == Cell::lstm_peephole ? kPeepholes : 0);
+  }
+
+  // This thread's part of `count` things.
+  std::pair<Index, Index> part_of(const Share& share, Index count) const {
+    return {count * share.part / share.parts, count * (share.part + 1) / share.parts};
+  }
+
+  // This track's matrices. The lists of rows of their right sides are this thread's.
+  std::array<WeightSum, 4> weight_sums(const Share& share) const {
+    static constexpr int in_order[] = {0, 1, 2, 3}, candidate_first[] = {2, 0, 1}, candidate[] = {2};
+    const Index H = spec_.hidden_size, P = spec_.state_size(), I = spec_.layer_input_size(share.layer);
+    const LayerGradients<T>& to = call_.gradients[this->track(share)];
+    const T *const *x = list(share.thread, 0), *const *h = list(share.thread, 1),
+                   *const *operand = list(share.thread, 2);
+    const bool reset_after = spec_.cell == Cell::gru, reset_before = spec_.cell == Cell::gru_reset_before;
+    const Index gates = gate_count(spec_.cell);
+    return {{
+        {false, 0, gates, H, I, x, to.weight_ih, reset_after ? candidate_first : in_order},
+        {false, reset_after ? 1 : 0, reset_before ? 2 : gates, H, P, h, to.weight_hh, in_order},
+        {false, 2, reset_before ? 1 : 0, H, P, operand, to.weight_hh, candidate},
+        {true, 0, spec_.proj_size > 0 ? 1 : 0, P, H, operand, to.weight_hr, in_order},
+    }};
+  }
+
+  // The rows of the right sides, for each pair of the block.
+  void list_operands(const Share& share, const Block& block) const {
+    const T **x = list(share.thread, 0), **h = list(share.thread, 1), **operand = list(share.thread, 2);
+    const Rows<const T> in = input_of(share.layer);
+    for_each_pair(block, [&](Index pair, Index step, Index rank) {
+      x[pair] = in.at(time_of(share, step, rank), rank);
+      h[pair] = h_before(share, step, rank);
+      operand[pair] = block.operand_of_weights + pair * slot();
+    });
+  }
+
+  void add_to_gradients(const Share& share, const Block& block, const Index* offsets) const {
+    for (const WeightSum& sum : weight_sums(share)) add_products(share, block, sum);
+    const auto [begin, end] = part_of(share, column_sum_count());
+    for (Index c = begin; c < end; ++c) {
+      T* sums = column_sums_ + c * slot();
+      if (block.first) std::fill_n(sums, slot(), T(0));
+      const Index slots = gradient_slots(spec_.cell);
+      if (c < slots)
+        network_.kernels().sum_columns(
+            {block.pairs, spec_.hidden_size, block.d_z + c * slot(), nullptr, d_z_stride(), 0, 0, sums});
+      else
+        add_peephole(share, block, offsets, static_cast<int>(c - slots), sums);
+    }
+  }
+
+  // For one matrix the products of all pairs, a slice of them at a time, for this thread's columns of the left side.
+  void add_products(const Share& share, const Block& block, const WeightSum& sum) const {
+    const auto [begin, end] = groups_of(share, sum);
+    if (begin == end) return;
+    const T* data = sum.left_is_d_h ? block.d_h : block.d_z + sum.first_slot * slot();
+    const Index stride = sum.left_is_d_h ? d_h_stride() : d_z_stride();
+    const Index slice = share_pages(stride) ? kNearSlice : kSlice;
+    T* packed_x = packed_x_ + share.thread * packed_x_size();
+    for (Index first = 0; first < block.pairs; first += slice) {
+      OuterArgs<T> args{};
+      args.count = std::min(slice, block.pairs - first);
+      args.sums_stride = sum.depth;
+      args.from_zero = block.first && first == 0 && !call_.accumulate;
+      // A part of the next slice was written by other threads and is in their caches.
+      if (share_pages(stride) && plan_.threads() > 1)
+        args.d_ahead = std::min(args.count, block.pairs - first - args.count) * stride;
+      for_each_part(sum, [&](Index at, Index width, int vectors) {
+        network_.kernels().pack_rows({sum.right + first, args.count, at, width, vectors, packed_x + at * args.count});
+      });
+      add_slice(share, sum, {data + first * stride, stride}, packed_x, args);
+    }
+  }
+
+  static bool share_pages(Index stride) { return stride * static_cast<Index>(sizeof(T)) < kPage; }
+
+  // A slot's columns are dealt out in groups.
+  std::pair<Index, Index> groups_of(const Share& share, const WeightSum& sum) const {
+    return part_of(share, sum.slots * ceil_div(sum.columns, kOuterColumns));
+  }
+
+  void add_slice(const Share& share, const WeightSum& sum, const Strided& left, const T* packed_x,
+                 OuterArgs<T> args) const {
+    const Index groups = ceil_div(sum.columns, kOuterColumns), most = share_pages(left.stride) ? groups : kChunk;
+    const Index ahead = args.d_ahead;
+    const auto [begin, end] = groups_of(share, sum);
+    for (Index group = begin; group < end;) {
+      const Index s = group / groups, column = group % groups * kOuterColumns;
+      const Index chunk = std::min({most, groups - group % groups, end - group});
+      args.columns = std::min(chunk * kOuterColumns, sum.columns - column);
+      set_left(share, {left.data + s * slot() + column, left.stride}, chunk, args);
+      for_each_part(sum, [&](Index at, Index width, int vectors) {
+        args.width = width;
+        args.d_ahead = at == 0 ? ahead : 0;
+        args.x = packed_x + at * args.count;
+        args.vectors = vectors;
+        args.sums = sum.gradient + (sum.gates[s] * sum.columns + column) * sum.depth + at;
+        network_.kernels().outer(args);
+      });
+      group += chunk;
+    }
+  }
+
+  // So many groups of the left side, where they are or packed.
+  void set_left(const Share& share, const Strided& left, Index groups, OuterArgs<T>& args) const {
+    if (share_pages(left.stride)) {
+      args.d = left.data;
+      args.d_group_stride = kOuterColumns;
+      args.d_stride = left.stride;
+      return;
+    }
+    T* packed = packed_d_ + share.thread * packed_d_size();
+    network_.kernels().pack_columns({left.data, left.stride, args.count, groups, packed});
+    args.d = packed;
+    args.d_group_stride = args.count * kOuterColumns;
+    args.d_stride = kOuterColumns;
+  }
+
+  // The right side's values in parts that differ by at most a vector: `part(first value, values, vectors)`.
+  template <class Part>
+  void for_each_part(const WeightSum& sum, Part&& part) const {
+    const Index vectors = ceil_div(sum.depth, lanes()), parts = ceil_div(vectors, kOuterVectors);
+    for (Index p = 0; p < parts; ++p) {
+      const Index first = vectors * p / parts, last = vectors * (p + 1) / parts;
+      part(first * lanes(), std::min(last * lanes(), sum.depth) - first * lanes(), static_cast<int>(last - first));
+    }
+  }
+
+  // i and f see c before the step, o sees it after.
+  void add_peephole(const Share& share, const Block& block, const Index* offsets, int gate, T* sums) const {
+    constexpr Index slots[] = {0, 1, 3};
+    for (Index step = block.end - 1; step >= block.begin; --step) {
+      const Index* offset = offsets + (block.end - 1 - step);
+      const CellStates c = gate < 2 ? c_before(share, block, step) : c_after(share, block, step);
+      network_.kernels().sum_columns({offset[1] - offset[0], spec_.hidden_size,
+                                      block.d_z + offset[0] * d_z_stride() + slots[gate] * slot(), c.data, d_z_stride(),
+                                      c.stride, c.slots, sums});
+    }
+  }
+
+  // This thread's part of the block's pairs.
+  void input_gradients(const Share& share, const Block& block) const {
+    const PackedTransposed<T>& product = network_.back_layer(share.layer, share.direction).input;
+    const Rows<T> to = d_input_of(share.layer);
+    const auto [begin, end] = part_of(share, block.pairs);
+    T** out = list_of_places(share.thread, 2);
+    for_each_pair(block, [&, begin = begin, end = end](Index pair, Index step, Index rank) {
+      if (pair >= begin && pair < end) out[pair - begin] = to.at(time_of(share, step, rank), rank);
+    });
+    BackStepArgs<T> args{};
+    args.depth = product.depth;
+    args.units = product.units;
+    args.last_panel = product.panels;
+    args.weights = product.weights.data();
+    args.operand_stride = d_z_stride();
+    args.products = input_products_ + share.thread * input_products_size();
+    args.products_panel_stride = input_products_stride();
+    args.add = share.direction > 0;
+    for (Index first = begin; first < end; first += kInputRows, args.backwards = !args.backwards) {
+      args.rows = std::min(kInputRows, end - first);
+      args.operand = block.d_z + first * d_z_stride() + product.first_slot * slot();
+      args.out = out + (first - begin);
+      network_.kernels().back_step[static_cast<int>(BackStage::linear)](args);
+    }
+  }
+
+  T* packed_x_ = nullptr;     // [thread][part][pair of a slice][vectors of the part][lanes]
+  T* packed_d_ = nullptr;     // [thread][group of a chunk][pair of a slice][kOuterColumns]
+  T* column_sums_ = nullptr;  // [slot or peephole][slot stride]
+  T* input_products_ = nullptr;
+};
+
+}  // namespace gatedrnn

@@ -1,0 +1,202 @@
+// Where one call of a network backward reads and writes: the rows of the tape and of the caller's gradients, and the ring of
+// blocks that lies between the recurrence and the products that merge what it leaves.
+#pragma once
+
+#include "gatedrnn/tape.h"
+#include "run.h"
+
+namespace gatedrnn {
+
+template <class T>
+class BackwardPlaces : protected Run<T> {
+ protected:
+  using Base = Run<T>;
+  using Base::batch_, Base::network_, Base::order_, Base::plan_, Base::spec_;
+  using typename Base::Share;
+
+  BackwardPlaces(const Network<T>& network, const Tape<T>& tape, const BackwardCall<T>& call, const Plan& plan)
+      : Base(network, usable(plan, tape), tape.batch, {tape.rows.data(), tape.lengths.data(), tape.steps}),
+        tape_(tape),
+        call_(call) {}
+
+  // What the recurrence of one block leaves, a row for each (step, rank) pair: from the last step to the first, in each by rank.
+  struct Block {
+    Index begin, end;  // steps
+    Index pairs;
+    bool first;             // that is merged
+    T* d_z;                 // [pair][d_z_stride]
+    T* operand_of_weights;  // [pair][slot]
+    T* d_h;                 // [pair][d_h_stride]: before the projection
+  };
+
+  struct Strided {
+    const T* data;
+    Index stride;
+  };
+
+  // The LSTM's c of each row, the last of `slots` values per unit.
+  struct CellStates {
+    const T* data;
+    Index stride, slots;
+  };
+
+  void carve(Arena& arena) {
+    d_z_ = arena.take<T>(ring_pairs() * d_z_stride());
+    operand_of_weights_ = arena.take<T>(has_operand_of_weights() ? ring_pairs() * slot() : 0);
+    d_h_ = arena.take<T>(spec_.proj_size > 0 ? ring_pairs() * d_h_stride() : 0);
+    kept_ = arena.take<T>(tape_.recomputing() ? tape_.most_block_steps() * batch_ * tape_.kept_width() : 0);
+    for (T*& between : between_)
+      between = arena.take<T>(spec_.num_layers > 1 ? tape_.steps * batch_ * spec_.output_size() : 0);
+    lists_ = arena.take<const T*>(plan_.threads() * kLists * list_size());
+  }
+
+  // ---- Sizes -------------------------------------------------------------------------------------------------------------
+  int lanes() const { return network_.kernels().lanes; }
+  Index slot() const { return slot_stride(spec_.hidden_size, lanes()); }
+  static Index odd_lines(Index count) {
+    constexpr Index line = static_cast<Index>(kAlignment / sizeof(T));
+    return round_up(count, 2 * line) + line;
+  }
+  // A line more than the values, so that what reads on to a multiple of kOuterColumns stays in the row.
+  Index d_z_stride() const { return odd_lines(gradient_slots(spec_.cell) * slot()); }
+  Index d_h_stride() const { return odd_lines(spec_.state_size()); }
+  Index panel_count(Index units) const { return ceil_div(units, kBackVectors * lanes()); }
+  bool has_operand_of_weights() const { return spec_.cell == Cell::gru_reset_before || spec_.proj_size > 0; }
+
+  // ---- Blocks ------------------------------------------------------------------------------------------------------------
+  // The tape's blocks; for mergers shorter ones, about as long as the plan says.
+  Index block_count() const {
+    if (plan_.mergers == 0) return static_cast<Index>(tape_.blocks.size()) - 1;
+    return ceil_div(tape_.blocks.back(), std::max<Index>(1, plan_.block_rows / batch_));
+  }
+  Index block_begin(Index block) const {
+    return plan_.mergers == 0 ? tape_.blocks[block] : tape_.blocks.back() * block / block_count();
+  }
+  Index most_steps() const {
+    return plan_.mergers == 0 ? tape_.most_block_steps()
+                              : ceil_div(tape_.blocks.back(), std::max<Index>(1, block_count()));
+  }
+  Index most_pairs() const { return plan_.mergers == 0 ? tape_.most_block_rows() : most_steps() * batch_; }
+
+  // Blocks follow each other in a ring, which so stays in the cache. What the next one must not overwrite while it begins: a
+  // thread alone reads the last step's pairs; of several, some may still be at the products of the whole block. With room for
+  // two of these beyond a block, one that goes back to the front does not reach them while they are in use.
+  Index ring_pairs() const {
+    const Index most = most_pairs(), in_use = plan_.threads() == 1 ? batch_ : most;
+    return most + 2 * in_use;
+  }
+
+  // The b-th block from the end, and a place for it in the ring.
+  Block take_block(Index b, Index* offsets, Index& ring_end) const {
+    const Index begin = block_begin(block_count() - 1 - b), end = block_begin(block_count() - b);
+    const Index pairs = list_offsets(begin, end, offsets);
+    const Index at = ring_end + pairs <= ring_pairs() ? ring_end : 0;
+    ring_end = at + pairs;
+    return {begin,
+            end,
+            pairs,
+            b == 0,
+            d_z_ + at * d_z_stride(),
+            operand_of_weights_ + at * slot(),
+            d_h_ + at * d_h_stride()};
+  }
+
+  // Where each step's pairs begin, from the last step to the first; returns how many there are.
+  Index list_offsets(Index begin, Index end, Index* offsets) const {
+    Index pairs = 0, *offset = offsets;
+    for (Index step = end - 1; step >= begin; --step) {
+      *offset++ = pairs;
+      pairs += running_ranks(step);
+    }
+    *offset = pairs;
+    return pairs;
+  }
+
+  Index running_ranks(Index step) const {
+    const Index *lengths = order_.lengths, *rows = order_.rows;
+    return std::partition_point(rows, rows + batch_, [&](Index row) { return lengths[row] > step; }) - rows;
+  }
+
+  // `visit(pair, step, rank)`
+  template <class Visit>
+  void for_each_pair(const Block& block, Visit&& visit) const {
+    Index pair = 0;
+    for (Index step = block.end - 1; step >= block.begin; --step)
+      for (Index r = 0, count = running_ranks(step); r < count; ++r, ++pair) visit(pair, step, r);
+  }
+
+  // ---- Rows --------------------------------------------------------------------------------------------------------------
+  // Lists of rows are the thread's own, for one product or step.
+  static constexpr int kLists = 3;
+  Index list_size() const { return std::max(most_pairs(), this->most_rows()); }
+  const T** list(int thread, int which) const { return lists_ + (thread * kLists + which) * list_size(); }
+  T** list_of_places(int thread, int which) const { return const_cast<T**>(list(thread, which)); }
+
+  Rows<const T> dense(const T* data) const {
+    return {data, batch_ * spec_.output_size(), spec_.output_size(), nullptr};
+  }
+  Rows<const T> input_of(Index layer) const {
+    if (layer == 0) return {call_.x, call_.x_step, call_.x_row, order_.rows};
+    return dense((tape_.inputs.empty() ? tape_.outputs : tape_.inputs)[layer - 1]);
+  }
+  // The gradients of a layer's output, and of its input.
+  Rows<const T> d_output_of(Index layer) const {
+    if (layer == spec_.num_layers - 1) return {call_.d_y, call_.d_y_step, call_.d_y_row, order_.rows};
+    return dense(between_[layer % 2]);
+  }
+  Rows<T> d_input_of(Index layer) const {
+    if (layer == 0) return {call_.d_x, call_.d_x_step, call_.d_x_row, order_.rows};
+    return {between_[(layer - 1) % 2], batch_ * spec_.output_size(), spec_.output_size(), nullptr};
+  }
+
+  Index time_of(const Share& share, Index step, Index rank) const {
+    return share.direction == 0 ? step : order_.length(rank) - 1 - step;
+  }
+  const T* h_after(const Share& share, Index step, Index rank) const {
+    return dense(tape_.outputs[share.layer]).at(time_of(share, step, rank), rank) +
+           share.direction * spec_.state_size();
+  }
+  const T* h_before(const Share& share, Index step, Index rank) const {
+    if (step > 0) return h_after(share, step - 1, rank);
+    return tape_.h_0 + (this->track(share) * batch_ + rank) * spec_.state_size();
+  }
+
+  const T* kept(const Share& share, const Block& block, Index step) const {
+    const T* base =
+        tape_.recomputing() ? kept_ - block.begin * batch_ * tape_.kept_width() : tape_.kept[this->track(share)];
+    return base + step * batch_ * tape_.kept_width();
+  }
+  // The LSTM's c before a step, of rank 0.
+  CellStates c_before(const Share& share, const Block& block, Index step) const {
+    const Index H = spec_.hidden_size;
+    const T* checkpoints = tape_.c[this->track(share)];
+    if (tape_.recomputing() && step == block.begin) {
+      const auto at = std::lower_bound(tape_.blocks.begin(), tape_.blocks.end(), step) - tape_.blocks.begin();
+      return {checkpoints + at * batch_ * H, H, 1};
+    }
+    return step == 0 ? CellStates{checkpoints, H, 1} : c_after(share, block, step - 1);
+  }
+  CellStates c_after(const Share& share, const Block& block, Index step) const {
+    return {kept(share, block, step), tape_.kept_width(), kept_slots(spec_.cell)};
+  }
+
+  const Tape<T>& tape_;
+  const BackwardCall<T>& call_;
+  T* kept_ = nullptr;   // with recomputing: of one block
+  T* between_[2] = {};  // the gradients of the layers' outputs, in turns
+
+ private:
+  // Mergers would need recomputed values for longer than these last.
+  static Plan usable(Plan plan, const Tape<T>& tape) {
+    if (tape.recomputing()) plan.mergers = 0;
+    return plan;
+  }
+
+  // The ring of blocks.
+  T* d_z_ = nullptr;
+  T* operand_of_weights_ = nullptr;
+  T* d_h_ = nullptr;
+  const T** lists_ = nullptr;  // [thread][kLists][list_size]
+};
+
+}  // namespace gatedrnn
