@@ -14,3 +14,22 @@ def _thread_count_restored():
     yield
     if gr.get_num_threads() != before:
         gr.set_num_threads(before)
+
+
+@pytest.fixture
+def one_torch_thread():
+    """PyTorch computes on one thread, so that its sums have one order."""
+    torch = pytest.importorskip("torch")
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def compiled():
+    """torch.compile, without breaks in the graph."""
+    torch = pytest.importorskip("torch")
+    torch._dynamo.reset()
+    yield lambda function, **options: torch.compile(function, fullgraph=True, backend="aot_eager", **options)
+    torch._dynamo.reset()

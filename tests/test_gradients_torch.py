@@ -21,6 +21,7 @@ from gradients import (
 from helpers import directions
 
 pytestmark = [
+    pytest.mark.usefixtures("one_torch_thread"),
     pytest.mark.peers,
     pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN"),
 ]
@@ -33,14 +34,6 @@ dtypes = pytest.mark.parametrize("dtype", [np.float32, np.float64])
 
 FLOAT64 = 1e-10  # what the library promises of float64, in parts of the largest value of each array
 BOTH = 2  # sides that round
-
-
-@pytest.fixture(autouse=True)
-def _one_torch_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def leaf(array):

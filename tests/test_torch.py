@@ -11,7 +11,7 @@ import gatedrnn as gr
 from helpers import assert_same_bits, build, flat, normal, state_of, truth
 from tolerance import assert_close
 
-pytestmark = pytest.mark.peers
+pytestmark = [pytest.mark.peers, pytest.mark.usefixtures("one_torch_thread")]
 torch = pytest.importorskip("torch")
 
 # The cells that torch has, and the class and arguments that both libraries take.
@@ -23,14 +23,6 @@ CELLS = {
 }
 cells = pytest.mark.parametrize("cell", CELLS)
 dtypes = pytest.mark.parametrize("dtype", [np.float32, np.float64])
-
-
-@pytest.fixture(autouse=True)
-def _one_torch_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def pair(cell, input_size=5, hidden_size=7, *, dtype=np.float32, seed=0, **options):

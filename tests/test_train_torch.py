@@ -14,18 +14,10 @@ from gatedrnn import train
 from helpers import normal
 from test_train_optimizers import CASES as OPTIMIZERS
 
-pytestmark = pytest.mark.peers
+pytestmark = [pytest.mark.peers, pytest.mark.usefixtures("one_torch_thread")]
 torch = pytest.importorskip("torch")
 
 EPS = np.finfo(np.float64).eps
-
-
-@pytest.fixture(autouse=True)
-def _one_torch_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def assert_near(actual, expected, roundings, sizes=None):
