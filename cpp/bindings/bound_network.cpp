@@ -8,7 +8,7 @@
 #include "call.h"
 #include "gatedrnn/reference.h"
 #include "named_parameters.h"
-#include "turn.h"
+#include "stream_in_use.h"
 
 namespace gatedrnn::bindings {
 namespace {
@@ -111,7 +111,7 @@ class TypedStream final : public BoundStream {
     sequence.y_row = single ? 0 : in_values<T>(py::reinterpret_borrow<py::array>(y).strides(0));
     sequence.h_0 = sequence.h_n = h_.data();
     if (is_lstm(spec().cell)) sequence.c_0 = sequence.c_n = c_.data();
-    const Turn turn(busy_);
+    const StreamInUse in_use(busy_);
     if (work_ < kWorkWorthReleasing) {
       network_->run(sequence, workspace_);
     } else {
@@ -122,7 +122,7 @@ class TypedStream final : public BoundStream {
   }
 
   py::object state() const override {
-    const Turn turn(busy_);
+    const StreamInUse in_use(busy_);
     const py::object h = copy_of(h_, spec().state_size());
     if (!is_lstm(spec().cell)) return h;
     return py::make_tuple(h, copy_of(c_, spec().hidden_size));
@@ -131,14 +131,14 @@ class TypedStream final : public BoundStream {
   void set_state(py::handle state) override {
     if (state.is_none()) return reset(state);
     const auto [h, c] = state_arguments<T>("state", spec(), state, batch_, false);
-    const Turn turn(busy_);
+    const StreamInUse in_use(busy_);
     assign(h, h_);
     if (is_lstm(spec().cell)) assign(c, c_);
   }
 
   void reset(py::handle rows) override {
     const std::vector<Index> chosen = rows_argument(rows);
-    const Turn turn(busy_);
+    const StreamInUse in_use(busy_);
     for (Index layer = 0; layer < spec().num_layers; ++layer)
       for (const Index row : chosen) {
         std::fill_n(h_.data() + (layer * batch_ + row) * spec().state_size(), spec().state_size(), T(0));

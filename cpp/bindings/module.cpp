@@ -39,7 +39,7 @@ py::dict plan_dict(const BoundNetwork& network, Index steps, Index batch, int th
   d["row_groups"] = plan.row_groups;
   d["unit_groups"] = plan.unit_groups;
   d["mergers"] = plan.mergers;
-  d["block_rows"] = plan.block_rows;
+  d["block_pairs"] = plan.block_pairs;
   d["cycles"] = plan.cycles;
   return d;
 }

@@ -99,7 +99,7 @@ std::uint64_t hash_of(const Bytes& bytes) {
 
 template <class T>
 double fma_rate(const Kernels<T>& kernels, double milliseconds) {
-  Buffer<T> sink(12 * kernels.lanes);
+  Buffer<T> sink(kFmaChains * kernels.lanes);
   std::fill_n(sink.data(), sink.size(), T(0.5));
   return best_rate(milliseconds, [&] { return kernels.fma_chain(20000, sink.data()); });
 }
@@ -158,7 +158,7 @@ double measure_fma(const py::object& dtype, double milliseconds) {
 
 double measure_bandwidth(Index bytes, double milliseconds) {
   const Kernels<float>& kernels = active_table().f32;
-  const Index round = 8 * kernels.lanes;
+  const Index round = kReadVectors * kernels.lanes;
   const Index count = std::max<Index>(round, bytes / static_cast<Index>(sizeof(float)) / round * round);
   Buffer<float> data(count), sink(round);
   std::fill_n(data.data(), count, 1.0f);

@@ -57,7 +57,6 @@ template <class S, bool peephole>
 struct ForwardLstm {
   using A = Sum<S>;
   using Cell = cells::Lstm<Arithmetic<A>>;
-  using Act = cells::Activations<Arithmetic<A>>;
 
   __device__ static void apply(const Step<S>& s, int rank, int unit, const A (&product)[4]) {
     A i = s.input(rank, unit, 0) + product[0], f = s.input(rank, unit, 1) + product[1];
@@ -189,7 +188,7 @@ struct BackStep {
   const S* h;         // [rank][units]: h[t], of the plain RNN
   const A* peephole;  // [3][units]
   A *d_h, *d_c;       // [rank][units]
-  S* d_z;             // [rank][slots * units]
+  S* d_a;             // [rank][slots * units]
   S* operand;         // [rank][units]: what the candidate's or the projection's weights were multiplied with, or null
   // The gradient of the layer's output, where that is h: [time][row][D * units]
   Features<const A> d_output;
@@ -202,7 +201,7 @@ struct BackStep {
     return kept[(static_cast<Index>(rank) * kept_slots + slot) * units + unit];
   }
   __device__ void store(int rank, int unit, int slot, A value) const {
-    d_z[(static_cast<Index>(rank) * slots + slot) * units + unit] = converted<S>(value);
+    d_a[(static_cast<Index>(rank) * slots + slot) * units + unit] = converted<S>(value);
   }
   __device__ A whole_d_h(int rank, int unit) const {
     A d = d_h[at(rank, unit)];

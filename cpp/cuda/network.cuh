@@ -389,16 +389,15 @@ class TypedNetwork final : public Network {
   }
 
   void take_step(const Context& x, const Step<S>& step, const Weights<S>& weights, const State& state) const {
-    switch (spec_.cell) {
-      case Cell::lstm: return take_lstm_step<Stage::lstm>(x, step, weights, state);
-      case Cell::lstm_peephole: return take_lstm_step<Stage::lstm_peephole>(x, step, weights, state);
-      case Cell::gru: return run_stage<Stage::gru>(x, step, step.h, weights, state);
-      case Cell::gru_reset_before:
-        run_stage<Stage::gru_before_gates>(x, step, step.h, weights, state);
-        return run_stage<Stage::gru_before_candidate>(x, step, step.reset_h, weights, state);
-      case Cell::rnn_tanh: return run_stage<Stage::rnn_tanh>(x, step, step.h, weights, state);
-      case Cell::rnn_relu: return run_stage<Stage::rnn_relu>(x, step, step.h, weights, state);
-    }
+    with_cell([&](auto cell) {
+      constexpr Stage stage = first_stage(decltype(cell)::value);
+      if constexpr (is_lstm(decltype(cell)::value))
+        take_lstm_step<stage>(x, step, weights, state);
+      else
+        run_stage<stage>(x, step, step.h, weights, state);
+    });
+    if (spec_.cell == Cell::gru_reset_before)
+      run_stage<Stage::gru_before_candidate>(x, step, step.reset_h, weights, state);
   }
 
   template <Stage stage>
@@ -476,7 +475,7 @@ class TypedNetwork final : public Network {
   // What the pairs of a block leave for the products that merge them.
   struct BackBlock {
     StepBlock steps;
-    DeviceArray<S> inputs, h_before, h, d_z, operand, d_h;
+    DeviceArray<S> inputs, h_before, h, d_a, operand, d_h;
     const A* kept;
     const A* c_before;
   };

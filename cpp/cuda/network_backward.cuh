@@ -70,7 +70,7 @@ void TypedNetwork<S>::back_track(const Context& x, const Track& track, const Typ
            Features<const S>{output.data, output.time_stride, output.row_stride},
            static_cast<const S*>(tape.h_0[number].data()), static_cast<int>(P()), block.h_before.data());
     if (is_rnn()) block.h = gathered(x, block.steps, any_output, P());
-    block.d_z = DeviceArray<S>(pairs * slots() * H(), x.stream);
+    block.d_a = DeviceArray<S>(pairs * slots() * H(), x.stream);
     if (spec_.cell == Cell::gru_reset_before || spec_.proj_size > 0)
       block.operand = DeviceArray<S>(pairs * H(), x.stream);
     if (spec_.proj_size > 0) block.d_h = DeviceArray<S>(pairs * P(), x.stream);
@@ -100,7 +100,7 @@ void TypedNetwork<S>::back_track(const Context& x, const Track& track, const Typ
     first.peephole = weights.peephole.data();
     first.d_h = state.d_h.data();
     first.d_c = state.d_c.data();
-    first.d_z = block.d_z.data();
+    first.d_a = block.d_a.data();
     first.operand = block.operand.size() > 0 ? block.operand.data() : nullptr;
     first.d_output = {d_output + track.direction * P(), x.batch.batch() * width(), width()};
     first.output_rows = x.batch.order().rows;
@@ -116,11 +116,11 @@ void TypedNetwork<S>::back_track(const Context& x, const Track& track, const Typ
     const Index row = slots() * H();
     const S* w = weights.weight_ih.data();
     if (spec_.cell == Cell::gru) {  // the slots n_x, r, z; the rows of the weights r, z, n
-      x.blas.template multiply<S>(pairs, I, H(), {block.d_z.data(), row}, {w + 2 * H() * I, I}, false,
+      x.blas.template multiply<S>(pairs, I, H(), {block.d_a.data(), row}, {w + 2 * H() * I, I}, false,
                                   {d_inputs.data(), I});
-      x.blas.template multiply<S>(pairs, I, 2 * H(), {block.d_z.data() + H(), row}, {w, I}, true, {d_inputs.data(), I});
+      x.blas.template multiply<S>(pairs, I, 2 * H(), {block.d_a.data() + H(), row}, {w, I}, true, {d_inputs.data(), I});
     } else {
-      x.blas.template multiply<S>(pairs, I, row, {block.d_z.data(), row}, {w, I}, false, {d_inputs.data(), I});
+      x.blas.template multiply<S>(pairs, I, row, {block.d_a.data(), row}, {w, I}, false, {d_inputs.data(), I});
     }
     launch(scatter_add<A>, pairs, I, x.stream, block.steps, x.batch.order(), static_cast<const A*>(d_inputs.data()),
            static_cast<int>(I), Features<A>{d_input, x.batch.batch() * I, I});
@@ -153,12 +153,12 @@ void TypedNetwork<S>::back_steps(const Context& x, const Track& track, const Bac
     step.step = static_cast<int>(t);
     step.h_before += pair * P();
     if (step.h) step.h += pair * H();
-    step.d_z += pair * slots() * H();
+    step.d_a += pair * slots() * H();
     if (step.operand) step.operand += pair * H();
     if (step.kept) step.kept += pair * kept_width();
     if (is_lstm(spec_.cell)) {
       step.c_before =
-          t == begin ? block.c_before : first.kept + (x.batch.offset(t - 1) - start) * kept_width() + 4 * H();
+          t == begin ? block.c_before : first.kept + (x.batch.offset(t - 1) - start) * kept_width() + kKeptC * H();
       step.c_before_stride = t == begin ? H() : kept_width();
     }
     take_back_step(x, weights, step, block.d_h.size() > 0 ? block.d_h.data() + pair * P() : nullptr, state);
@@ -179,22 +179,15 @@ void TypedNetwork<S>::take_back_step(const Context& x, const Weights<S>& weights
     step.d_h = state.d_unprojected.data();
     step.has_output = false;
   }
-  const auto apply = [&](auto kernel) { launch(kernel, rows, H(), x.stream, step); };
-  switch (spec_.cell) {
-    case Cell::lstm: apply(backward_stage<S, BackStage::lstm>); break;
-    case Cell::lstm_peephole: apply(backward_stage<S, BackStage::lstm_peephole>); break;
-    case Cell::gru: apply(backward_stage<S, BackStage::gru>); break;
-    case Cell::gru_reset_before: apply(backward_stage<S, BackStage::gru_before_candidate>); break;
-    case Cell::rnn_tanh: apply(backward_stage<S, BackStage::rnn_tanh>); break;
-    case Cell::rnn_relu: apply(backward_stage<S, BackStage::rnn_relu>); break;
-  }
+  with_cell(
+      [&](auto cell) { launch(backward_stage<S, last_back_stage(decltype(cell)::value)>, rows, H(), x.stream, step); });
   if (spec_.cell == Cell::gru_reset_before) {
-    x.blas.template multiply<S>(rows, H(), H(), {step.d_z + 2 * H(), row}, {w + 2 * H() * H(), H()}, false,
+    x.blas.template multiply<S>(rows, H(), H(), {step.d_a + 2 * H(), row}, {w + 2 * H() * H(), H()}, false,
                                 {state.products.data(), H()});
     launch(reset_stage<S>, rows, H(), x.stream, step, static_cast<const A*>(state.products.data()));
   }
   x.blas.template multiply<S>(rows, P(), recurrent_slots(spec_.cell) * H(),
-                              {step.d_z + first_recurrent_slot(spec_.cell) * H(), row}, {w, P()}, true,
+                              {step.d_a + first_recurrent_slot(spec_.cell) * H(), row}, {w, P()}, true,
                               {state.d_h.data(), P()});
 }
 
@@ -205,14 +198,14 @@ void TypedNetwork<S>::add_to_gradients(const Context& x, const Track& track, con
   const Index pairs = block.steps.pairs, I = spec_.layer_input_size(track.layer), row = slots() * H();
   const auto weight = [&](Index slot, Index count, Index gate, const DeviceArray<S>& right, Index columns,
                           void* gradient) {
-    x.blas.template multiply_columns<S>(count * H(), columns, pairs, {block.d_z.data() + slot * H(), row},
+    x.blas.template multiply_columns<S>(count * H(), columns, pairs, {block.d_a.data() + slot * H(), row},
                                         {right.data(), columns}, add,
                                         {static_cast<A*>(gradient) + gate * H() * columns, columns});
   };
   const auto bias = [&](Index slot, Index count, Index gate, void* gradient) {
     if (!gradient) return;
     check(start(sum_columns<S>, dim3(blocks_for(count * H(), kSumColumns, 1 << 30)), dim3(kSumColumns * kSumRows),
-                kSumColumns * kSumRows * sizeof(A), x.stream, static_cast<const S*>(block.d_z.data() + slot * H()),
+                kSumColumns * kSumRows * sizeof(A), x.stream, static_cast<const S*>(block.d_a.data() + slot * H()),
                 pairs, row, static_cast<int>(count * H()), add, static_cast<A*>(gradient) + gate * H()),
           "starting a kernel");
   };
@@ -242,12 +235,12 @@ void TypedNetwork<S>::add_to_gradients(const Context& x, const Track& track, con
     x.blas.template multiply_columns<S>(P(), H(), pairs, {block.d_h.data(), P()}, {block.operand.data(), H()}, add,
                                         {static_cast<A*>(to.weight_hr), H()});
   if (spec_.cell == Cell::lstm_peephole) {
-    constexpr int slot_of[] = {0, 1, 3};
-    for (int gate = 0; gate < 3; ++gate)
+    for (Index peephole = 0; peephole < kPeepholes; ++peephole)
       check(start(sum_peephole<S>, dim3(blocks_for(H(), kSumColumns, 1 << 30)), dim3(kSumColumns * kSumRows),
                   kSumColumns * kSumRows * sizeof(A), x.stream, block.steps,
-                  static_cast<const S*>(block.d_z.data() + slot_of[gate] * H()), row, block.kept, kept_width(),
-                  block.c_before, static_cast<int>(H()), gate < 2, add, static_cast<A*>(to.peephole[gate])),
+                  static_cast<const S*>(block.d_a.data() + gate_of_peephole(peephole) * H()), row, block.kept,
+                  kept_width(), block.c_before, static_cast<int>(H()), peephole < 2, add,
+                  static_cast<A*>(to.peephole[peephole])),
             "starting a kernel");
   }
 }

@@ -110,30 +110,14 @@ __global__ void __launch_bounds__(kRecurrenceThreads) forward_recurrence(Recurre
     step.h = r.h[t % 2];
     step.h_next = r.h[1 - t % 2];
     step.step = t;
+    run_stage<S, first_stage(cell)>(step, own, step.h, weights, products);
     if constexpr (cell == Cell::gru_reset_before) {
-      run_stage<S, Stage::gru_before_gates>(step, own, step.h, weights, products);
       barrier.wait();
       run_stage<S, Stage::gru_before_candidate>(step, own, step.reset_h, weights, products);
-    } else if constexpr (cell == Cell::gru) {
-      run_stage<S, Stage::gru>(step, own, step.h, weights, products);
-    } else if constexpr (cell == Cell::lstm) {
-      run_stage<S, Stage::lstm>(step, own, step.h, weights, products);
-    } else if constexpr (cell == Cell::lstm_peephole) {
-      run_stage<S, Stage::lstm_peephole>(step, own, step.h, weights, products);
-    } else if constexpr (cell == Cell::rnn_tanh) {
-      run_stage<S, Stage::rnn_tanh>(step, own, step.h, weights, products);
-    } else {
-      run_stage<S, Stage::rnn_relu>(step, own, step.h, weights, products);
     }
     barrier.wait();
   }
 }
-
-// The slots whose gradients reach h[t-1] through the recurrent weights' first gates, and the first of them.
-constexpr int recurrent_slots(Cell cell) {
-  return cell == Cell::gru_reset_before ? 2 : static_cast<int>(gate_count(cell));
-}
-constexpr int first_recurrent_slot(Cell cell) { return cell == Cell::gru ? 1 : 0; }
 
 template <class S>
 struct BackRecurrence {
@@ -163,7 +147,7 @@ __global__ void __launch_bounds__(kRecurrenceThreads) backward_recurrence(BackRe
     BackStep<S> step = r.first;
     step.rows = r.block.counts[t];
     step.step = t;
-    step.d_z += pair * step.slots * units;
+    step.d_a += pair * step.slots * units;
     if (step.h_before) step.h_before += pair * units;
     if (step.h) step.h += pair * units;
     if (step.operand) step.operand += pair * units;
@@ -171,7 +155,8 @@ __global__ void __launch_bounds__(kRecurrenceThreads) backward_recurrence(BackRe
       const Index row_size = static_cast<Index>(step.kept_slots) * units;
       if (is_lstm(cell)) {
         const bool first = t == r.block.begin;
-        step.c_before = first ? r.c_at_begin : r.first.kept + (r.block.offsets[t - 1] - begin) * row_size + 4 * units;
+        step.c_before =
+            first ? r.c_at_begin : r.first.kept + (r.block.offsets[t - 1] - begin) * row_size + kKeptC * units;
         step.c_before_stride = first ? units : row_size;
       }
       step.kept += pair * row_size;
@@ -181,15 +166,15 @@ __global__ void __launch_bounds__(kRecurrenceThreads) backward_recurrence(BackRe
     barrier.wait();
     const Index stride = static_cast<Index>(step.slots) * units;
     if constexpr (cell == Cell::gru_reset_before) {
-      dots(step.rows, own.count, units, static_cast<const S*>(step.d_z + 2 * units), stride,
+      dots(step.rows, own.count, units, static_cast<const S*>(step.d_a + 2 * units), stride,
            static_cast<const S*>(weights + 2 * units), depth, products);
       __syncthreads();
       for (int i = threadIdx.x; i < step.rows * own.count; i += blockDim.x)
         reset_backward(step, i / own.count, own.first + i % own.count, products[i]);
       barrier.wait();
     }
-    dots(step.rows, own.count, recurrent_slots(cell) * units,
-         static_cast<const S*>(step.d_z + first_recurrent_slot(cell) * units), stride, static_cast<const S*>(weights),
+    dots(step.rows, own.count, static_cast<int>(recurrent_slots(cell)) * units,
+         static_cast<const S*>(step.d_a + first_recurrent_slot(cell) * units), stride, static_cast<const S*>(weights),
          depth, products);
     __syncthreads();
     for (int i = threadIdx.x; i < step.rows * own.count; i += blockDim.x)

@@ -186,9 +186,9 @@ __global__ void sum_columns(const S* matrix, Index rows, Index stride, int colum
   sums[column] = add ? sums[column] + sum : sum;
 }
 
-// The same of a matrix of gradients times c: that before each pair's step, or that after it, which is the fifth kept slot.
+// The same of a matrix of gradients times c: that before each pair's step, or that after it.
 template <class S>
-__global__ void sum_peephole(StepBlock block, const S* d_z, Index stride, const Sum<S>* kept, Index kept_stride,
+__global__ void sum_peephole(StepBlock block, const S* d_a, Index stride, const Sum<S>* kept, Index kept_stride,
                              const Sum<S>* c_at_begin, int units, bool before, bool add, Sum<S>* sums) {
   using A = Sum<S>;
   auto* parts = reinterpret_cast<A*>(shared_memory());  // [kSumRows][kSumColumns]
@@ -197,15 +197,15 @@ __global__ void sum_peephole(StepBlock block, const S* d_z, Index stride, const 
   A sum = 0;
   if (unit < units)
     for (Index i = y; i < block.pairs; i += kSumRows) {
-      const A* c = kept + i * kept_stride + 4 * units;
+      const A* c = kept + i * kept_stride + kKeptC * units;
       if (before) {
         const Pair pair = pair_of(block, i);
         c = pair.step == block.begin
                 ? c_at_begin + static_cast<Index>(pair.rank) * units
                 : kept + (block.offsets[pair.step - 1] - block.offsets[block.begin] + pair.rank) * kept_stride +
-                      4 * units;
+                      kKeptC * units;
       }
-      sum += converted<A>(d_z[i * stride + unit]) * c[unit];
+      sum += converted<A>(d_a[i * stride + unit]) * c[unit];
     }
   parts[y * kSumColumns + x] = sum;
   __syncthreads();

@@ -42,8 +42,8 @@ struct BackPlace {
   // Arrays of whole vectors.
   GATEDRNN_INLINE V load(const T* array) const { return S::load(array + row * a.state_stride + unit); }
   GATEDRNN_INLINE void store(T* array, V value) const { S::store(array + row * a.state_stride + unit, value); }
-  GATEDRNN_INLINE void store_d_z(int slot, V value) const {
-    S::store(a.d_z + row * a.d_z_stride + slot * a.slot_stride + unit, value);
+  GATEDRNN_INLINE void store_d_a(int slot, V value) const {
+    S::store(a.d_a + row * a.d_a_stride + slot * a.slot_stride + unit, value);
   }
   GATEDRNN_INLINE void store_operand_of_weights(V value) const {
     S::store(a.operand_of_weights + row * a.operand_of_weights_stride + unit, value);
@@ -76,10 +76,10 @@ struct BackLstm {
     } else {
       d = Cell::backward(kept, p.c(), p.d_h(), p.load(p.a.d_c), nullptr);
     }
-    p.store_d_z(0, d.i);
-    p.store_d_z(1, d.f);
-    p.store_d_z(2, d.g);
-    p.store_d_z(3, d.o);
+    p.store_d_a(0, d.i);
+    p.store_d_a(1, d.f);
+    p.store_d_a(2, d.g);
+    p.store_d_a(3, d.o);
     p.store(p.a.d_c, d.c);
     if (p.a.operand_of_weights) p.store_operand_of_weights(S::mul(kept.o, cells::Activations<S>::tanh(kept.c)));
   }
@@ -102,10 +102,10 @@ struct Back<S, BackStage::gru> {
   static GATEDRNN_INLINE void apply(const BackPlace<S>& p) {
     const auto r = p.kept(0);
     const auto d = Cell::blend_backward(p.kept(1), p.kept(2), p.h(), p.d_h());
-    p.store_d_z(0, d.n);
-    p.store_d_z(1, Cell::reset_backward(r, p.kept(3), d.n));
-    p.store_d_z(2, d.z);
-    p.store_d_z(3, S::mul(d.n, r));
+    p.store_d_a(0, d.n);
+    p.store_d_a(1, Cell::reset_backward(r, p.kept(3), d.n));
+    p.store_d_a(2, d.z);
+    p.store_d_a(3, S::mul(d.n, r));
     p.store(p.a.carry, d.h);
   }
 };
@@ -114,8 +114,8 @@ template <class S>
 struct Back<S, BackStage::gru_before_candidate> {
   static GATEDRNN_INLINE void apply(const BackPlace<S>& p) {
     const auto d = cells::Gru<S>::blend_backward(p.kept(1), p.kept(2), p.h(), p.d_h());
-    p.store_d_z(1, d.z);
-    p.store_d_z(2, d.n);
+    p.store_d_a(1, d.z);
+    p.store_d_a(2, d.n);
     p.store(p.a.carry, d.h);
   }
 };
@@ -124,7 +124,7 @@ template <class S>
 struct Back<S, BackStage::gru_before_reset> {
   static GATEDRNN_INLINE void apply(const BackPlace<S>& p) {
     const auto r = p.kept(0), h = p.h(), d_reset_h = p.product();
-    p.store_d_z(0, cells::Gru<S>::reset_backward(r, h, d_reset_h));
+    p.store_d_a(0, cells::Gru<S>::reset_backward(r, h, d_reset_h));
     p.store(p.a.carry, S::madd(d_reset_h, r, p.load(p.a.carry)));
     p.store_operand_of_weights(S::mul(r, h));
   }
@@ -133,14 +133,14 @@ struct Back<S, BackStage::gru_before_reset> {
 template <class S>
 struct Back<S, BackStage::rnn_tanh> {
   static GATEDRNN_INLINE void apply(const BackPlace<S>& p) {
-    p.store_d_z(0, cells::Rnn<S>::tanh_backward(p.h(), p.d_h()));
+    p.store_d_a(0, cells::Rnn<S>::tanh_backward(p.h(), p.d_h()));
   }
 };
 
 template <class S>
 struct Back<S, BackStage::rnn_relu> {
   static GATEDRNN_INLINE void apply(const BackPlace<S>& p) {
-    p.store_d_z(0, cells::Rnn<S>::relu_backward(p.h(), p.d_h()));
+    p.store_d_a(0, cells::Rnn<S>::relu_backward(p.h(), p.d_h()));
   }
 };
 
@@ -182,7 +182,7 @@ void back_step(const BackStepArgs<typename S::T>& a) noexcept {
   alignas(64) T zeros[row_size] = {};
   const EvenRows rows(a.operand_stride);
 
-  for_each_tile<N, S>(a.rows, a.first_panel, a.last_panel, a.depth, a.weights, a.backwards,
+  for_each_tile<N, S>(a.rows, a.first_panel, a.last_panel, a.depth, a.weights, a.panels_reversed,
                       [&](const TilePlace& at, TileArgs<T>& tile) {
                         T* z = a.products + at.panel * a.products_panel_stride + at.row * row_size;
                         tile.x = a.operand + at.row * a.operand_stride + at.begin;

@@ -13,12 +13,6 @@ constexpr int kAccumulators = sizeof(Simd<float>::V) == 64 ? 24 : 12;
 // With more than one row tile, this much of the weights stays in the first-level cache across the tiles.
 constexpr Index kSliceBytes = kAccumulators > 12 ? 32 << 10 : 16 << 10;
 
-// Weights that fit here stay in the second-level cache of any current server core; more comes from afar.
-constexpr Index kNearBytes = 448 << 10;
-
-// Weights beyond this come from memory, where reading a panel in halves defeats the hardware's prefetcher.
-constexpr Index kFarBytes = 8 << 20;
-
 // Panels of a tile that fit here are found again by the next step, which begins where this one ends.
 constexpr Index kFirstLevelBytes = 48 << 10;
 
@@ -237,21 +231,21 @@ struct Tiling {
 };
 
 // Visits every tile of (rows x panels) for each slice of the depth. Panels outermost and rows innermost, so that a slice of
-// the weights, once in the first-level cache, serves all rows. The tile arrives with its weights filled in. `backwards` visits
+// the weights, once in the first-level cache, serves all rows. The tile arrives with its weights filled in. `panels_reversed` visits
 // the panels from the last to the first.
 template <int W, class S, class Visit>
 GATEDRNN_INLINE void for_each_tile(Index rows, Index first_panel, Index last_panel, Index depth,
-                                   const typename S::T* weights, bool backwards, Visit&& visit) {
+                                   const typename S::T* weights, bool panels_reversed, Visit&& visit) {
   using T = typename S::T;
   if (rows == 0 || first_panel == last_panel) return;
   const Tiling<W, S> tiling(rows, last_panel - first_panel, depth);
   const Index width = tiling.width, panel_size = depth * width;
-  const auto part_at = [&](Index turn) { return backwards ? tiling.panels.parts - 1 - turn : turn; };
-  for (Index turn = 0; turn < tiling.panels.parts; ++turn) {
-    const Index part = part_at(turn), panel = first_panel + tiling.panels.begin(part);
+  const auto part_at = [&](Index i) { return panels_reversed ? tiling.panels.parts - 1 - i : i; };
+  for (Index i = 0; i < tiling.panels.parts; ++i) {
+    const Index part = part_at(i), panel = first_panel + tiling.panels.begin(part);
     const int panels = static_cast<int>(tiling.panels.begin(part + 1) - tiling.panels.begin(part));
-    const bool more = turn + 1 < tiling.panels.parts;
-    const Index next_panel = more ? first_panel + tiling.panels.begin(part_at(turn + 1)) : panel;
+    const bool more = i + 1 < tiling.panels.parts;
+    const Index next_panel = more ? first_panel + tiling.panels.begin(part_at(i + 1)) : panel;
     for (Index slice = 0; slice < tiling.slices.parts; ++slice) {
       const Index begin = tiling.slices.begin(slice), end = tiling.slices.begin(slice + 1);
       const T* here = weights + panel * panel_size + begin * width;

@@ -55,13 +55,12 @@ class BackwardRun : private BackwardMerge<T> {
  private:
   using Base::batch_, Base::between_, Base::call_, Base::everyone_, Base::kept_, Base::network_, Base::order_,
       Base::plan_, Base::spec_, Base::tape_;
-  using Base::block_count, Base::c_before, Base::d_h_stride, Base::d_input_of, Base::d_output_of, Base::d_z_stride,
+  using Base::block_count, Base::c_before, Base::d_h_stride, Base::d_input_of, Base::d_output_of, Base::d_a_stride,
       Base::h_after, Base::h_before, Base::has_operand_of_weights, Base::input_of, Base::kept, Base::lanes,
-      Base::length, Base::list, Base::list_of_places, Base::meet, Base::merge, Base::most_steps, Base::odd_lines,
-      Base::panel_count, Base::rank, Base::row_count, Base::running, Base::slot, Base::state_at, Base::take_block,
-      Base::time;
+      Base::length, Base::list, Base::list_of_places, Base::meet, Base::merge, Base::most_steps, Base::panel_count,
+      Base::rank, Base::row_count, Base::running, Base::slot, Base::state_at, Base::take_block, Base::time;
 
-  Index products_stride() const { return odd_lines(this->most_rows() * kBackVectors * lanes()); }
+  Index products_stride() const { return odd_lines<T>(this->most_rows() * kBackVectors * lanes()); }
   bool is_rnn() const { return spec_.cell == Cell::rnn_tanh || spec_.cell == Cell::rnn_relu; }
 
   // ---- Threads -----------------------------------------------------------------------------------------------------------
@@ -95,7 +94,7 @@ class BackwardRun : private BackwardMerge<T> {
     for (Index layer = spec_.num_layers - 1; layer >= 0; --layer) {
       for (Index direction = 0; direction < spec_.directions; ++direction)
         run_direction(
-            {thread, this->units_of(place), this->row_group_of(place), this->group_of(place), layer, direction});
+            {thread, this->unit_group_of(place), this->row_group_of(place), this->group_of(place), layer, direction});
       if (layer > 0 && !tape_.masks.empty()) {
         undrop(thread, layer - 1);
         everyone_.wait();
@@ -106,7 +105,7 @@ class BackwardRun : private BackwardMerge<T> {
 
   void run_direction(const Share& share) {
     if (in_grid(share.thread)) {
-      if (share.units == 0) load_state(share);
+      if (share.unit_group == 0) load_state(share);
       meet(share);
     }
     Index* offsets = offsets_ + share.thread * (most_steps() + 1);
@@ -144,7 +143,7 @@ class BackwardRun : private BackwardMerge<T> {
     for (Index step = block.end - 1; step >= block.begin; --step) {
       const Index offset = offsets[block.end - 1 - step];
       take_step(share, block, step, offset, next);
-      next = block.d_z + offset * d_z_stride();
+      next = block.d_a + offset * d_a_stride();
     }
     return next;
   }
@@ -164,7 +163,7 @@ class BackwardRun : private BackwardMerge<T> {
 
   // What the block's steps kept, from the outputs and the c before it.
   void recompute(const Share& share, const Block& block) {
-    if (is_lstm(spec_.cell) && share.units == 0) {
+    if (is_lstm(spec_.cell) && share.unit_group == 0) {
       const CellStates c = c_before(share, block, block.begin);
       for (Index i = 0; i < running(share, block.begin, row_count(share)); ++i)
         std::copy_n(c.data + rank(share, i) * c.stride, spec_.hidden_size, share.group.c + i * network_.state_stride());
@@ -189,11 +188,11 @@ class BackwardRun : private BackwardMerge<T> {
     }
 
     BackStepArgs<T> args = common_args(share);
-    args.backwards = step % 2 == 1;
+    args.panels_reversed = step % 2 == 1;
     args.d_y = d_output.data ? d_y : nullptr;
     args.h = h;
-    args.d_z = block.d_z + first_pair * d_z_stride();
-    args.d_z_stride = plan_.row_groups * d_z_stride();
+    args.d_a = block.d_a + first_pair * d_a_stride();
+    args.d_a_stride = plan_.row_groups * d_a_stride();
     args.peephole = layer.peephole.data();
     if (tape_.kept_width() > 0) {
       args.kept = kept(share, block, step) + share.row_group * tape_.kept_width();
@@ -210,7 +209,7 @@ class BackwardRun : private BackwardMerge<T> {
       args.operand_of_weights = block.operand_of_weights + first_pair * slot();
       args.operand_of_weights_stride = plan_.row_groups * slot();
     }
-    const Strided after{next ? next + share.row_group * d_z_stride() : nullptr, plan_.row_groups * d_z_stride()};
+    const Strided after{next ? next + share.row_group * d_a_stride() : nullptr, plan_.row_groups * d_a_stride()};
 
     if (spec_.proj_size > 0) {
       T** out = list_of_places(share.thread, 2);
@@ -226,7 +225,7 @@ class BackwardRun : private BackwardMerge<T> {
     }
     from_step_after(share, last_back_stage(spec_.cell), layer.recurrent, args, after, old, now);
     if (spec_.cell == Cell::gru_reset_before)
-      run_stage(share, BackStage::gru_before_reset, layer.candidate, args, {args.d_z, args.d_z_stride}, now);
+      run_stage(share, BackStage::gru_before_reset, layer.candidate, args, {args.d_a, args.d_a_stride}, now);
   }
 
   BackStepArgs<T> common_args(const Share& share) const {
@@ -290,7 +289,7 @@ class BackwardRun : private BackwardMerge<T> {
     skip(args.h, 1);
     skip(args.d_y, 1);
     skip(args.out, 1);
-    skip(args.d_z, args.d_z_stride);
+    skip(args.d_a, args.d_a_stride);
     skip(args.operand_of_weights, args.operand_of_weights_stride);
   }
 
@@ -302,10 +301,10 @@ class BackwardRun : private BackwardMerge<T> {
     for (Index i = 0; i < row_count(share); ++i) out[i] = call_.d_h_0 + state_at(share, i, P);
     BackStepArgs<T> args = common_args(share);
     args.out = out;
-    const Strided after{next ? next + share.row_group * d_z_stride() : nullptr, plan_.row_groups * d_z_stride()};
+    const Strided after{next ? next + share.row_group * d_a_stride() : nullptr, plan_.row_groups * d_a_stride()};
     from_step_after(share, BackStage::linear, layer.recurrent, args, after, running(share, 0, row_count(share)),
                     row_count(share));
-    if (!is_lstm(spec_.cell) || share.units > 0) return;
+    if (!is_lstm(spec_.cell) || share.unit_group > 0) return;
     for (Index i = 0; i < row_count(share); ++i)
       std::copy_n(share.group.d_c + i * network_.state_stride(), H, call_.d_c_0 + state_at(share, i, H));
   }

@@ -13,9 +13,9 @@ class BackwardMerge : protected BackwardPlaces<T> {
  protected:
   using Places = BackwardPlaces<T>;
   using Places::batch_, Places::call_, Places::network_, Places::order_, Places::plan_, Places::spec_, Places::tape_;
-  using Places::c_after, Places::c_before, Places::d_h_stride, Places::d_input_of, Places::d_z_stride,
+  using Places::c_after, Places::c_before, Places::d_h_stride, Places::d_input_of, Places::d_a_stride,
       Places::for_each_pair, Places::h_before, Places::input_of, Places::lanes, Places::list, Places::list_of_places,
-      Places::odd_lines, Places::panel_count, Places::slot, Places::time_of;
+      Places::panel_count, Places::slot, Places::time_of;
   using Places::Places;
   using typename Places::Block;
   using typename Places::CellStates;
@@ -52,11 +52,9 @@ class BackwardMerge : protected BackwardPlaces<T> {
         deliver(to.peephole[c - slots]);
         continue;
       }
-      // The reset-after GRU's slots are n_x, r, z, n_h.
-      const bool reset_after = spec_.cell == Cell::gru;
-      const Index gate = !reset_after ? c : c == 0 || c == 3 ? 2 : c - 1;
-      if (to.bias_ih && !(reset_after && c == 3)) deliver(to.bias_ih + gate * H);
-      if (to.bias_hh && !(reset_after && c == 0)) deliver(to.bias_hh + gate * H);
+      const Index gate = gate_of_slot(spec_.cell, c);
+      if (to.bias_ih && c < gate_count(spec_.cell)) deliver(to.bias_ih + gate * H);
+      if (to.bias_hh && c >= first_recurrent_slot(spec_.cell)) deliver(to.bias_hh + gate * H);
     }
   }
 
@@ -64,10 +62,9 @@ class BackwardMerge : protected BackwardPlaces<T> {
   void clear_gradients(const Share& share) const {
     if (!call_.accumulate)
       for (const WeightSum& sum : weight_sums(share)) {
-        const auto [begin, end] = part_of(share, sum.slots * sum.columns * sum.depth);
-        if (sum.slots == 0) continue;
-        T* gradient = sum.gradient + *std::min_element(sum.gates, sum.gates + sum.slots) * sum.columns * sum.depth;
-        if (begin < end) std::fill(gradient + begin, gradient + end, T(0));
+        const auto [begin, end] = part_of(share, sum.columns * sum.depth);
+        for (Index slot = 0; slot < sum.slots; ++slot)
+          std::fill(gradient_of(sum, slot) + begin, gradient_of(sum, slot) + end, T(0));
       }
     const auto [begin, end] = part_of(share, column_sum_count());
     std::fill(column_sums_ + begin * slot(), column_sums_ + end * slot(), T(0));
@@ -81,15 +78,13 @@ class BackwardMerge : protected BackwardPlaces<T> {
   static constexpr Index kNearSlice = 128, kSlice = 512;
   static constexpr Index kChunk = 8;
   static constexpr Index kInputRows = 192;  // pairs whose inputs' gradients are computed together
-  static constexpr Index kPeepholes = 3;
 
   // One matrix of weights: its gradient is the sum over pairs of (a slot of the left side) x (a row of the right side).
   struct WeightSum {
     bool left_is_d_h;
     Index first_slot, slots, columns, depth;
     const T* const* right;
-    T* gradient;       // [gate][column][depth]
-    const int* gates;  // of each slot
+    T* gradient;  // [gate][column][depth]
   };
 
   Index widest_input() const { return std::max(spec_.input_size, spec_.output_size()); }
@@ -97,7 +92,7 @@ class BackwardMerge : protected BackwardPlaces<T> {
     return kSlice * round_up(std::max({widest_input(), spec_.hidden_size, spec_.state_size()}), lanes());
   }
   static constexpr Index packed_d_size() { return kSlice * kChunk * kOuterColumns; }
-  Index input_products_stride() const { return odd_lines(kInputRows * kBackVectors * lanes()); }
+  Index input_products_stride() const { return odd_lines<T>(kInputRows * kBackVectors * lanes()); }
   Index input_products_size() const { return panel_count(widest_input()) * input_products_stride(); }
   // Of every slot, and of the peepholes.
   Index column_sum_count() const {
@@ -111,19 +106,22 @@ class BackwardMerge : protected BackwardPlaces<T> {
 
   // This track's matrices. The lists of rows of their right sides are this thread's.
   std::array<WeightSum, 4> weight_sums(const Share& share) const {
-    static constexpr int in_order[] = {0, 1, 2, 3}, candidate_first[] = {2, 0, 1}, candidate[] = {2};
     const Index H = spec_.hidden_size, P = spec_.state_size(), I = spec_.layer_input_size(share.layer);
     const LayerGradients<T>& to = call_.gradients[this->track(share)];
     const T *const *x = list(share.thread, 0), *const *h = list(share.thread, 1),
                    *const *operand = list(share.thread, 2);
-    const bool reset_after = spec_.cell == Cell::gru, reset_before = spec_.cell == Cell::gru_reset_before;
-    const Index gates = gate_count(spec_.cell);
+    const Index recurrent = first_recurrent_slot(spec_.cell), candidate = recurrent_slots(spec_.cell);
     return {{
-        {false, 0, gates, H, I, x, to.weight_ih, reset_after ? candidate_first : in_order},
-        {false, reset_after ? 1 : 0, reset_before ? 2 : gates, H, P, h, to.weight_hh, in_order},
-        {false, 2, reset_before ? 1 : 0, H, P, operand, to.weight_hh, candidate},
-        {true, 0, spec_.proj_size > 0 ? 1 : 0, P, H, operand, to.weight_hr, in_order},
+        {false, 0, gate_count(spec_.cell), H, I, x, to.weight_ih},
+        {false, recurrent, candidate, H, P, h, to.weight_hh},
+        {false, candidate, spec_.cell == Cell::gru_reset_before ? 1 : 0, H, P, operand, to.weight_hh},
+        {true, 0, spec_.proj_size > 0 ? 1 : 0, P, H, operand, to.weight_hr},
     }};
+  }
+
+  // Where the sums of a slot go.
+  T* gradient_of(const WeightSum& sum, Index slot) const {
+    return sum.gradient + gate_of_slot(spec_.cell, sum.first_slot + slot) * sum.columns * sum.depth;
   }
 
   // The rows of the right sides, for each pair of the block.
@@ -146,9 +144,9 @@ class BackwardMerge : protected BackwardPlaces<T> {
       const Index slots = gradient_slots(spec_.cell);
       if (c < slots)
         network_.kernels().sum_columns(
-            {block.pairs, spec_.hidden_size, block.d_z + c * slot(), nullptr, d_z_stride(), 0, 0, sums});
+            {block.pairs, spec_.hidden_size, block.d_a + c * slot(), nullptr, d_a_stride(), 0, 0, sums});
       else
-        add_peephole(share, block, offsets, static_cast<int>(c - slots), sums);
+        add_peephole(share, block, offsets, c - slots, sums);
     }
   }
 
@@ -156,8 +154,8 @@ class BackwardMerge : protected BackwardPlaces<T> {
   void add_products(const Share& share, const Block& block, const WeightSum& sum) const {
     const auto [begin, end] = groups_of(share, sum);
     if (begin == end) return;
-    const T* data = sum.left_is_d_h ? block.d_h : block.d_z + sum.first_slot * slot();
-    const Index stride = sum.left_is_d_h ? d_h_stride() : d_z_stride();
+    const T* data = sum.left_is_d_h ? block.d_h : block.d_a + sum.first_slot * slot();
+    const Index stride = sum.left_is_d_h ? d_h_stride() : d_a_stride();
     const Index slice = share_pages(stride) ? kNearSlice : kSlice;
     T* packed_x = packed_x_ + share.thread * packed_x_size();
     for (Index first = 0; first < block.pairs; first += slice) {
@@ -197,7 +195,7 @@ class BackwardMerge : protected BackwardPlaces<T> {
         args.d_ahead = at == 0 ? ahead : 0;
         args.x = packed_x + at * args.count;
         args.vectors = vectors;
-        args.sums = sum.gradient + (sum.gates[s] * sum.columns + column) * sum.depth + at;
+        args.sums = gradient_of(sum, s) + column * sum.depth + at;
         network_.kernels().outer(args);
       });
       group += chunk;
@@ -230,14 +228,13 @@ class BackwardMerge : protected BackwardPlaces<T> {
   }
 
   // i and f see c before the step, o sees it after.
-  void add_peephole(const Share& share, const Block& block, const Index* offsets, int gate, T* sums) const {
-    constexpr Index slots[] = {0, 1, 3};
+  void add_peephole(const Share& share, const Block& block, const Index* offsets, Index peephole, T* sums) const {
     for (Index step = block.end - 1; step >= block.begin; --step) {
       const Index* offset = offsets + (block.end - 1 - step);
-      const CellStates c = gate < 2 ? c_before(share, block, step) : c_after(share, block, step);
+      const CellStates c = peephole < 2 ? c_before(share, block, step) : c_after(share, block, step);
       network_.kernels().sum_columns({offset[1] - offset[0], spec_.hidden_size,
-                                      block.d_z + offset[0] * d_z_stride() + slots[gate] * slot(), c.data, d_z_stride(),
-                                      c.stride, c.slots, sums});
+                                      block.d_a + offset[0] * d_a_stride() + gate_of_peephole(peephole) * slot(),
+                                      c.data, d_a_stride(), c.stride, c.slots, sums});
     }
   }
 
@@ -255,13 +252,13 @@ class BackwardMerge : protected BackwardPlaces<T> {
     args.units = product.units;
     args.last_panel = product.panels;
     args.weights = product.weights.data();
-    args.operand_stride = d_z_stride();
+    args.operand_stride = d_a_stride();
     args.products = input_products_ + share.thread * input_products_size();
     args.products_panel_stride = input_products_stride();
     args.add = share.direction > 0;
-    for (Index first = begin; first < end; first += kInputRows, args.backwards = !args.backwards) {
+    for (Index first = begin; first < end; first += kInputRows, args.panels_reversed = !args.panels_reversed) {
       args.rows = std::min(kInputRows, end - first);
-      args.operand = block.d_z + first * d_z_stride() + product.first_slot * slot();
+      args.operand = block.d_a + first * d_a_stride() + product.first_slot * slot();
       args.out = out + (first - begin);
       network_.kernels().back_step[static_cast<int>(BackStage::linear)](args);
     }

@@ -24,7 +24,7 @@ class BackwardPlaces : protected Run<T> {
     Index begin, end;  // steps
     Index pairs;
     bool first;             // that is merged
-    T* d_z;                 // [pair][d_z_stride]
+    T* d_a;                 // [pair][d_a_stride]
     T* operand_of_weights;  // [pair][slot]
     T* d_h;                 // [pair][d_h_stride]: before the projection
   };
@@ -41,7 +41,7 @@ class BackwardPlaces : protected Run<T> {
   };
 
   void carve(Arena& arena) {
-    d_z_ = arena.take<T>(ring_pairs() * d_z_stride());
+    d_a_ = arena.take<T>(ring_pairs() * d_a_stride());
     operand_of_weights_ = arena.take<T>(has_operand_of_weights() ? ring_pairs() * slot() : 0);
     d_h_ = arena.take<T>(spec_.proj_size > 0 ? ring_pairs() * d_h_stride() : 0);
     kept_ = arena.take<T>(tape_.recomputing() ? tape_.most_block_steps() * batch_ * tape_.kept_width() : 0);
@@ -53,13 +53,9 @@ class BackwardPlaces : protected Run<T> {
   // ---- Sizes -------------------------------------------------------------------------------------------------------------
   int lanes() const { return network_.kernels().lanes; }
   Index slot() const { return slot_stride(spec_.hidden_size, lanes()); }
-  static Index odd_lines(Index count) {
-    constexpr Index line = static_cast<Index>(kAlignment / sizeof(T));
-    return round_up(count, 2 * line) + line;
-  }
   // A line more than the values, so that what reads on to a multiple of kOuterColumns stays in the row.
-  Index d_z_stride() const { return odd_lines(gradient_slots(spec_.cell) * slot()); }
-  Index d_h_stride() const { return odd_lines(spec_.state_size()); }
+  Index d_a_stride() const { return odd_lines<T>(gradient_slots(spec_.cell) * slot()); }
+  Index d_h_stride() const { return odd_lines<T>(spec_.state_size()); }
   Index panel_count(Index units) const { return ceil_div(units, kBackVectors * lanes()); }
   bool has_operand_of_weights() const { return spec_.cell == Cell::gru_reset_before || spec_.proj_size > 0; }
 
@@ -67,7 +63,7 @@ class BackwardPlaces : protected Run<T> {
   // The tape's blocks; for mergers shorter ones, about as long as the plan says.
   Index block_count() const {
     if (plan_.mergers == 0) return static_cast<Index>(tape_.blocks.size()) - 1;
-    return ceil_div(tape_.blocks.back(), std::max<Index>(1, plan_.block_rows / batch_));
+    return ceil_div(tape_.blocks.back(), std::max<Index>(1, plan_.block_pairs / batch_));
   }
   Index block_begin(Index block) const {
     return plan_.mergers == 0 ? tape_.blocks[block] : tape_.blocks.back() * block / block_count();
@@ -76,7 +72,7 @@ class BackwardPlaces : protected Run<T> {
     return plan_.mergers == 0 ? tape_.most_block_steps()
                               : ceil_div(tape_.blocks.back(), std::max<Index>(1, block_count()));
   }
-  Index most_pairs() const { return plan_.mergers == 0 ? tape_.most_block_rows() : most_steps() * batch_; }
+  Index most_pairs() const { return plan_.mergers == 0 ? tape_.most_block_pairs() : most_steps() * batch_; }
 
   // Blocks follow each other in a ring, which so stays in the cache. What the next one must not overwrite while it begins: a
   // thread alone reads the last step's pairs; of several, some may still be at the products of the whole block. With room for
@@ -96,7 +92,7 @@ class BackwardPlaces : protected Run<T> {
             end,
             pairs,
             b == 0,
-            d_z_ + at * d_z_stride(),
+            d_a_ + at * d_a_stride(),
             operand_of_weights_ + at * slot(),
             d_h_ + at * d_h_stride()};
   }
@@ -193,7 +189,7 @@ class BackwardPlaces : protected Run<T> {
   }
 
   // The ring of blocks.
-  T* d_z_ = nullptr;
+  T* d_a_ = nullptr;
   T* operand_of_weights_ = nullptr;
   T* d_h_ = nullptr;
   const T** lists_ = nullptr;  // [thread][kLists][list_size]

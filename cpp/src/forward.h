@@ -66,7 +66,7 @@ class ForwardRun : private Run<T> {
     Group<T>& group = this->group_of(thread);
     for (Index layer = 0; layer < spec_.num_layers; ++layer) {
       for (Index d = this->direction_group_of(thread); d < spec_.directions; d += plan_.direction_groups) {
-        const Share share{thread, this->units_of(thread), this->row_group_of(thread), group, layer, d};
+        const Share share{thread, this->unit_group_of(thread), this->row_group_of(thread), group, layer, d};
         for (Index segment = 0; segment < segment_count(); ++segment) run_segment(share, segment);
       }
       if (layers_meet()) everyone_.wait();
@@ -98,14 +98,14 @@ class ForwardRun : private Run<T> {
   // it, and the same one of the layer before. Where that comes out even, a layer stays with its threads.
   void work_on_overlapping_layers(int thread) {
     const Index layers = spec_.num_layers, segments = segment_count();
-    const int units = this->units_of(thread), row_group = this->row_group_of(thread);
-    Index turn = 0;
+    const int unit_group = this->unit_group_of(thread), row_group = this->row_group_of(thread);
+    Index dealt = 0;
     for (Index sum = 0; sum < layers + segments - 1; ++sum)
       for (Index layer = std::max<Index>(0, sum - segments + 1); layer <= std::min(sum, layers - 1); ++layer) {
-        const Index owner = layers % plan_.layer_groups == 0 ? layer : turn++;
+        const Index owner = layers % plan_.layer_groups == 0 ? layer : dealt++;
         if (owner % plan_.layer_groups != this->layer_group_of(thread)) continue;
         Group<T>& group = this->groups_[layer * plan_.row_groups + row_group];
-        run_when_ready({thread, units, row_group, group, layer, 0}, sum - layer);
+        run_when_ready({thread, unit_group, row_group, group, layer, 0}, sum - layer);
       }
   }
 
@@ -115,7 +115,7 @@ class ForwardRun : private Run<T> {
     if (share.layer > 0) done[-1].await(segment + 1);
     run_segment(share, segment);
     meet(share);
-    if (share.units == 0) done[0].advance_to(segment + 1);
+    if (share.unit_group == 0) done[0].advance_to(segment + 1);
   }
 
   bool keeping() const { return tape_ && tape_->kept_width() > 0; }
@@ -131,13 +131,13 @@ class ForwardRun : private Run<T> {
     if (segment == segment_count()) return sequence_.steps;
     return recomputing() ? tape_->blocks[segment] : segment * overlapping_steps();
   }
-  Index overlapping_steps() const { return std::max<Index>(1, plan_.block_rows / this->most_rows()); }
+  Index overlapping_steps() const { return std::max<Index>(1, plan_.block_pairs / this->most_rows()); }
 
   void run_segment(const Share& share, Index segment) {
     const Index begin = segment_begin(segment), end = segment_begin(segment + 1);
     if (segment == 0) {
       meet(share);  // nobody is still in the layer before
-      if (share.units == 0) load_state(share);
+      if (share.unit_group == 0) load_state(share);
       meet(share);
     }
     if (keeping() && (segment == 0 || recomputing())) checkpoint(share, segment);
@@ -151,7 +151,7 @@ class ForwardRun : private Run<T> {
     if (share.layer != spec_.num_layers - 1 || end != sequence_.steps) return;
     if (tape_)
       deliver(share, passage.out);
-    else if (share.units == 0 && sequence_.lengths)
+    else if (share.unit_group == 0 && sequence_.lengths)
       clear_past_lengths(share);
   }
 
@@ -215,7 +215,7 @@ class ForwardRun : private Run<T> {
   void deliver(const Share& share, const Rows<T>& from) const {
     const Index P = spec_.state_size(), column = share.direction * P;
     const Rows<T> to = caller_output();
-    for (Index t = share.units; t < sequence_.steps; t += plan_.unit_groups)
+    for (Index t = share.unit_group; t < sequence_.steps; t += plan_.unit_groups)
       for (Index i = 0; i < row_count(share); ++i) {
         T* y = to.at(t, rank(share, i)) + column;
         Base::copy_or_clear(t < length(share, i) ? from.at(t, rank(share, i)) + column : nullptr, P, y);

@@ -50,7 +50,7 @@ template <class T>
 Index Network<T>::state_stride() const {
   // A line more than whole panels: rows a power of two apart would fall into the same few cache sets.
   constexpr Index line = static_cast<Index>(kAlignment / sizeof(T));
-  return round_up(std::max(spec_.hidden_size, spec_.state_size()), 4 * kernels_.lanes) + line;
+  return round_up(std::max(spec_.hidden_size, spec_.state_size()), kMostUnitVectors * kernels_.lanes) + line;
 }
 
 template <class T>

@@ -1,7 +1,6 @@
 #include "gatedrnn/packed.h"
 
 #include <algorithm>
-#include <initializer_list>
 
 #include "gatedrnn/threads.h"
 
@@ -55,6 +54,12 @@ Buffer<T> pack_vectors(const PackedStage<T>& to, Index sets, Value&& value) {
   return packed;
 }
 
+Gates gates_of_slots(Cell cell, Index first, Index count) {
+  Gates gates;
+  for (Index slot = first; slot < first + count; ++slot) gates.push_back(gate_of_slot(cell, slot));
+  return gates;
+}
+
 template <class T>
 PackedStage<T> empty_stage(Stage stage, int lanes, Index units) {
   PackedStage<T> packed{};
@@ -62,7 +67,7 @@ PackedStage<T> empty_stage(Stage stage, int lanes, Index units) {
   packed.layout = stage_layout(stage);
   packed.lanes = lanes;
   packed.units = units;
-  packed.panels = (units + packed.units_per_panel() - 1) / packed.units_per_panel();
+  packed.panels = ceil_div(units, packed.units_per_panel());
   return packed;
 }
 
@@ -99,9 +104,9 @@ PackedStage<T> pack_projection(const Spec& spec, const LayerParameters<T>& from,
 template <class T>
 PackedLayer<T> pack_layer(const Spec& spec, Index layer, const LayerParameters<T>& from, int lanes) {
   PackedLayer<T> packed;
-  packed.input_size = spec.layer_input_size(layer);
+  const Index input_size = spec.layer_input_size(layer);
   const auto add = [&](Stage stage, const Gates& input_gates, const Gates& recurrent_gates) {
-    packed.stages.push_back(pack_stage(stage, spec, packed.input_size, from, lanes, input_gates, recurrent_gates));
+    packed.stages.push_back(pack_stage(stage, spec, input_size, from, lanes, input_gates, recurrent_gates));
   };
   switch (spec.cell) {
     case Cell::lstm: add(Stage::lstm, {0, 1, 2, 3}, {0, 1, 2, 3}); break;
@@ -110,7 +115,7 @@ PackedLayer<T> pack_layer(const Spec& spec, Index layer, const LayerParameters<T
       packed.stages[0].peephole =
           pack_vectors(packed.stages[0], 3, [&](Index gate, Index unit) { return from.peephole[gate][unit]; });
       break;
-    case Cell::gru: add(Stage::gru, {2, 0, 1}, {0, 1, 2}); break;
+    case Cell::gru: add(Stage::gru, gates_of_slots(spec.cell, 0, 3), gates_of_slots(spec.cell, 1, 3)); break;
     case Cell::gru_reset_before:
       add(Stage::gru_before_gates, {0, 1}, {0, 1});
       add(Stage::gru_before_candidate, {2}, {2});
@@ -131,7 +136,7 @@ PackedTransposed<T> pack_transposed(const T* matrix, Index units, Index H, const
   const Index width = kBackVectors * lanes, slot = slot_stride(H, lanes);
   PackedTransposed<T> packed;
   packed.units = units;
-  packed.panels = (units + width - 1) / width;
+  packed.panels = ceil_div(units, width);
   packed.depth = (static_cast<Index>(gates.size()) - 1) * slot + H;
   packed.first_slot = first_slot;
   packed.weights = Buffer<T>(packed.panels * packed.depth * width);
@@ -152,34 +157,19 @@ PackedTransposed<T> pack_transposed(const T* matrix, Index units, Index H, const
 template <class T>
 PackedBackLayer<T> pack_back_layer(const Spec& spec, Index layer, const LayerParameters<T>& from, int lanes) {
   const Index H = spec.hidden_size, P = spec.state_size(), I = spec.layer_input_size(layer);
+  const auto transposed_slots = [&](const T* matrix, Index units, Index first, Index count) {
+    return pack_transposed(matrix, units, H, gates_of_slots(spec.cell, first, count), first, lanes);
+  };
   PackedBackLayer<T> packed;
-  switch (spec.cell) {
-    case Cell::lstm:
-    case Cell::lstm_peephole:
-      packed.recurrent = pack_transposed(from.weight_hh, P, H, {0, 1, 2, 3}, 0, lanes);
-      packed.input = pack_transposed(from.weight_ih, I, H, {0, 1, 2, 3}, 0, lanes);
-      break;
-    case Cell::gru:
-      packed.recurrent = pack_transposed(from.weight_hh, P, H, {0, 1, 2}, 1, lanes);
-      packed.input = pack_transposed(from.weight_ih, I, H, {2, 0, 1}, 0, lanes);
-      break;
-    case Cell::gru_reset_before:
-      packed.recurrent = pack_transposed(from.weight_hh, P, H, {0, 1}, 0, lanes);
-      packed.candidate = pack_transposed(from.weight_hh, P, H, {2}, 2, lanes);
-      packed.input = pack_transposed(from.weight_ih, I, H, {0, 1, 2}, 0, lanes);
-      break;
-    case Cell::rnn_tanh:
-    case Cell::rnn_relu:
-      packed.recurrent = pack_transposed(from.weight_hh, P, H, {0}, 0, lanes);
-      packed.input = pack_transposed(from.weight_ih, I, H, {0}, 0, lanes);
-      break;
-  }
+  packed.recurrent = transposed_slots(from.weight_hh, P, first_recurrent_slot(spec.cell), recurrent_slots(spec.cell));
+  packed.input = transposed_slots(from.weight_ih, I, 0, gate_count(spec.cell));
+  if (spec.cell == Cell::gru_reset_before) packed.candidate = transposed_slots(from.weight_hh, P, 2, 1);
   if (spec.proj_size > 0) packed.projection = pack_transposed(from.weight_hr, H, P, {0}, 0, lanes);
   if (spec.cell == Cell::lstm_peephole) {
     const Index slot = slot_stride(H, lanes);
-    packed.peephole = Buffer<T>(3 * slot);
+    packed.peephole = Buffer<T>(kPeepholes * slot);
     std::fill_n(packed.peephole.data(), packed.peephole.size(), T(0));
-    for (int gate = 0; gate < 3; ++gate) std::copy_n(from.peephole[gate], H, packed.peephole.data() + gate * slot);
+    for (Index p = 0; p < kPeepholes; ++p) std::copy_n(from.peephole[p], H, packed.peephole.data() + p * slot);
   }
   return packed;
 }

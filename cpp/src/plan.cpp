@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "gatedrnn/memory.h"
+
 namespace gatedrnn {
 namespace {
 
@@ -34,7 +36,7 @@ int stage_count(const Spec& spec) {
 double macs_per_cycle(const Problem& p) { return 2.0 * p.lanes; }
 
 // Of one group of threads.
-Index most_rows(const Problem& p, const Plan& plan) { return (p.batch + plan.row_groups - 1) / plan.row_groups; }
+Index most_rows(const Problem& p, const Plan& plan) { return ceil_div(p.batch, plan.row_groups); }
 
 // What cannot begin before the step before is done.
 double step_cycles(const Problem& p, const Plan& plan, const Caches& caches) {
@@ -64,7 +66,7 @@ double layer_cycles(const Problem& p, const Plan& plan, Index input_size, const 
   const double rows = static_cast<double>(p.batch), steps = static_cast<double>(p.valid) / rows;  // of the average row
   const double step = step_cycles(p, plan, caches), pair = pair_cycles(p, input_size);
   if (plan.mergers > 0) {
-    const double blocks = std::max(1.0, static_cast<double>(p.valid) / static_cast<double>(plan.block_rows));
+    const double blocks = std::max(1.0, static_cast<double>(p.valid) / static_cast<double>(plan.block_pairs));
     const double merge = kMergersPace * rows * pair;
     const double beside = (blocks - 1) * std::max(step, merge / plan.mergers);
     const double last = merge / plan.threads();  // all merge the last block
@@ -80,7 +82,7 @@ double start_cycles(Team team) { return team == Team::awake ? kAwakeCycles : kAs
 // So many rows that reading the input weights once for all of them costs nothing beside the arithmetic. Fewer where their
 // gates would not stay in the second-level cache until the steps use them up, or where others wait for the block: the next
 // layer, or backward those who merge it.
-Index choose_block_rows(const Problem& p, const Plan& plan, const Caches& caches) {
+Index choose_block_pairs(const Problem& p, const Plan& plan, const Caches& caches) {
   constexpr Index most = 128, fewest = 64, fewest_overlapping = 12, overlapping_blocks = 12;
   constexpr Index most_merged = 256, fewest_merged = 32;
   const Index rows = most_rows(p, plan);
@@ -101,7 +103,7 @@ double total_cycles(const Problem& p, const Plan& plan, Team team, const Caches&
   // Blocks of all layers are shared out; at the beginning and the end some groups have none.
   const double groups = plan.layer_groups, layers = static_cast<double>(p.spec.num_layers);
   const double blocks =
-      std::max(1.0, static_cast<double>(p.steps * p.batch) / static_cast<double>(plan.block_rows * plan.row_groups));
+      std::max(1.0, static_cast<double>(p.steps * p.batch) / static_cast<double>(plan.block_pairs * plan.row_groups));
   const double moving = p.spec.num_layers % plan.layer_groups == 0 ? 1 : kChangeover;
   return start + moving * cycles / groups * (1 + groups * (groups - 1) / (layers * blocks)) +
          layers * blocks * kBarrierCycles;
@@ -117,7 +119,7 @@ int enough_mergers(const Problem& p, const Plan& plan, int most, const Caches& c
 Plan plan_for_several(const Problem& p, const Plan& alone, int max_threads, const Caches& caches, Team team) {
   Plan best = alone;
   const Index most_layers = p.layers_overlap ? p.spec.num_layers : 1;
-  const Index narrowest_panels = std::max<Index>(1, p.spec.state_size() / (4 * p.lanes));
+  const Index narrowest_panels = std::max<Index>(1, p.spec.state_size() / (kMostUnitVectors * p.lanes));
   for (int layers = 1; layers <= std::min<Index>(most_layers, max_threads); ++layers)
     for (int directions = 1; directions <= std::min<Index>(p.spec.directions, max_threads / layers); ++directions)
       for (int rows = 1; rows <= std::min<Index>(max_threads / layers / directions, p.batch); ++rows) {
@@ -128,7 +130,7 @@ Plan plan_for_several(const Problem& p, const Plan& alone, int max_threads, cons
           for (const int mergers : {0, spare > 0 ? enough_mergers(p, plan, spare, caches) : 0}) {
             plan.mergers = mergers;
             if (plan.threads() == 1) continue;
-            plan.block_rows = choose_block_rows(p, plan, caches);
+            plan.block_pairs = choose_block_pairs(p, plan, caches);
             plan.cycles = total_cycles(p, plan, team, caches);
             if (plan.cycles < best.cycles && plan.cycles < kGain * alone.cycles) best = plan;
           }
@@ -146,7 +148,7 @@ Plan make_plan(const Problem& p, int max_threads, const Caches& caches, Team tea
     if (max_threads > 1 && plan.cycles > start_cycles(team))
       plan = plan_for_several(p, plan, max_threads, caches, team);
   }
-  plan.block_rows = choose_block_rows(p, plan, caches);
+  plan.block_pairs = choose_block_pairs(p, plan, caches);
   return plan;
 }
 

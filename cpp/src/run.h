@@ -40,7 +40,7 @@ struct Group {
   T* reset_h = nullptr;
   T* update = nullptr;
   T* unprojected = nullptr;
-  T* gates[2] = {};  // per stage: [panel][block row][slots]
+  T* gates[2] = {};  // per stage: [panel][block pair][slots]
   // Backward: the gradient of h that does not come through a product, that of c, and products in the making.
   T* carry = nullptr;
   T* d_c = nullptr;
@@ -56,7 +56,7 @@ class Run {
 
   // One thread's place in the plan's grid, for one layer and direction.
   struct Share {
-    int thread, units, row_group;
+    int thread, unit_group, row_group;
     Group<T>& group;
     Index layer, direction;
     int part = 0, parts = 1;  // of what backward merges
@@ -76,7 +76,7 @@ class Run {
     return static_cast<int>(layers) * plan_.direction_groups * plan_.row_groups;
   }
   Group<T>& group_of(int thread) const { return groups_[thread / plan_.unit_groups]; }
-  int units_of(int thread) const { return thread % plan_.unit_groups; }
+  int unit_group_of(int thread) const { return thread % plan_.unit_groups; }
   int row_group_of(int thread) const { return thread / plan_.unit_groups % plan_.row_groups; }
   int direction_group_of(int thread) const { return thread / plan_.unit_groups / plan_.row_groups; }
   int layer_group_of(int thread) const { return direction_group_of(thread); }  // there are never several of both
@@ -89,10 +89,10 @@ class Run {
   template <class More>
   void carve_groups(Arena& arena, Forward forward, More&& more) {
     const Index state = most_rows() * network_.state_stride();
-    const Index operand = forward == Forward::replay ? plan_.block_rows * network_.state_stride() : state;
+    const Index operand = forward == Forward::replay ? plan_.block_pairs * network_.state_stride() : state;
     groups_ = arena.take<Group<T>>(group_count());
-    inputs_at_ = arena.take<Index>(plan_.block_rows * plan_.threads());
-    outputs_ = arena.take<T*>(plan_.block_rows * plan_.threads());
+    inputs_at_ = arena.take<Index>(plan_.block_pairs * plan_.threads());
+    outputs_ = arena.take<T*>(plan_.block_pairs * plan_.threads());
     for (int g = 0; g < group_count(); ++g) {
       Group<T> measured;
       Group<T>& group = groups_ ? *new (groups_ + g) Group<T> : measured;
@@ -113,9 +113,7 @@ class Run {
     }
   }
 
-  Index row_count(const Share& share) const {
-    return (batch_ - share.row_group + plan_.row_groups - 1) / plan_.row_groups;
-  }
+  Index row_count(const Share& share) const { return ceil_div(batch_ - share.row_group, plan_.row_groups); }
   Index rank(const Share& share, Index i) const { return share.row_group + i * plan_.row_groups; }
   Index length(const Share& share, Index i) const { return order_.length(rank(share, i)); }
 
@@ -137,7 +135,7 @@ class Run {
   // This thread's part of that many panels.
   std::pair<Index, Index> panels(const Share& share, Index count) const {
     if (plan_.unit_groups == 1) return {0, count};  // two divisions matter to the smallest steps
-    return {count * share.units / plan_.unit_groups, count * (share.units + 1) / plan_.unit_groups};
+    return {count * share.unit_group / plan_.unit_groups, count * (share.unit_group + 1) / plan_.unit_groups};
   }
 
   // Goes through the steps begin .. end, the state before them being in the group's h[turn] and c. `after(step, h, next,
@@ -172,7 +170,7 @@ class Run {
     const Index stride = network_.state_stride();
     for_each_block(share, passage, begin, end, 0, [&](const StepBlock& block) {
       for_each_step(share, block, [&](Index step, Index rows, Index at) {
-        for (Index i = share.units; i < rows; i += plan_.unit_groups)
+        for (Index i = share.unit_group; i < rows; i += plan_.unit_groups)
           std::copy_n(h_before(step, i), spec_.state_size(), group.h[0] + (at + i) * stride);
       });
       meet(share);
@@ -222,16 +220,14 @@ class Run {
   const Plan plan_;
   const Index batch_;
   RowOrder order_;
-  Index* inputs_at_ = nullptr;  // [thread][block row]: where each pair's inputs begin
-  T** outputs_ = nullptr;       // [thread][block row]: each pair's output
+  Index* inputs_at_ = nullptr;  // [thread][block pair]: where each pair's inputs begin
+  T** outputs_ = nullptr;       // [thread][block pair]: each pair's output
   Group<T>* groups_ = nullptr;
   mutable Barrier everyone_;
 
  private:
-  // An odd number of cache lines, so that panels do not fall into the same cache sets.
   Index gates_panel_stride(const PackedStage<T>& stage) const {
-    constexpr Index line = static_cast<Index>(kAlignment / sizeof(T));
-    return round_up(plan_.block_rows * stage.slots_size(), 2 * line) + line;
+    return odd_lines<T>(plan_.block_pairs * stage.slots_size());
   }
 
   const std::vector<PackedStage<T>>& stages(const Share& share) const {
@@ -248,13 +244,13 @@ class Run {
   template <class Visit>
   void for_each_block(const Share& share, const Passage& passage, Index begin, Index end, int turn,
                       Visit&& visit) const {
-    Index* x_at = inputs_at_ + plan_.block_rows * share.thread;
-    T** y = outputs_ + plan_.block_rows * share.thread;
+    Index* x_at = inputs_at_ + plan_.block_pairs * share.thread;
+    T** y = outputs_ + plan_.block_pairs * share.thread;
     const Index column = share.direction * spec_.state_size();
     Index rows = running(share, begin, row_count(share));
     while (begin < end && rows > 0) {
       StepBlock block{begin, begin, rows, 0, passage.out.data ? y : nullptr};
-      for (; block.end < end && rows > 0 && block.pairs + rows <= plan_.block_rows; ++block.end) {
+      for (; block.end < end && rows > 0 && block.pairs + rows <= plan_.block_pairs; ++block.end) {
         for (Index i = 0; i < rows; ++i, ++block.pairs) {
           const Index t = time(share, block.end, i);
           x_at[block.pairs] = passage.in.offset(t, rank(share, i));
@@ -298,7 +294,7 @@ class Run {
     T *h, *h_next, *reset_h, *update;
   };
 
-  // For the rows of a step whose gates start at block row `at`.
+  // For the rows of a step whose gates start at block pair `at`.
   StepArgs<T> step_args(const Share& share, const Passage& passage, const PackedStage<T>& stage, Index step, Index rows,
                         Index at, const Operands& operands, T* const* y, int turn) const {
     const Group<T>& group = share.group;
@@ -309,7 +305,7 @@ class Run {
     args.units = stage.units;
     std::tie(args.first_panel, args.last_panel) = panels(share, stage.panels);
     args.product_only = false;
-    args.backwards = turn == 1;  // what the last step left in the cache comes first in this one
+    args.panels_reversed = turn == 1;  // what the last step left in the cache comes first in this one
     args.weights = stage.recurrent.data();
     args.bias = stage.bias.data();
     args.gates = gates(share, stage) + at * stage.slots_size();

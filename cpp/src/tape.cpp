@@ -54,7 +54,7 @@ void Tape<T>::make_blocks() {
   blocks = {0};
   Index running = batch, listed = 0;
   const auto end_block = [&](Index step) {
-    most_block_rows_ = std::max(most_block_rows_, listed);
+    most_block_pairs_ = std::max(most_block_pairs_, listed);
     most_block_steps_ = std::max(most_block_steps_, step - blocks.back());
     blocks.push_back(step);
     listed = 0;

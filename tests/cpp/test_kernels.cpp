@@ -11,19 +11,12 @@ namespace {
 
 constexpr Index kOddSizes[] = {1, 7, 9, 15, 17, 31, 33, 129};
 
-// From these the kernels choose other paths (cpp/kernels/product.h): more weights than the second-level cache holds, and more
-// than the last one may. A slice is 128 deep, which the sizes above exceed.
-constexpr Index kNear = 448 << 10, kFar = 8 << 20;
-
 // An instrumented build looks for stray accesses, for which one tile of each kind is enough: its reference is 20 times slower.
 #ifdef __SANITIZE_ADDRESS__
 constexpr Index kNearRows[] = {6}, kFarRows[] = {3};
 #else
 constexpr Index kNearRows[] = {1, 2, 3, 5, 6, 7, 9, 17}, kFarRows[] = {1, 3, 4, 7, 13};
 #endif
-
-// The left side's room in the second-level cache, and the rows that one pass over the weights has at least.
-constexpr Index kLeft = 192 << 10, kBlockRows = 48;
 
 // The fewest weights that one stage of this cell has per unit and unit of depth.
 Index gates_in_narrowest_stage(Cell cell) { return cell == Cell::gru_reset_before ? 1 : gate_count(cell); }
@@ -36,9 +29,9 @@ class KernelTest {
   void run() {
     odd_sizes();
     panel_counts();
-    weights_beyond(kNear, kNearRows, 2);
-    weights_beyond(kFar, kFarRows, 1);
-    rows_beyond_the_cache();
+    weights_beyond(kNearBytes, kNearRows, 2);
+    weights_beyond(kFarBytes, kFarRows, 1);
+    many_long_rows();
     options();
     mistakes_are_seen();
   }
@@ -70,12 +63,11 @@ class KernelTest {
     }
   }
 
-  // Several blocks of rows: the left side of the product is larger than its part of the cache.
-  void rows_beyond_the_cache() {
-    const Index wide = kLeft / kBlockRows / static_cast<Index>(sizeof(T)) + 2;
-    for (const Index batch : {kBlockRows - 1, kBlockRows, kBlockRows + 1, 2 * kBlockRows + 1})
-      compare({wide, 17, 1, batch});
-    compare({1, wide * (cell_.projection ? 2 : 1), 1, kBlockRows + 1});
+  // Many slices of many tiles, of inputs and of states.
+  void many_long_rows() {
+    constexpr Index long_row = 1026;
+    for (const Index batch : {47, 48, 49, 97}) compare({long_row, 17, 1, batch});
+    compare({1, long_row * (cell_.projection ? 2 : 1), 1, 49});
   }
 
   void options() {

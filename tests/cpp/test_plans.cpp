@@ -17,7 +17,7 @@ constexpr double kPatientCycles = 2e12;
 std::string text(const Plan& plan) {
   std::ostringstream out;
   out << "plan " << plan.layer_groups << "x" << plan.direction_groups << "x" << plan.row_groups << "x"
-      << plan.unit_groups << " block " << plan.block_rows;
+      << plan.unit_groups << " block " << plan.block_pairs;
   return out.str();
 }
 
@@ -25,8 +25,8 @@ std::vector<Plan> plans_for(const Shape& shape) {
   std::vector<Plan> plans;
   const auto add = [&](int layers, int directions, int rows, int units) {
     const Index fewest = std::max<Index>(1, (shape.batch + rows - 1) / rows);
-    for (const Index block_rows : {fewest, fewest + 1, 3 * fewest + 2, Index(1001)})
-      plans.push_back({layers, directions, rows, units, block_rows, kPatientCycles});
+    for (const Index block_pairs : {fewest, fewest + 1, 3 * fewest + 2, Index(1001)})
+      plans.push_back({layers, directions, rows, units, block_pairs, kPatientCycles});
   };
   for (int directions = 1; directions <= shape.directions; ++directions)
     for (const int rows : {1, 2, 3})
@@ -37,8 +37,6 @@ std::vector<Plan> plans_for(const Shape& shape) {
     add(2, 1, 2, 1);
     add(2, 1, 1, 2);
   }
-  // By size, so that the runtime seldom has to start and stop threads.
-  std::stable_sort(plans.begin(), plans.end(), [](const Plan& a, const Plan& b) { return a.threads() < b.threads(); });
   return plans;
 }
 
@@ -97,9 +95,9 @@ void check_promises(const gatedrnn::Problem& problem, int threads, const Caches&
   CHECK(plan.direction_groups <= problem.spec.directions);
   CHECK(plan.row_groups <= batch);
   // Every thread has a whole panel, however wide the panel.
-  CHECK(plan.unit_groups == 1 || plan.unit_groups * 4 * problem.lanes <= problem.spec.state_size());
-  CHECK(plan.block_rows >= (problem.batch + plan.row_groups - 1) / plan.row_groups);
-  CHECK(plan.block_rows <= std::max<Index>(1, problem.batch) * std::max<Index>(1, problem.steps));
+  CHECK(plan.unit_groups == 1 || plan.unit_groups * kMostUnitVectors * problem.lanes <= problem.spec.state_size());
+  CHECK(plan.block_pairs >= (problem.batch + plan.row_groups - 1) / plan.row_groups);
+  CHECK(plan.block_pairs <= std::max<Index>(1, problem.batch) * std::max<Index>(1, problem.steps));
   const Plan alone = make_plan(problem, 1, caches);
   CHECK_EQUAL(1, alone.threads());
   CHECK(plan.cycles <= alone.cycles);

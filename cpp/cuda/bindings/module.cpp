@@ -8,7 +8,7 @@
 
 #include "../../bindings/arrays.h"
 #include "../../bindings/named_parameters.h"
-#include "../../bindings/turn.h"
+#include "../../bindings/stream_in_use.h"
 #include "../network.h"
 #include "device_array.h"
 
@@ -17,7 +17,7 @@ namespace {
 
 using bindings::refuse_type;
 using bindings::refuse_value;
-using bindings::Turn;
+using bindings::StreamInUse;
 using bindings::type_name;
 using Sizes = std::vector<Index>;
 
@@ -116,8 +116,6 @@ class BoundTape {
 
   Index bytes() const { return tape->bytes(); }
 };
-
-class BoundStream;
 
 class BoundNetwork {
  public:
@@ -399,7 +397,7 @@ class BoundStream {
       to = transfer.output_into("out", out, shape, transfer.host() ? storage_ : in.storage);
       y = out;
     }
-    const Turn turn(busy_);
+    const StreamInUse in_use(busy_);
     ForwardCall call;
     call.steps = 1;
     call.batch = batch_;
@@ -417,7 +415,7 @@ class BoundStream {
   }
 
   py::object state() const {
-    const Turn turn(busy_);
+    const StreamInUse in_use(busy_);
     const py::array h = h_.to_numpy(last_);
     return is_lstm(spec_.cell) ? py::object(py::make_tuple(h, c_.to_numpy(last_))) : py::object(h);
   }
@@ -427,7 +425,7 @@ class BoundStream {
     py::object h = state, c;
     if (is_lstm(spec_.cell)) std::tie(h, c) = bindings::state_pair("state", state);
     const py::array checked_h = checked("state: h", h, h_), checked_c = c ? checked("state: c", c, c_) : py::array();
-    const Turn turn(busy_);
+    const StreamInUse in_use(busy_);
     assign(checked_h, h_);
     if (c) assign(checked_c, c_);
   }
@@ -437,7 +435,7 @@ class BoundStream {
     if (!rows.is_none())
       chosen =
           bindings::integers("rows", "None, or row numbers in 0 .. " + std::to_string(batch_ - 1), rows, 0, batch_ - 1);
-    const Turn turn(busy_);
+    const StreamInUse in_use(busy_);
     for (const Array* array : {&h_, &c_}) {
       const ArrayView& view = array->view();
       const Index width = view.shape[2] * bytes_of(storage_);

@@ -27,6 +27,18 @@ enum class Stage {
   count
 };
 
+// That in which a cell's step begins.
+constexpr Stage first_stage(Cell cell) {
+  switch (cell) {
+    case Cell::lstm: return Stage::lstm;
+    case Cell::lstm_peephole: return Stage::lstm_peephole;
+    case Cell::gru: return Stage::gru;
+    case Cell::gru_reset_before: return Stage::gru_before_gates;
+    case Cell::rnn_tanh: return Stage::rnn_tanh;
+    default: return Stage::rnn_relu;
+  }
+}
+
 // How the units and gates of a stage share a panel. `slots` counts the gate vectors per unit vector in the gates buffer. The
 // reset-after GRU keeps the two halves of its candidate apart: its slots are n_x, r, z, n_h; `project` fills the first
 // three, `step` continues r and z and begins n_h.
@@ -49,6 +61,9 @@ constexpr StageLayout stage_layout(Stage stage) {
   }
 }
 
+// Unit vectors of the widest panel.
+constexpr int kMostUnitVectors = 4;
+
 // gates[panel][row] = bias[panel] + x[row] W[panel], for the panels first_panel .. last_panel.
 template <class T>
 struct ProjectArgs {
@@ -57,10 +72,10 @@ struct ProjectArgs {
   Index rows;
   Index depth;
   Index first_panel, last_panel;
-  bool backwards;    // visit the panels from the last to the first
-  const T* weights;  // [panel][depth][vectors][lanes]
-  const T* bias;     // [panel][slots * unit_vectors][lanes]
-  T* gates;          // [panel][row][slots * unit_vectors][lanes]; a slot without a gate stays as it is
+  bool panels_reversed;  // visit the panels from the last to the first
+  const T* weights;      // [panel][depth][vectors][lanes]
+  const T* bias;         // [panel][slots * unit_vectors][lanes]
+  T* gates;              // [panel][row][slots * unit_vectors][lanes]; a slot without a gate stays as it is
   Index gates_panel_stride;
 };
 
@@ -71,11 +86,11 @@ struct StepArgs {
   Index depth;  // length of the recurrent product
   Index units;  // units that exist; the last panel may cover more
   Index first_panel, last_panel;
-  bool product_only;  // leave the cell for a call of depth 0
-  bool backwards;     // visit the panels from the last to the first
-  const T* weights;   // [panel][depth][vectors][lanes]
-  const T* bias;      // [panel][slots * unit_vectors][lanes]: the reset-after GRU's n_h starts from it
-  T* gates;           // as left by project; used up
+  bool product_only;     // leave the cell for a call of depth 0
+  bool panels_reversed;  // visit the panels from the last to the first
+  const T* weights;      // [panel][depth][vectors][lanes]
+  const T* bias;         // [panel][slots * unit_vectors][lanes]: the reset-after GRU's n_h starts from it
+  T* gates;              // as left by project; used up
   Index gates_panel_stride;
   Index state_stride;  // of every [rows][state_stride] array below
   const T* operand;    // left side of the product: h[t-1]; r * h for the candidate; o * tanh(c) for the projection
@@ -90,6 +105,13 @@ struct StepArgs {
   Index kept_stride, kept_slots;
 };
 
+// Sizes of a product's weights from which it takes other paths. What fits here stays in the second-level cache of any current
+// server core; more comes from afar.
+constexpr Index kNearBytes = 448 << 10;
+
+// What exceeds this comes from memory, where reading a panel in halves defeats the hardware's prefetcher.
+constexpr Index kFarBytes = 8 << 20;
+
 // ---- Backward -----------------------------------------------------------------------------------------------------------
 //
 // A step's backward is one or two stages too, each a matrix product, with the transposed weights, followed by pointwise
@@ -100,6 +122,7 @@ struct StepArgs {
 
 // What a step of the cell keeps for its backward: LSTM i, f, g, o, c'; GRU r, z, n and, reset after, n_h. Gates are activated.
 constexpr Index kept_slots(Cell cell) { return is_lstm(cell) ? 5 : cell == Cell::gru ? 4 : is_gru(cell) ? 3 : 0; }
+constexpr Index kKeptC = 4;  // the slot of c'
 
 // Where a slot of the vector that begins with `unit` stands in a row of `units` units: [unit vector][slot][lane], so that what
 // a cell needs at a time is together. The last vector is as wide as the units that are left: nothing is kept for others.
@@ -107,8 +130,22 @@ constexpr Index kept_offset(Index slots, Index slot, Index unit, Index units, in
   return unit * slots + slot * (units - unit < lanes ? units - unit : lanes);
 }
 
-// Gradients of pre-activations per unit.
+// Gradients of pre-activations per unit. The first gate_count of them belong to W_ih.
 constexpr Index gradient_slots(Cell cell) { return cell == Cell::gru ? 4 : gate_count(cell); }
+
+// Those that belong to W_hh as it multiplies h[t-1]; the reset-before GRU's candidate comes after them and multiplies r * h.
+constexpr Index first_recurrent_slot(Cell cell) { return cell == Cell::gru ? 1 : 0; }
+constexpr Index recurrent_slots(Cell cell) { return cell == Cell::gru_reset_before ? 2 : gate_count(cell); }
+
+// Which gate of the weights, in their own order, a slot belongs to.
+constexpr Index gate_of_slot(Cell cell, Index slot) {
+  if (cell != Cell::gru) return slot;
+  return slot == 0 ? 2 : slot - 1;  // n_x, r, z, n_h
+}
+
+// The gates that peepholes lead to: i, f, o.
+constexpr Index kPeepholes = 3;
+constexpr Index gate_of_peephole(Index peephole) { return peephole < 2 ? peephole : 3; }
 
 enum class BackStage {
   lstm,
@@ -143,9 +180,9 @@ struct BackStepArgs {
   Index depth;  // of the product; 0 where there is no step after
   Index units;  // units that exist; the last panel may cover more
   Index first_panel, last_panel;
-  bool backwards;    // visit the panels from the last to the first
-  const T* weights;  // [panel][depth][kBackVectors][lanes]
-  const T* operand;  // left side of the product: [rows][operand_stride]
+  bool panels_reversed;  // visit the panels from the last to the first
+  const T* weights;      // [panel][depth][kBackVectors][lanes]
+  const T* operand;      // left side of the product: [rows][operand_stride]
   Index operand_stride;
   T* products;  // scratch: [panel][row][kBackVectors][lanes]
   Index products_panel_stride;
@@ -158,8 +195,8 @@ struct BackStepArgs {
   const T* peephole;    // [3][slot_stride]: i, f, o
   Index kept_stride, kept_slots, c_stride, c_slots;
   T* d_c;  // LSTM, [rows][state_stride]: the gradient of c[t] on entry, of c[t-1] on exit
-  T* d_z;  // the result: [rows][d_z_stride] of [slot][unit]
-  Index d_z_stride, slot_stride;
+  T* d_a;  // the result: [rows][d_a_stride] of [slot][unit]
+  Index d_a_stride, slot_stride;
   T* operand_of_weights;  // [rows][its stride], or null: r * h of the reset-before GRU, o * tanh(c) before a projection
   Index operand_of_weights_stride;
   T* const* out;  // linear, [rows] pointers: the result
@@ -213,6 +250,11 @@ struct ColumnArgs {
   Index d_stride, factor_stride, factor_slots;
   T* sums;  // whole vectors
 };
+
+// Of the roofline's probes: independent chains, which hide the latency of a fused multiply-add on every machine known to us, and
+// vectors read in one round. A sink has room for as many vectors.
+constexpr int kFmaChains = 12;
+constexpr int kReadVectors = 8;
 
 template <class T>
 struct Kernels {

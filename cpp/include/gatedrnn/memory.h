@@ -15,6 +15,14 @@ constexpr std::size_t kAlignment = 64;  // a cache line, and the widest vector
 inline Index ceil_div(Index a, Index b) { return (a + b - 1) / b; }
 inline Index round_up(Index value, Index multiple) { return ceil_div(value, multiple) * multiple; }
 
+// An odd number of cache lines with room for so many values and a line more: rows that far apart do not all fall into
+// the same sets of a cache.
+template <class T>
+Index odd_lines(Index count) {
+  constexpr Index line = static_cast<Index>(kAlignment / sizeof(T));
+  return round_up(count, 2 * line) + line;
+}
+
 // Throws std::bad_alloc where that many bytes, with what alignment adds, could not be counted.
 template <class T>
 Index checked_bytes(Index count) {

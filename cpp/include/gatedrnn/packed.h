@@ -26,12 +26,6 @@ struct PackedStage {
 template <class T>
 struct PackedLayer {
   std::vector<PackedStage<T>> stages;  // in the order of a time step
-  Index input_size;
-  Index recurrent_bytes() const {
-    Index bytes = 0;
-    for (const auto& stage : stages) bytes += stage.recurrent.size() * static_cast<Index>(sizeof(T));
-    return bytes;
-  }
 };
 
 // The transposed weights of one product of the backward pass: [panel][depth][kBackVectors][lanes], the depth being the slots that

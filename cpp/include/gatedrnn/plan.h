@@ -28,8 +28,8 @@ struct Plan {
   int direction_groups = 1;
   int row_groups = 1;
   int unit_groups = 1;
-  Index block_rows = 1;  // (step, row) pairs whose inputs are projected ahead together, or that mergers get at a time
-  double cycles = 0;     // what the model expects
+  Index block_pairs = 1;  // (step, row) pairs whose inputs are projected ahead together, or that mergers get at a time
+  double cycles = 0;      // what the model expects
   // Backward: threads beside the grid, which merge the pairs of a block while the grid goes back through the next. None: the
   // grid's threads do both in turns.
   int mergers = 0;

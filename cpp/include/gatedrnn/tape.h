@@ -38,7 +38,7 @@ class Tape {
   Index tracks() const { return spec.num_layers * spec.directions; }
   Index kept_width() const { return kept_slots(spec.cell) * spec.hidden_size; }
   bool recomputing() const { return options.recompute && kept_width() > 0; }
-  Index most_block_rows() const { return most_block_rows_; }  // (step, row) pairs of the largest block
+  Index most_block_pairs() const { return most_block_pairs_; }  // (step, row) pairs of the largest block
   Index most_block_steps() const { return most_block_steps_; }
   Index bytes() const { return bytes_; }
 
@@ -46,7 +46,7 @@ class Tape {
   void make_blocks();
   void carve(Arena& arena);
 
-  Index most_block_rows_ = 0, most_block_steps_ = 0, bytes_ = 0;
+  Index most_block_pairs_ = 0, most_block_steps_ = 0, bytes_ = 0;
 };
 
 // Where the gradients of one layer's and direction's parameters go, in the layout of the parameters.

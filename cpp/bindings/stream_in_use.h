@@ -6,15 +6,15 @@
 
 namespace gatedrnn::bindings {
 
-class Turn {
+class StreamInUse {
  public:
-  explicit Turn(std::atomic<bool>& busy) : busy_(busy) {
+  explicit StreamInUse(std::atomic<bool>& busy) : busy_(busy) {
     if (busy_.exchange(true, std::memory_order_acquire))
       throw std::runtime_error("stream: in use by another thread; give each thread a stream of its own");
   }
-  ~Turn() { busy_.store(false, std::memory_order_release); }
-  Turn(const Turn&) = delete;
-  Turn& operator=(const Turn&) = delete;
+  ~StreamInUse() { busy_.store(false, std::memory_order_release); }
+  StreamInUse(const StreamInUse&) = delete;
+  StreamInUse& operator=(const StreamInUse&) = delete;
 
  private:
   std::atomic<bool>& busy_;
