@@ -1,6 +1,6 @@
 """Who is speaking? Nine men say /ae/; the recordings are 7 to 29 frames long, and stay as long as they are.
 
-pip install "gatedrnn[examples]"; python japanese_vowels.py
+pip install ".[examples]" && python examples/japanese_vowels.py
 
 The data set JapaneseVowels (Kudo, Toyama & Shimbo 1999) comes with the package aeon: 270 recordings to train
 on, 370 to test on, 12 cepstrum coefficients a frame. A bidirectional GRU reads each row up to its own length;

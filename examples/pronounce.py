@@ -1,6 +1,6 @@
 """Pronounce English words with the pretrained model of g2p_en.
 
-pip install "gatedrnn[demo]"; python pronounce.py activationist internationalization
+pip install ".[demo]" && python examples/pronounce.py activationist internationalization
 """
 
 import importlib.util
@@ -20,7 +20,7 @@ LETTERS = {letter: 3 + i for i, letter in enumerate("abcdefghijklmnopqrstuvwxyz"
 
 package = importlib.util.find_spec("g2p_en")  # finds it without importing it
 if package is None or package.origin is None:
-    sys.exit('pip install "gatedrnn[demo]" first')
+    sys.exit('pip install ".[demo]" first')
 weights = dict(np.load(Path(package.origin).with_name("checkpoint20.npz"), allow_pickle=False))
 
 

@@ -209,7 +209,7 @@ def assert_same_gradients(actual, expected):
         assert np.ascontiguousarray(a).tobytes() == np.ascontiguousarray(e).tobytes(), name
 
 
-def gradient_tolerance(p, dtype=None):
+def gradient_tolerance(p):
     """The largest error of a gradient, in parts of the largest value of its array.
 
     A step backward rounds like one forward (see `tolerance`), with sums over all gates, the kept activations
@@ -223,7 +223,7 @@ def gradient_tolerance(p, dtype=None):
     pointwise = 2 * activations * ACTIVATION_ULP + arithmetic + BACKWARD_ROUNDINGS
     per_step = np.sqrt(p.accumulations) + np.sqrt(depth) + pointwise
     passed = np.sqrt(max(p.steps, 1) * module.num_layers)
-    return float(np.finfo(dtype or module.dtype).eps * (per_step * passed + np.sqrt(p.pairs)))
+    return float(np.finfo(module.dtype).eps * (per_step * passed + np.sqrt(p.pairs)))
 
 
 def assert_close_gradients(actual, expected, relative):

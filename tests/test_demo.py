@@ -54,7 +54,7 @@ def test_without_the_extra_one_line_says_how_to_get_it(monkeypatch, capsys):
     captured = capsys.readouterr()
     assert captured.out == ""
     assert len(captured.err.splitlines()) == 1
-    assert 'pip install "gatedrnn[demo]"' in captured.err
+    assert 'pip install ".[demo]"' in captured.err
 
 
 def test_a_package_without_the_weights_counts_as_missing(monkeypatch, tmp_path):

@@ -32,7 +32,7 @@ def address(array):
     return array.__array_interface__["data"][0]
 
 
-def test_nothing_is_copied(monkeypatch):
+def test_nothing_is_copied():
     """The engine reads x, the state and the parameters where they are, and its results are the tensors."""
     seen = {}
 

@@ -21,7 +21,7 @@ except ImportError as error:
     raise ImportError(
         f"gatedrnn cannot load its compiled part, gatedrnn._core: {error}. Python may have found the source "
         "folder instead of an installed package, or the package was built for another Python or machine. "
-        "Install it again: 'pip install --force-reinstall gatedrnn', or 'pip install .' in its source folder."
+        "Install it again, from its source folder: 'pip install --force-reinstall .'"
     ) from error
 
 from gatedrnn._config import get_num_threads, num_threads, set_num_threads, show_config

@@ -15,7 +15,7 @@ def set_num_threads(n: int) -> None:
     """Set how many threads a call may use, in the whole process.
 
     A call uses fewer where that is faster; the results are the same bits for any number. The default respects
-    the process's processor affinity and its control group's quota.
+    ``OMP_NUM_THREADS``, the process's processor affinity and its control group's quota.
 
     Args:
         n: From 1 to 1024.
@@ -106,8 +106,8 @@ def _config() -> dict[str, Any]:
 
 
 def _written(value: object) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "not built"
+    if value is False:
+        return "not built"
     if isinstance(value, dict):
         return ", ".join(f"{level.upper()} {size / 1024:.0f} KiB" for level, size in value.items())
     return ", ".join(value) if isinstance(value, list) else str(value)

@@ -246,7 +246,7 @@ def plot(path: Path, rows: Sequence[Row], title: str) -> None:
         )
     for axis in axes.flat[len(panels) :]:
         axis.set_visible(False)
-    _finish(figure, axes, plt, colors, title)
+    _finish(figure, axes, colors, title)
     figure.savefig(path, dpi=160, facecolor="white")
     plt.close(figure)
 
@@ -311,13 +311,13 @@ def _sizes(group: Sequence[Row]) -> list[str]:
     return [f"H {hidden}   B {rows}   T {count}" for hidden, rows, count in zip(*columns, strict=True)]
 
 
-def _finish(figure: Any, axes: Any, plt: Any, colors: Mapping[str, str], title: str) -> None:
+def _finish(figure: Any, axes: Any, colors: Mapping[str, str], title: str) -> None:
     axis = axes.flat[0]
     low, high = axis.get_xlim()
     low, high = min(low, 0.85), max(high, 2.2)
     ticks = [tick for tick in (0.1, 0.2, 0.5, 1, 2, 3, 5, 10, 20, 50, 100, 200) if low <= tick <= high]
     if high / low > 60:
-        ticks = [tick for tick in ticks if tick not in (3, 30)]
+        ticks = [tick for tick in ticks if tick != 3]
     for each in axes.flat:
         each.set_xlim(low, high)
         each.set_xticks(ticks, [f"{tick:g}x" for tick in ticks], fontsize=8, color=_MUTED)

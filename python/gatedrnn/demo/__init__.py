@@ -90,7 +90,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="gatedrnn demo",
         description="Pronounce English words with a real pretrained GRU model, and compare speed and "
-        'phonemes with its own code (needs the extra: pip install "gatedrnn[demo]"). Without words, train a '
+        'phonemes with its own code (needs the extra: pip install ".[demo]" in the source folder of '
+        "gatedrnn). Without words, train a "
         "character language model as well, save it, load it and let it write.",
     )
     add = parser.add_argument

@@ -51,7 +51,9 @@ def find_package() -> Path:
     for folder in (spec and spec.submodule_search_locations) or ():
         if (Path(folder) / "checkpoint20.npz").is_file():
             return Path(folder)
-    raise ModelNotInstalledError('the pretrained model is not installed: pip install "gatedrnn[demo]"')
+    raise ModelNotInstalledError(
+        'the pretrained model is not installed: pip install ".[demo]" in the source folder of gatedrnn'
+    )
 
 
 def load_weights(package: Path) -> dict[str, npt.NDArray[np.float32]]:
