@@ -56,9 +56,9 @@ def test_nothing_is_copied():
 
     module = ours("lstm")
     x, state = leaves(random(4, 3, INPUT)[:, ::2]), leaves(state_of(module, 2))  # strides of x kept
-    packed = module._pack.get(module._stack, list(module.parameters()), True)
+    packed = module._cache.get(module._stack, list(module.parameters()), True)
     assert packed.addresses == [parameter.data_ptr() for parameter in module.parameters()]
-    module._pack._packed = packed._replace(network=Spy(packed.network))
+    module._cache._cached = packed._replace(network=Spy(packed.network))
     output, state_n = module(x, state)
     d_output = random(4, 2, HIDDEN)
     output.backward(d_output)

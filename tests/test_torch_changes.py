@@ -104,14 +104,14 @@ def test_changes_are_noticed(change, compute):
             return torch.ops.gatedrnn.run(*operator_arguments(module, x, state=False))[0]
 
     before = call(module)
-    pack = module._pack._packed
+    pack = module._cache._cached
     assert torch.equal(call(module), before)
-    assert module._pack._packed is pack
+    assert module._cache._cached is pack
     CHANGES[change](module)
     fresh = ours("rnn_tanh", seed=5)
     fresh.load_state_dict(module.state_dict())
     assert torch.equal(call(module), call(fresh))
-    assert module._pack._packed is not pack
+    assert module._cache._cached is not pack
     assert not torch.equal(call(module), before)
     module.flatten_parameters()  # which torch.nn's modules need here and there
     assert torch.equal(call(module), call(fresh))

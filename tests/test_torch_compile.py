@@ -169,7 +169,7 @@ def test_graph_outlives_the_numbers_of_its_modules():
     expected = module(x)[0]
     other(x)
     *arguments, _ = operator_arguments(module, x, state=False)
-    for number in (0, other._pack.number, module._pack.number):
+    for number in (0, other._cache.number, module._cache.number):
         assert torch.equal(torch.ops.gatedrnn.run(*arguments, number)[0], expected)
 
 

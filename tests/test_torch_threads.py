@@ -29,7 +29,7 @@ def digest(count):
     module, x = gt.LSTM(64, 256), torch.randn(30, 32, 64)
     output, state = module(x)
     (output.sum() + state[1].sum()).backward()
-    network = module._pack.get(module._stack, module._weights(), False).network
+    network = module._cache.get(module._stack, module._weights(), False).network
     assert network.plan(30, 32, count)["threads"] == count
     results = [output, *state, *[p.grad for p in module.parameters()]]
     return hashlib.sha256(b"".join([r.detach().numpy().tobytes() for r in results])).hexdigest()

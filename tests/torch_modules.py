@@ -134,5 +134,5 @@ def same_bits(actual, expected):
 
 def operator_arguments(module, x, *, lengths=None, state=True):
     h, c = (*parts(leaves(state_of(module, x.shape[1]))), None)[:2] if state else (None, None)
-    stack = [*module._stack, module._pack.number]
+    stack = [*module._stack, module._cache.number]
     return (x, h, c, list(module.parameters()), lengths, False, False, *stack)

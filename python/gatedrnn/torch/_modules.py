@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import PackedSequence
 import gatedrnn
 from gatedrnn import _checks
 from gatedrnn.torch import _ops
-from gatedrnn.torch._packs import DTYPES, Pack, Stack, shapes_of
+from gatedrnn.torch._cache import DTYPES, NetworkCache, Stack, shapes_of
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -67,7 +67,7 @@ class _Recurrent(nn.Module):
         for name, shape in shapes.items():
             self.register_parameter(name, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
         self._names = tuple(shapes)
-        self._pack = Pack()
+        self._cache = NetworkCache()
         self.reset_parameters()
 
     @property
@@ -89,7 +89,7 @@ class _Recurrent(nn.Module):
         """Do nothing: there is no need to, but programs written for torch.nn's modules call it."""
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        self._pack.forget()  # or it would keep the memory of what `to()` leaves behind
+        self._cache.forget()  # or it would keep the memory of what `to()` leaves behind
         cast(Any, super())._apply(fn, recurse)
         return self
 
@@ -174,7 +174,7 @@ class _Recurrent(nn.Module):
         ):
             if lengths is not None:
                 lengths = torch.as_tensor(lengths)
-            arguments = (x, h, c, weights, lengths, batch_first, packed, *self._stack, self._pack.number)
+            arguments = (x, h, c, weights, lengths, batch_first, packed, *self._stack, self._cache.number)
             return self._through_operators(arguments, dropout, seed, keep)
         if _transforming():
             raise NotImplementedError(
@@ -183,8 +183,8 @@ class _Recurrent(nn.Module):
             )
         if isinstance(lengths, Tensor):
             lengths = lengths.numpy()
-        network = self._pack.get(self._stack, weights, keep)
-        call = _ops.Call(network, lengths, batch_first, packed, dropout, 0 if seed is None else int(seed))
+        cached = self._cache.get(self._stack, weights, keep)
+        call = _ops.Call(cached, lengths, batch_first, packed, dropout, 0 if seed is None else int(seed))
         return _ops.record(call, x, h, c, weights) if keep else _ops.run(call, x, h, c)
 
     def _through_operators(

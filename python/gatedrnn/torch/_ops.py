@@ -19,13 +19,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gatedrnn.torch._packs import Packed, Stack, pack_numbered
+from gatedrnn.torch._cache import CachedNetwork, Stack, cache_numbered
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
     from gatedrnn import _core
-    from gatedrnn.torch._packs import Array
+    from gatedrnn.torch._cache import Array
 
     Places = npt.NDArray[np.intp]
 
@@ -35,7 +35,7 @@ _Lengths = Any  # None, or integers as a list or array
 class Call(NamedTuple):
     """What a call has besides tensors that may need gradients."""
 
-    packed: Packed
+    cached: CachedNetwork
     lengths: _Lengths
     batch_first: bool
     sequence_packed: bool  # whether x holds the rows of a PackedSequence, of decreasing lengths
@@ -46,7 +46,7 @@ class Call(NamedTuple):
 class _Recorded(NamedTuple):
     """What backward needs of a call."""
 
-    packed: Packed
+    cached: CachedNetwork
     tape: _core.Tape
     places: Places | None  # of the packed rows in the padded ones
     padded: tuple[int, int] | None  # T and B, where x was packed
@@ -104,7 +104,7 @@ def _run(call: Call, x: Tensor, state: Any) -> tuple[Array, Any]:
     if call.sequence_packed:
         places, padded = _places(lengths, x)
         array = _pad(array, places, padded)
-    output, state_n = call.packed.network(array, state, lengths, None, call.batch_first)
+    output, state_n = call.cached.network(array, state, lengths, None, call.batch_first)
     return _unpad(output, places) if call.sequence_packed else output, state_n
 
 
@@ -114,27 +114,27 @@ def _record(call: Call, x: Tensor, state: Any) -> tuple[Array, Any, Tensor]:
     if call.sequence_packed:
         places, padded = _places(lengths, x)
         array = _pad(array, places, padded)
-    output, state_n, tape = call.packed.network.record(
+    output, state_n, tape = call.cached.network.record(
         array, state, lengths, call.batch_first, call.dropout, call.dropout_seed, False
     )
     if call.sequence_packed:
         output = _unpad(output, places)
-    return output, state_n, _new_token(_Recorded(call.packed, tape, places, padded))
+    return output, state_n, _new_token(_Recorded(call.cached, tape, places, padded))
 
 
 def _differentiate(
     token: Tensor, d_output: Tensor | None, d_h_n: Tensor | None, d_c_n: Tensor | None, input_gradient: bool
 ) -> tuple[Array | None, Any, dict[str, Array]]:
     """Return the gradients by x, by the initial state, and by the parameters."""
-    packed, tape, places, padded = _recorded_with(token)
-    gradients = packed.new_gradients()
+    cached, tape, places, padded = _recorded_with(token)
+    gradients = cached.new_gradients()
     d_y = None if d_output is None else _array(d_output)
     d_state: Any = None if d_h_n is None else _array(d_h_n)
-    if packed.stack.is_lstm and (d_h_n is not None or d_c_n is not None):
+    if cached.stack.is_lstm and (d_h_n is not None or d_c_n is not None):
         d_state = (d_state, None if d_c_n is None else _array(d_c_n))
     if d_y is not None and padded is not None:
         d_y = _pad(d_y, places, padded)
-    d_x, d_state_0 = packed.network.backward(tape, d_y, d_state, gradients, False, input_gradient)
+    d_x, d_state_0 = cached.network.backward(tape, d_y, d_state, gradients, False, input_gradient)
     if d_x is not None and padded is not None:
         d_x = _unpad(d_x, places)
     return d_x, d_state_0, gradients
@@ -175,7 +175,7 @@ def run(call: Call, x: Tensor, h: Tensor | None, c: Tensor | None) -> tuple[Tens
 def record(
     call: Call, x: Tensor, h: Tensor | None, c: Tensor | None, weights: Sequence[Tensor]
 ) -> tuple[Tensor, ...]:
-    """Compute the same with gradients. `weights` are those of ``call.packed``."""
+    """Compute the same with gradients. `weights` are those of ``call.cached``."""
     results: tuple[Tensor, ...] = cast(Any, _Recurrence).apply(call, x, h, c, *weights)
     return results
 
@@ -242,7 +242,7 @@ _library: Any = cast(Any, torch.library).Library("gatedrnn", "DEF")
 
 _ARGUMENTS = (
     "Tensor x, Tensor? h, Tensor? c, Tensor[] weights, Tensor? lengths, bool batch_first, "
-    "bool sequence_packed, str cell, int num_layers, bool bidirectional, bool bias, SymInt pack"
+    "bool sequence_packed, str cell, int num_layers, bool bidirectional, bool bias, SymInt cache"
 )
 
 
@@ -257,15 +257,15 @@ def _call(
     lengths: Tensor | None,
     batch_first: bool,
     sequence_packed: bool,
-    *stack_and_pack: Any,
+    *stack_and_cache: Any,
     for_backward: bool = False,
     dropout: float = 0.0,
     seed: Tensor | None = None,
 ) -> Call:
-    *stack, pack = stack_and_pack
-    packed = pack_numbered(pack).get(Stack(*stack), weights, for_backward)
+    *stack, cache = stack_and_cache
+    cached = cache_numbered(cache).get(Stack(*stack), weights, for_backward)
     array = None if lengths is None else lengths.numpy()
-    return Call(packed, array, batch_first, sequence_packed, dropout, 0 if seed is None else int(seed))
+    return Call(cached, array, batch_first, sequence_packed, dropout, 0 if seed is None else int(seed))
 
 
 def _three(output: Array, state_n: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -286,9 +286,9 @@ def _run_fake(
     lengths: Tensor | None,
     batch_first: bool,
     sequence_packed: bool,
-    *stack_and_pack: Any,
+    *stack_and_cache: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    stack = Stack(*stack_and_pack[:-1])
+    stack = Stack(*stack_and_cache[:-1])
     _, hidden_size, state_size = stack.sizes(weights)
     batch = batch_of(x, lengths, batch_first, sequence_packed)
     output = x.new_empty((*x.shape[:-1], state_size * (1 + stack.bidirectional)))

@@ -70,7 +70,7 @@ def shapes_of(stack: Stack, input_size: int, hidden_size: int, state_size: int) 
     return parameter_shapes(options, GATES[stack.cell])
 
 
-class Packed(NamedTuple):
+class CachedNetwork(NamedTuple):
     """A network, and how to tell that the weights are still those that it was made of."""
 
     network: _core.Network
@@ -108,57 +108,57 @@ class Packed(NamedTuple):
         return self.stack == stack and self.dtype == dtype and shapes[0] == shapes[1]
 
 
-class Pack:
-    """A module's `Packed`, replaced as a whole: safe without a lock.
+class NetworkCache:
+    """A module's `CachedNetwork`, replaced as a whole: safe without a lock.
 
     Threads that find it outdated at the same time each pack, and each uses what it made.
     """
 
-    __slots__ = ("__weakref__", "_packed", "number")
+    __slots__ = ("__weakref__", "_cached", "number")
 
     def __init__(self) -> None:
         self.number = next(_numbers)
-        self._packed: Packed | None = None
-        _packs[self.number] = self
+        self._cached: CachedNetwork | None = None
+        _caches[self.number] = self
 
-    def get(self, stack: Stack, weights: Sequence[Tensor], for_backward: bool) -> Packed:
+    def get(self, stack: Stack, weights: Sequence[Tensor], for_backward: bool) -> CachedNetwork:
         """Return the network of these weights, packing them first where they changed.
 
         Raises:
             TypeError: The weights' dtypes are not all float32 or all float64.
             ValueError: One is not on the CPU, or of the wrong shape.
         """
-        packed = self._packed
-        if packed is None or not packed.is_of(stack, weights):
-            packed = self._packed = _pack(stack, weights, packed)
-        if for_backward and not packed.network.packed_for_backward:
-            packed.network.pack_for_backward()
-        return packed
+        cached = self._cached
+        if cached is None or not cached.is_of(stack, weights):
+            cached = self._cached = _pack(stack, weights, cached)
+        if for_backward and not cached.network.packed_for_backward:
+            cached.network.pack_for_backward()
+        return cached
 
     def forget(self) -> None:
         """Let go of the weights."""
-        self._packed = None
+        self._cached = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copies of a module, and those read from a file, pack for themselves."""
-        return Pack, ()
+        return NetworkCache, ()
 
 
 _numbers = itertools.count(1)
-_packs: weakref.WeakValueDictionary[int, Pack] = weakref.WeakValueDictionary()
+_caches: weakref.WeakValueDictionary[int, NetworkCache] = weakref.WeakValueDictionary()
 
 
-def pack_numbered(number: int) -> Pack:
-    """Return the pack of this number, or a new one where its module is gone or was in another process.
+def cache_numbered(number: int) -> NetworkCache:
+    """Return the cache of this number, or a new one where its module is gone or was in another process.
 
     Graphs cannot hold objects, so they hold numbers. One that means another module by now costs time, not
-    correctness: `Pack.get` compares.
+    correctness: `NetworkCache.get` compares.
     """
-    pack = _packs.get(number)
-    return Pack() if pack is None else pack
+    cache = _caches.get(number)
+    return NetworkCache() if cache is None else cache
 
 
-def _pack(stack: Stack, weights: Sequence[Tensor], before: Packed | None) -> Packed:
+def _pack(stack: Stack, weights: Sequence[Tensor], before: CachedNetwork | None) -> CachedNetwork:
     """Check and pack the weights. A network like the one before goes on with its memory."""
     input_size, hidden_size, state_size = stack.sizes(weights)
     shapes = shapes_of(stack, input_size, hidden_size, state_size)
@@ -187,7 +187,7 @@ def _pack(stack: Stack, weights: Sequence[Tensor], before: Packed | None) -> Pac
         (name, slice(end - math.prod(shape), end), shape)
         for (name, shape), end in zip(shapes.items(), ends, strict=True)
     ]
-    return Packed(network, stack, places, dtype, arrays, [w.data_ptr() for w in weights], fingerprint)
+    return CachedNetwork(network, stack, places, dtype, arrays, [w.data_ptr() for w in weights], fingerprint)
 
 
 def _check_weight(name: str, shape: tuple[int, ...], weight: Tensor, dtype: torch.dtype) -> None:
