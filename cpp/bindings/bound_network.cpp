@@ -9,6 +9,7 @@
 #include "gatedrnn/reference.h"
 #include "named_parameters.h"
 #include "stream_in_use.h"
+#include "workspace_pool.h"
 
 namespace gatedrnn::bindings {
 namespace {
@@ -44,17 +45,15 @@ template <class T>
 class TypedTape final : public BoundTape {
  public:
   TypedTape(std::shared_ptr<const Network<T>> network, const Call<T>& call, const TapeOptions& options,
-            std::shared_ptr<Pools> pools, bool bias, bool batch_first)
+            std::shared_ptr<Pools> pools, bool bias)
       : network(std::move(network)),
         bias(bias),
         x(call.x),
         sequence(call.sequence),
-        unbatched(call.unbatched),
-        batch_first(batch_first),
+        layout(call.layout),
         pools_(std::move(pools)),
         memory_(pools_->tapes.borrow()),
         tape(this->network->spec(), call.sequence, options, *memory_) {}
-  ~TypedTape() override { pools_->tapes.give_back(std::move(memory_)); }
 
   Index bytes() const override { return tape.bytes(); }
 
@@ -62,18 +61,24 @@ class TypedTape final : public BoundTape {
   const bool bias;
   const py::object x;
   const Sequence<T> sequence;  // x and its strides; the results are the caller's
-  const bool unbatched, batch_first;
+  const Layout layout;
 
  private:
   std::shared_ptr<Pools> pools_;
-  std::unique_ptr<Workspace> memory_;
+  WorkspacePool::Borrowed memory_;
 
  public:
   Tape<T> tape;
 };
 
-template <class T>
-class TypedNetwork;
+// Of one row's step.
+double multiply_adds(const Spec& spec) {
+  double count = 0;
+  for (Index layer = 0; layer < spec.num_layers; ++layer)
+    count += static_cast<double>(gate_count(spec.cell) * spec.hidden_size) *
+             static_cast<double>(spec.layer_input_size(layer) + spec.state_size());
+  return count * static_cast<double>(spec.directions);
+}
 
 template <class T>
 class TypedStream final : public BoundStream {
@@ -106,9 +111,10 @@ class TypedStream final : public BoundStream {
     sequence.steps = 1;
     sequence.batch = batch_;
     sequence.x = values<T>(in);
-    sequence.x_row = single ? 0 : in_values<T>(in.strides(0));
+    const auto row = [&](const py::array& array) { return array.strides(0) / static_cast<py::ssize_t>(sizeof(T)); };
+    sequence.x_row = single ? 0 : row(in);
     sequence.y = values<T>(y);
-    sequence.y_row = single ? 0 : in_values<T>(py::reinterpret_borrow<py::array>(y).strides(0));
+    sequence.y_row = single ? 0 : row(py::reinterpret_borrow<py::array>(y));
     sequence.h_0 = sequence.h_n = h_.data();
     if (is_lstm(spec().cell)) sequence.c_0 = sequence.c_n = c_.data();
     const StreamInUse in_use(busy_);
@@ -180,16 +186,6 @@ class TypedStream final : public BoundStream {
   Workspace workspace_;
   double work_ = static_cast<double>(batch_) * multiply_adds(spec());
   mutable std::atomic<bool> busy_{false};
-
-  friend class TypedNetwork<T>;
-  // Multiply-adds of one row's step.
-  static double multiply_adds(const Spec& spec) {
-    double count = 0;
-    for (Index layer = 0; layer < spec.num_layers; ++layer)
-      count += static_cast<double>(gate_count(spec.cell) * spec.hidden_size) *
-               static_cast<double>(spec.layer_input_size(layer) + spec.state_size());
-    return count * static_cast<double>(spec.directions);
-  }
 };
 
 template <class T>
@@ -201,7 +197,7 @@ class TypedNetwork final : public BoundNetwork {
         arrays_(parameters.attr("copy")()),
         parameters_(find_parameters<T>(spec, bias, arrays_)),
         network_(std::make_shared<const Network<T>>(spec, parameters_, active_table())),
-        step_work_(TypedStream<T>::multiply_adds(spec)),
+        step_work_(multiply_adds(spec)),
         pools_(std::move(pools)) {}
 
   std::unique_ptr<BoundNetwork> renewed(const py::dict& parameters) const override {
@@ -228,12 +224,10 @@ class TypedNetwork final : public BoundNetwork {
                    const TapeOptions& options) override {
     if (!packed_for_backward()) throw std::logic_error("record: comes after pack_for_backward");
     Call<T> call = check_call<T>(network_->spec(), x, state, lengths, py::none(), batch_first);
-    auto tape = std::make_unique<TypedTape<T>>(network_, call, options, pools_, bias_, batch_first);
+    auto tape = std::make_unique<TypedTape<T>>(network_, call, options, pools_, bias_);
     {
       const py::gil_scoped_release release;
-      std::unique_ptr<Workspace> workspace = pools_->scratch.borrow();
-      network_->forward(call.sequence, *workspace, tape->tape);
-      pools_->scratch.give_back(std::move(workspace));
+      network_->forward(call.sequence, *pools_->scratch.borrow(), tape->tape);
     }
     const py::tuple pair = results(call);
     return py::make_tuple(pair[0], pair[1], std::unique_ptr<BoundTape>(std::move(tape)));
@@ -245,27 +239,13 @@ class TypedNetwork final : public BoundNetwork {
     if (!recorded || recorded->bias != bias_ || !(recorded->network->spec() == network_->spec()))
       refuse_value("tape", "one that this module's forward returned", "one of another module");
     const Tape<T>& tape = recorded->tape;
+    const Layout& layout = recorded->layout;
     const Spec& spec = network_->spec();
     BackwardCall<T> call;
-    const auto strides = [&](const py::array& array, Index& step, Index& row) {
-      const bool swapped = !recorded->unbatched && recorded->batch_first;
-      step = in_values<T>(array.strides(swapped ? 1 : 0));
-      row = recorded->unbatched ? 0 : in_values<T>(array.strides(swapped ? 0 : 1));
-    };
-    const auto shape = [&](Index width) {
-      if (recorded->unbatched) return Shape{tape.steps, width};
-      return recorded->batch_first ? Shape{tape.batch, tape.steps, width} : Shape{tape.steps, tape.batch, width};
-    };
-    py::array d_y;
-    if (!d_output.is_none()) {
-      d_y = float_array("d_output", d_output);
-      if (!has_shape(d_y, shape(spec.output_size())))
-        refuse_value("d_output", text(shape(spec.output_size())), shape_text(d_y));
-      if (!usable_in_place<T>(d_y)) d_y = contiguous<T>(d_y);
-      call.d_y = values<T>(d_y);
-      strides(d_y, call.d_y_step, call.d_y_row);
-    }
-    const auto [d_h_n, d_c_n] = state_arguments<T>("d_state_n", spec, d_state_n, tape.batch, recorded->unbatched);
+    const py::object d_y = output_gradient(d_output, layout.shape(tape.steps, tape.batch, spec.output_size()));
+    call.d_y = values<T>(d_y);
+    if (d_y) layout.strides<T>(py::reinterpret_borrow<py::array>(d_y), call.d_y_step, call.d_y_row);
+    const auto [d_h_n, d_c_n] = state_arguments<T>("d_state_n", spec, d_state_n, tape.batch, layout.unbatched);
     call.d_h_n = values<T>(d_h_n);
     call.d_c_n = values<T>(d_c_n);
     call.gradients = find_gradients<T>(spec, bias_, gradients);
@@ -274,26 +254,21 @@ class TypedNetwork final : public BoundNetwork {
     call.x_step = recorded->sequence.x_step;
     call.x_row = recorded->sequence.x_row;
 
-    py::object d_x = py::none(), d_c_0;
+    py::object d_x = py::none();
     if (input_gradient) {
-      const py::array array = new_array<T>(shape(spec.input_size));
+      const py::array array = new_array<T>(layout.shape(tape.steps, tape.batch, spec.input_size));
       call.d_x = values<T>(array);
-      strides(array, call.d_x_step, call.d_x_row);
+      layout.strides<T>(array, call.d_x_step, call.d_x_row);
       d_x = array;
     }
-    const py::object d_h_0 = new_array<T>(state_shape(spec, tape.batch, recorded->unbatched, spec.state_size()));
+    const auto [d_h_0, d_c_0] = new_state<T>(spec, tape.batch, layout.unbatched);
     call.d_h_0 = values<T>(d_h_0);
-    if (is_lstm(spec.cell)) {
-      d_c_0 = new_array<T>(state_shape(spec, tape.batch, recorded->unbatched, spec.hidden_size));
-      call.d_c_0 = values<T>(d_c_0);
-    }
+    call.d_c_0 = values<T>(d_c_0);
     {
       const py::gil_scoped_release release;
-      std::unique_ptr<Workspace> workspace = pools_->scratch.borrow();
-      recorded->network->backward(tape, call, *workspace);
-      pools_->scratch.give_back(std::move(workspace));
+      recorded->network->backward(tape, call, *pools_->scratch.borrow());
     }
-    return py::make_tuple(d_x, d_c_0 ? py::make_tuple(d_h_0, d_c_0) : d_h_0);
+    return py::make_tuple(d_x, state_result(d_h_0, d_c_0));
   }
 
   py::tuple reference(py::handle x, py::handle state, py::handle lengths, bool batch_first) override {
@@ -312,10 +287,14 @@ class TypedNetwork final : public BoundNetwork {
   }
 
  private:
-  void run(const Sequence<T>& sequence) {
-    std::unique_ptr<Workspace> workspace = pools_->scratch.borrow();
-    network_->run(sequence, *workspace);
-    pools_->scratch.give_back(std::move(workspace));
+  void run(const Sequence<T>& sequence) { network_->run(sequence, *pools_->scratch.borrow()); }
+
+  // The array as the engine can read it, or no object for None.
+  static py::object output_gradient(py::handle d_output, const Shape& shape) {
+    if (d_output.is_none()) return {};
+    const py::array array = float_array("d_output", d_output);
+    if (!has_shape(array, shape)) refuse_value("d_output", text(shape), shape_text(array));
+    return usable_in_place<T>(array) ? array : contiguous<T>(array);
   }
 
   const bool bias_;

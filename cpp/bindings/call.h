@@ -1,7 +1,6 @@
 // One call's arguments: checked once, and turned into the plain views that the engine takes.
 #pragma once
 
-#include <mutex>
 #include <optional>
 #include <vector>
 
@@ -13,35 +12,23 @@ namespace gatedrnn::bindings {
 // Below this many multiply-adds, handing the interpreter over costs more than it frees.
 constexpr double kWorkWorthReleasing = 2e5;
 
-// A workspace per concurrent call, kept for the next one unless a single huge call needed it. Nobody waits: whoever does not
-// get the lock at once does without the pool. So a process forked while another thread held it cannot hang.
-class WorkspacePool {
- public:
-  explicit WorkspacePool(Index most_bytes) : most_bytes_(most_bytes) {}
+// Which axes of a call's arrays are what.
+struct Layout {
+  bool unbatched = false, batch_first = false;
 
-  std::unique_ptr<Workspace> borrow() {
-    const std::unique_lock lock(mutex_, std::try_to_lock);
-    if (!lock || free_.empty()) return std::make_unique<Workspace>();
-    auto workspace = std::move(free_.back());
-    free_.pop_back();
-    return workspace;
+  int step_axis() const { return !unbatched && batch_first ? 1 : 0; }
+  int row_axis() const { return batch_first ? 0 : 1; }
+  Shape shape(Index steps, Index batch, Index width) const {
+    if (unbatched) return {steps, width};
+    return batch_first ? Shape{batch, steps, width} : Shape{steps, batch, width};
   }
-  void give_back(std::unique_ptr<Workspace> workspace) {
-    if (workspace->size() > most_bytes_) return;
-    const std::unique_lock lock(mutex_, std::try_to_lock);
-    if (lock) free_.push_back(std::move(workspace));
+  // How far steps, and rows, are from one another, in values.
+  template <class T>
+  void strides(const py::array& array, Index& step, Index& row) const {
+    const auto values = [&](int axis) { return array.strides(axis) / static_cast<py::ssize_t>(sizeof(T)); };
+    step = values(step_axis());
+    row = unbatched ? 0 : values(row_axis());
   }
-
- private:
-  const Index most_bytes_;
-  std::mutex mutex_;
-  std::vector<std::unique_ptr<Workspace>> free_;
-};
-
-// Passed on from network to network as a module's parameters change, so that training too settles without allocations.
-struct Pools {
-  WorkspacePool scratch{64 << 20};
-  WorkspacePool tapes{Index(1) << 30};
 };
 
 // A call's checked arrays, and the views of them that the engine takes. The objects only keep the memory alive (a
@@ -49,7 +36,7 @@ struct Pools {
 template <class T>
 struct Call {
   Sequence<T> sequence;
-  bool unbatched = false;
+  Layout layout;
   py::object x, h_0, c_0, h_n, c_n;
   py::object y;    // what the engine writes
   py::object out;  // the caller's array, if any
@@ -89,9 +76,40 @@ std::pair<py::object, py::object> state_arguments(const char* name, const Spec& 
           state_argument<T>((std::string(name) + ": c").c_str(), c, c_shape)};
 }
 
+// New arrays of a state: h, and c where the cell has it.
 template <class T>
-constexpr Index in_values(py::ssize_t bytes) {
-  return bytes / static_cast<py::ssize_t>(sizeof(T));
+std::pair<py::object, py::object> new_state(const Spec& spec, Index batch, bool unbatched) {
+  const py::object h = new_array<T>(state_shape(spec, batch, unbatched, spec.state_size()));
+  if (!is_lstm(spec.cell)) return {h, py::object()};
+  return {h, new_array<T>(state_shape(spec, batch, unbatched, spec.hidden_size))};
+}
+
+// As Python sees it.
+inline py::object state_result(const py::object& h, const py::object& c) {
+  if (!c) return h;
+  return py::make_tuple(h, c);
+}
+
+inline void check_input(const Spec& spec, const py::array& x, const Layout& layout) {
+  if ((x.ndim() == 3 || layout.unbatched) && x.shape(x.ndim() - 1) == spec.input_size) return;
+  const std::string features = std::to_string(spec.input_size);
+  refuse_value("x", (layout.batch_first ? "(B, T, " : "(T, B, ") + features + ") or (T, " + features + ")",
+               shape_text(x));
+}
+
+// Where the output goes: into the caller's array if there is one, by way of a new one where it cannot be written in place.
+template <class T>
+void place_output(Call<T>& call, py::handle out, const Shape& shape, const py::array& x) {
+  if (out.is_none()) {
+    call.y = new_array<T>(shape);
+    return;
+  }
+  std::vector<py::array> inputs = {x};
+  for (const py::object& initial : {call.h_0, call.c_0})
+    if (initial) inputs.push_back(py::array(initial));
+  const py::array checked = out_argument(out, py::dtype::of<T>(), shape, inputs);
+  call.out = checked;
+  call.y = usable_in_place<T>(checked) ? checked : new_array<T>(shape);
 }
 
 template <class T>
@@ -99,51 +117,28 @@ Call<T> check_call(const Spec& spec, py::handle x, py::handle state, py::handle 
                    bool batch_first) {
   Call<T> call;
   py::array in = float_array("x", x);
-  call.unbatched = in.ndim() == 2;
-  if ((in.ndim() != 3 && !call.unbatched) || in.shape(in.ndim() - 1) != spec.input_size) {
-    const std::string features = std::to_string(spec.input_size);
-    refuse_value("x", (batch_first ? "(B, T, " : "(T, B, ") + features + ") or (T, " + features + ")", shape_text(in));
-  }
-  const int step_axis = !call.unbatched && batch_first ? 1 : 0, row_axis = batch_first ? 0 : 1;
+  const Layout layout = call.layout = {in.ndim() == 2, batch_first};
+  check_input(spec, in, layout);
   Sequence<T>& s = call.sequence;
-  s.steps = in.shape(step_axis);
-  s.batch = call.unbatched ? 1 : in.shape(row_axis);
-  std::tie(call.h_0, call.c_0) = state_arguments<T>("state", spec, state, s.batch, call.unbatched);
-  if (call.unbatched && !lengths.is_none()) refuse_value("lengths", "None for an unbatched x", type_name(lengths));
+  s.steps = in.shape(layout.step_axis());
+  s.batch = layout.unbatched ? 1 : in.shape(layout.row_axis());
+  std::tie(call.h_0, call.c_0) = state_arguments<T>("state", spec, state, s.batch, layout.unbatched);
+  if (layout.unbatched && !lengths.is_none()) refuse_value("lengths", "None for an unbatched x", type_name(lengths));
   call.lengths = lengths_argument(lengths, s.batch, s.steps);
-
-  const Index width = spec.output_size();
-  const Shape y_shape = call.unbatched ? Shape{s.steps, width} : Shape{in.shape(0), in.shape(1), width};
-  if (out.is_none()) {
-    call.y = new_array<T>(y_shape);
-  } else {
-    std::vector<py::array> inputs = {in};
-    for (const py::object& initial : {call.h_0, call.c_0})
-      if (initial) inputs.push_back(py::array(initial));
-    const py::array checked = out_argument(out, py::dtype::of<T>(), y_shape, inputs);
-    call.out = checked;
-    call.y = usable_in_place<T>(checked) ? checked : new_array<T>(y_shape);
-  }
+  place_output(call, out, layout.shape(s.steps, s.batch, spec.output_size()), in);
   if (!usable_in_place<T>(in)) in = contiguous<T>(in);
 
-  const auto view = [&](const py::array& array, Index& step, Index& row) {
-    step = in_values<T>(array.strides(step_axis));
-    row = call.unbatched ? 0 : in_values<T>(array.strides(row_axis));
-  };
-  view(in, s.x_step, s.x_row);
-  view(py::reinterpret_borrow<py::array>(call.y), s.y_step, s.y_row);
+  layout.strides<T>(in, s.x_step, s.x_row);
+  layout.strides<T>(py::reinterpret_borrow<py::array>(call.y), s.y_step, s.y_row);
   s.x = values<T>(in);
   s.y = values<T>(call.y);
   s.h_0 = values<T>(call.h_0);
   s.c_0 = values<T>(call.c_0);
   s.lengths = call.lengths ? call.lengths->data() : nullptr;
   call.x = std::move(in);
-  call.h_n = new_array<T>(state_shape(spec, s.batch, call.unbatched, spec.state_size()));
+  std::tie(call.h_n, call.c_n) = new_state<T>(spec, s.batch, layout.unbatched);
   s.h_n = values<T>(call.h_n);
-  if (is_lstm(spec.cell)) {
-    call.c_n = new_array<T>(state_shape(spec, s.batch, call.unbatched, spec.hidden_size));
-    s.c_n = values<T>(call.c_n);
-  }
+  s.c_n = values<T>(call.c_n);
   return call;
 }
 
@@ -156,7 +151,7 @@ inline py::object deliver(const py::object& y, const py::object& out) {
 
 template <class T>
 py::tuple results(const Call<T>& call) {
-  return py::make_tuple(deliver(call.y, call.out), call.c_n ? py::make_tuple(call.h_n, call.c_n) : call.h_n);
+  return py::make_tuple(deliver(call.y, call.out), state_result(call.h_n, call.c_n));
 }
 
 }  // namespace gatedrnn::bindings
