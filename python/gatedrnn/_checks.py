@@ -7,6 +7,7 @@ was expected and what came.
 from __future__ import annotations
 
 import operator
+import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -146,3 +147,10 @@ def described(value: object) -> str:
         return f"an array of shape {value.shape} and dtype {value.dtype}"
     kind = type(value).__name__
     return f"{shortened(value)} ({kind})" if isinstance(value, _PLAIN) else f"an object of type {kind}"
+
+
+def path(name: str, value: object) -> str:
+    """Accept a path."""
+    if not isinstance(value, (str, os.PathLike)):
+        raise TypeError(f"{name}: expected a str or os.PathLike, got {described(value)}")
+    return os.fsdecode(value)

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from gatedrnn import _checks
+from gatedrnn import _checks, _files
 from gatedrnn._modules import GRU, LSTM, RNN
 from gatedrnn._parameters import parameter_shapes
 from gatedrnn._recurrent import _rebuild
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     Array = npt.NDArray[np.floating[Any]]
 
 _FORMAT = "gatedrnn"
-_FORMAT_VERSION = "1"
 _CLASSES: dict[str, type[_Recurrent[Any]]] = {cls.__name__: cls for cls in (LSTM, GRU, RNN)}
 _DTYPE_NAMES = {"float32": "F32", "float64": "F64"}  # safetensors' own
 
@@ -31,13 +30,9 @@ def save(
     """Write a module's class, constructor arguments and parameters; see `LSTM.save`."""
     import json
 
-    from safetensors.numpy import save as serialized
-
-    target = os.path.realpath(_checked_path(path))  # a link stays a link, and what it points to is replaced
     known = next(base.__name__ for base in cls.__mro__ if base in _CLASSES.values())  # cls may be derived
     config = {"class": known, **options, "dtype": options["dtype"].name}
-    metadata = {"format": _FORMAT, "format_version": _FORMAT_VERSION, "config": json.dumps(config)}
-    _write_atomically(target, serialized(dict(parameters), metadata=metadata))
+    _files.write(path, _FORMAT, parameters, {"config": json.dumps(config)})
 
 
 def load(path: str | os.PathLike[str]) -> LSTM | GRU | RNN:
@@ -54,42 +49,12 @@ def load(path: str | os.PathLike[str]) -> LSTM | GRU | RNN:
         ValueError: The file is not one of gatedrnn, is damaged, or is of a later format version; the message
             names it.
     """
-    from safetensors import SafetensorError, safe_open
-
-    name = _checked_path(path)
-    with open(name, "rb"):
-        pass  # errors of the operating system come from here, as its own classes
-    try:
-        with safe_open(name, framework="numpy") as file:
-            return _read(file)
-    except (SafetensorError, TypeError, ValueError, RecursionError) as error:
-        raise ValueError(f"{name}: expected a file saved by gatedrnn: {error}") from error
+    with _files.reading(path, _FORMAT, "a file saved by gatedrnn") as (file, metadata):
+        return _read(file, metadata)
 
 
-def _checked_path(path: object) -> str:
-    if not isinstance(path, (str, os.PathLike)):
-        raise TypeError(f"path: expected a str or os.PathLike, got {_checks.described(path)}")
-    return os.fsdecode(path)
-
-
-def _write_atomically(target: str, content: bytes) -> None:
-    """Write beside the target, then rename; whatever happens, no half of a file is left."""
-    folder, name = os.path.split(target)
-    temporary = os.path.join(folder, f".{name[:100]}.{os.urandom(8).hex()}.tmp")
-    try:
-        with open(temporary, "xb") as file:  # with the permissions of any new file, unlike those of tempfile
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    except BaseException:
-        if os.path.exists(temporary):
-            os.unlink(temporary)
-        raise
-
-
-def _read(file: Any) -> LSTM | GRU | RNN:
-    cls, options = _read_config(file.metadata() or {})
+def _read(file: Any, metadata: Mapping[str, str]) -> LSTM | GRU | RNN:
+    cls, options = _read_config(metadata)
     expected = parameter_shapes(options, cls._gates)
     names = set(file.keys())
     if names != set(expected):
@@ -110,14 +75,6 @@ def _read_config(metadata: Mapping[str, str]) -> tuple[type[_Recurrent[Any]], di
     """Return the class and its checked constructor arguments."""
     import json
 
-    if metadata.get("format") != _FORMAT:
-        raise ValueError(f"metadata format is {_checks.shortened(metadata.get('format'))}, not {_FORMAT!r}")
-    version = metadata.get("format_version")
-    if version != _FORMAT_VERSION:
-        raise ValueError(
-            f"metadata format_version is {_checks.shortened(version)}, not {_FORMAT_VERSION!r}: "
-            "a newer gatedrnn may be able to read it"
-        )
     try:
         config = json.loads(metadata["config"])
     except (KeyError, ValueError, RecursionError):

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 import gatedrnn as gr
-from gatedrnn import train
+from gatedrnn import _files, train
 from gatedrnn.demo._compare import installed
 
 Array = npt.NDArray[np.floating[Any]]
@@ -135,10 +135,8 @@ class CharacterModel:
 
     def save(self, path: Path) -> None:
         """Write everything to a safetensors file; any reader of safetensors can read the tensors."""
-        from safetensors.numpy import save_file
-
         config = {"cell": self.cell, "vocabulary": self.vocabulary}
-        save_file(self.net.state_dict(), path, metadata={"format": _FORMAT, "config": json.dumps(config)})
+        _files.write(path, _FORMAT, self.net.state_dict(), {"config": json.dumps(config)})
 
     @classmethod
     def load(cls, path: Path) -> CharacterModel:
@@ -148,21 +146,10 @@ class CharacterModel:
             OSError: The file cannot be read.
             ValueError: It is none that `save` wrote.
         """
-        from safetensors import SafetensorError, safe_open
-
-        with path.open("rb"):
-            pass  # errors of the operating system come from here, as its own classes
-        try:
-            with safe_open(path, framework="numpy") as file:
-                metadata = file.metadata() or {}
-                if metadata.get("format") != _FORMAT:
-                    raise ValueError(f"metadata format is {metadata.get('format')!r}, not {_FORMAT!r}")
-                config = json.loads(metadata["config"])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        with _files.reading(path, _FORMAT, "a language model of this demo") as (file, metadata):
+            config, tensors = json.loads(metadata["config"]), _files.tensors_of(file)
             model = cls(config["cell"], tensors["head.weight"].shape[1], config["vocabulary"])
             model.net.load_state_dict(tensors)
-        except (SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path}: expected a language model of this demo: {error!r}") from error
         return model
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -63,13 +62,6 @@ def generator(name: str, value: object) -> np.random.Generator:
     if not isinstance(value, np.random.Generator):
         raise TypeError(f"{name}: expected a numpy.random.Generator, got {_checks.described(value)}")
     return value
-
-
-def path(name: str, value: object) -> str:
-    """Accept a path."""
-    if not isinstance(value, (str, os.PathLike)):
-        raise TypeError(f"{name}: expected a str or os.PathLike, got {_checks.described(value)}")
-    return os.fsdecode(value)
 
 
 def mapping(name: str, value: object, wanted: str = "names to arrays") -> Mapping[str, Any]:

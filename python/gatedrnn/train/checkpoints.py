@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gatedrnn import _checks
-from gatedrnn._storage import _write_atomically
+from gatedrnn import _checks, _files
 from gatedrnn.train import _arguments
 
 if TYPE_CHECKING:
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
 __all__ = ["load_checkpoint", "save_checkpoint"]
 
 _FORMAT = "gatedrnn.train"
-_FORMAT_VERSION = "1"
 _PARTS = ("parameters", "optimizer", "arrays")
 
 
@@ -57,18 +55,12 @@ def save_checkpoint(
         TypeError: An argument has the wrong type, or JSON has no form for the notes.
         OSError: The file cannot be written.
     """
-    from safetensors.numpy import save as serialized
-
     _arguments.module("module", module)
     _arguments.optimizer("optimizer", optimizer)
-    target = os.path.realpath(
-        _arguments.path("path", path)
-    )  # a link stays a link, and what it points to is replaced
+    _checks.path("path", path)
     if rng is not None:
         _arguments.generator("rng", rng)
     metadata = {
-        "format": _FORMAT,
-        "format_version": _FORMAT_VERSION,
         "notes": _json("notes", dict(_arguments.mapping("notes", notes or {}, "names to values"))),
         "rng": json.dumps(None if rng is None else rng.bit_generator.state, default=_listed),
     }
@@ -78,7 +70,7 @@ def save_checkpoint(
         for part, values in zip(_PARTS, parts, strict=True)
         for name, array in values.items()
     }
-    _write_atomically(target, serialized(tensors, metadata=metadata))
+    _files.write(path, _FORMAT, tensors, metadata)
 
 
 def load_checkpoint(
@@ -109,11 +101,9 @@ def load_checkpoint(
     """
     _arguments.module("module", module)
     _arguments.optimizer("optimizer", optimizer)
-    name = _arguments.path("path", path)
+    name = _checks.path("path", path)
     if rng is not None:
         _arguments.generator("rng", rng)
-    with open(name, "rb"):
-        pass  # errors of the operating system come from here, as its own classes
     parts, notes, rng_state = _read(name)
     try:
         with _all_or_nothing(module, optimizer):
@@ -127,29 +117,11 @@ def load_checkpoint(
 
 
 def _read(name: str) -> tuple[dict[str, Arrays], dict[str, Any], Any]:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(name, framework="numpy") as file:
-            metadata = file.metadata() or {}
-            _check_format(metadata)
-            notes, rng_state = json.loads(metadata["notes"]), json.loads(metadata["rng"])
-            if not isinstance(notes, dict):
-                raise ValueError("metadata notes is no JSON object")
-            return _split({key: file.get_tensor(key) for key in file.keys()}), notes, rng_state  # noqa: SIM118
-    except (SafetensorError, TypeError, ValueError, KeyError, RecursionError) as error:
-        raise ValueError(f"{name}: expected a checkpoint of gatedrnn.train: {error}") from error
-
-
-def _check_format(metadata: Mapping[str, str]) -> None:
-    if metadata.get("format") != _FORMAT:
-        raise ValueError(f"metadata format is {_checks.shortened(metadata.get('format'))}, not {_FORMAT!r}")
-    version = metadata.get("format_version")
-    if version != _FORMAT_VERSION:
-        raise ValueError(
-            f"metadata format_version is {_checks.shortened(version)}, not {_FORMAT_VERSION!r}: "
-            "a newer gatedrnn may be able to read it"
-        )
+    with _files.reading(name, _FORMAT, "a checkpoint of gatedrnn.train") as (file, metadata):
+        notes, rng_state = json.loads(metadata["notes"]), json.loads(metadata["rng"])
+        if not isinstance(notes, dict):
+            raise ValueError("metadata notes is no JSON object")
+        return _split(_files.tensors_of(file)), notes, rng_state
 
 
 def _split(tensors: Arrays) -> dict[str, Arrays]:

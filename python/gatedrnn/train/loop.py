@@ -115,7 +115,7 @@ def fit(
     _check_patience(patience, validate)
     if max_norm is not None:
         max_norm = _arguments.number("max_norm", max_norm)
-    path = None if checkpoint is None else _arguments.path("checkpoint", checkpoint)
+    path = None if checkpoint is None else _checks.path("checkpoint", checkpoint)
     generator = np.random.default_rng() if rng is None else _arguments.generator("rng", rng)
     progress = _checks.flag("progress", progress)
 

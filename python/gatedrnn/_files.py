@@ -1,0 +1,92 @@
+"""Safetensors files that carry a format and its version in their metadata."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from gatedrnn import _checks
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import numpy.typing as npt
+
+_VERSION = "1"  # of every format so far
+
+
+def write(
+    path: object, format_name: str, tensors: Mapping[str, npt.NDArray[Any]], metadata: Mapping[str, str]
+) -> None:
+    """Write a file as a whole or not at all; one that was there stays until then.
+
+    Raises:
+        TypeError: `path` is not a path.
+        OSError: The file cannot be written.
+    """
+    from safetensors.numpy import save as serialized
+
+    target = os.path.realpath(_checks.path("path", path))  # a link stays one: what it points to is replaced
+    marked = {"format": format_name, "format_version": _VERSION, **metadata}
+    _write_atomically(target, serialized(dict(tensors), metadata=marked))
+
+
+@contextmanager
+def reading(path: object, format_name: str, what: str) -> Iterator[tuple[Any, Mapping[str, str]]]:
+    """Open a file, for a block that gets safetensors' reader and the metadata.
+
+    What the block raises because of the file's content becomes a ValueError that names the file, and `what`
+    was expected of it.
+
+    Raises:
+        TypeError: `path` is not a path.
+        OSError: The file cannot be read.
+        ValueError: It is not of this format, of a later version of it, or damaged.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    name = _checks.path("path", path)
+    with open(name, "rb"):
+        pass  # errors of the operating system come from here, as its own classes
+    try:
+        with safe_open(name, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            _check_format(metadata, format_name)
+            yield file, metadata
+    except (SafetensorError, TypeError, ValueError, KeyError, RecursionError) as error:
+        raise ValueError(f"{name}: expected {what}: {error}") from error
+
+
+def tensors_of(file: Any) -> dict[str, npt.NDArray[Any]]:
+    """Read all tensors."""
+    return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it has no other way
+
+
+def _check_format(metadata: Mapping[str, str], format_name: str) -> None:
+    if metadata.get("format") != format_name:
+        found = _checks.shortened(metadata.get("format"))
+        raise ValueError(f"metadata format is {found}, not {format_name!r}")
+    version = metadata.get("format_version")
+    if version != _VERSION:
+        raise ValueError(
+            f"metadata format_version is {_checks.shortened(version)}, not {_VERSION!r}: "
+            "a newer gatedrnn may be able to read it"
+        )
+
+
+def _write_atomically(target: str, content: bytes) -> None:
+    """Write beside the target, then rename; whatever happens, no half of a file is left."""
+    folder, name = os.path.split(target)
+    temporary = os.path.join(folder, f".{name[:100]}.{os.urandom(8).hex()}.tmp")
+    try:
+        with open(temporary, "xb") as file:  # with the permissions of any new file, unlike those of tempfile
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    except BaseException:
+        if os.path.exists(temporary):
+            os.unlink(temporary)
+        raise
