@@ -461,6 +461,21 @@ def test_copies(cell, make, method):
             np.testing.assert_array_equal(value, before[name])
 
 
+@pytest.mark.parametrize(
+    "method", [copy.copy, copy.deepcopy, lambda module: pickle.loads(pickle.dumps(module))]
+)
+def test_copies_drop_what_the_original_drops_next(method):
+    """And draw from a generator of their own."""
+    module = build("gru", num_layers=2, dropout=0.5)
+    x = normal((4, 3, module.input_size))
+    module.forward(x)
+    twin = method(module)
+    from_twin = [twin.forward(x)[0] for _ in range(2)]
+    assert not np.array_equal(*from_twin)
+    for expected in from_twin:
+        assert_same_bits(module.forward(x)[0], expected)
+
+
 @cells
 @pytest.mark.parametrize("make", [build, everything])
 @pytest.mark.parametrize("as_text", [True, False])

@@ -212,6 +212,19 @@ def test_num_threads_is_a_context_manager():
     assert gr.get_num_threads() == before
 
 
+def test_num_threads_may_be_used_again():
+    before = gr.get_num_threads()
+    one, count = gr.num_threads(1), gr.num_threads(before + 2)(gr.get_num_threads)
+    for _ in range(2):
+        with one:
+            assert gr.get_num_threads() == 1
+            assert count() == before + 2
+            with one:
+                assert gr.get_num_threads() == 1
+            assert gr.get_num_threads() == 1
+        assert gr.get_num_threads() == before
+
+
 def test_set_num_threads():
     gr.set_num_threads(3)
     assert gr.get_num_threads() == 3

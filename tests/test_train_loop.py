@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+import gatedrnn as gr
 from gatedrnn import train
 from gatedrnn.train import loop
 from helpers import assert_same_bits, run_python
@@ -154,6 +155,20 @@ def test_a_run_that_diverged_stops(value, tmp_path):
     assert train.load_checkpoint(path, run.layer, run.optimizer)[0]["step"] == 1
 
 
+def test_a_run_whose_gradients_or_parameters_diverged_stops(tmp_path):
+    """Though every loss was finite; the checkpoint is that of the epoch before."""
+    messages = {1.0: "norm of the gradients: .* at step 1", None: "weight: .* after step 2"}
+    for max_norm, message in messages.items():
+        path = tmp_path / f"{max_norm}.safetensors"
+        run = Scripted([])
+        run.fit(1, validate=None, max_norm=max_norm, checkpoint=path)
+        run.loss_and_gradients = lambda batch: (1.0, {"weight": np.full((1, 1), math.nan)})
+        with pytest.raises(FloatingPointError, match=message):
+            run.fit(2, validate=None, max_norm=max_norm, checkpoint=path)
+        train.load_checkpoint(path, run.layer, run.optimizer)
+        assert abs(run.layer.weight - 1) < 1e-6
+
+
 # ---- what is shown ----
 
 
@@ -237,6 +252,38 @@ def test_resumed_runs_have_the_same_bits(kind, schedule, tmp_path):
         resumed, history = run_to(6, validate=validate, checkpoint=path, seed=99)  # the seed is the file's
         assert history == straight_history
         assert_same_run(resumed.everything(), straight.everything())
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_dropout_goes_on_too(whole, tmp_path):
+    """In a module alone, and in one of `Modules`."""
+    path = tmp_path / "run.safetensors"
+    x = np.random.default_rng(0).standard_normal((6, 4, 3), np.float32)
+
+    def run_to(epochs, seed, **options):
+        gru = gr.GRU(3, 8, num_layers=2, dropout=0.5, seed=seed)
+        net = gru if whole else train.Modules(parts=train.Modules(rnn=gru))
+        optimizer = train.Adam(net.parameters())
+
+        def loss_and_gradients(batch):
+            output, _, tape = gru.forward(batch)
+            loss, d_output = train.mse(output, np.ones_like(output))
+            gradients = gru.backward(tape, d_output)[2]
+            if not whole:
+                gradients = net.gradients(parts=net.parts.gradients(rnn=gradients))
+            return loss, gradients
+
+        train.fit(
+            net, optimizer, loss_and_gradients, lambda rng: [x, x], epochs=epochs, progress=False, **options
+        )
+        return net.state_dict()
+
+    straight = run_to(4, 1)
+    run_to(2, 1, checkpoint=path)
+    assert_same_run(run_to(4, 2, checkpoint=path), straight)  # the seed is the file's
+    plain = train.Linear(1, 1)
+    with pytest.raises(ValueError, match="checkpoint"):
+        train.load_checkpoint(path, plain, train.Adam(plain.parameters()))
 
 
 def test_a_resumed_run_knows_its_best_parameters_and_its_patience(tmp_path):
@@ -405,6 +452,26 @@ def test_checkpoint_arguments_refused(tmp_path):
     with refused("arrays", TypeError):
         train.save_checkpoint(tmp_path / "a", *arguments, arrays=[1])
     assert os.listdir(tmp_path) == []
+
+
+def test_a_checkpoint_that_cannot_be_written_is_found_at_once(tmp_path):
+    file = tmp_path / "file"
+    file.write_text("no folder")
+    for path, error in [
+        (tmp_path / "missing" / "run", FileNotFoundError),
+        (file / "run", NotADirectoryError),
+        (tmp_path, IsADirectoryError),
+    ]:
+        run = Scripted([])
+        with pytest.raises(error, match="missing|file|" + tmp_path.name) as caught:
+            run.fit(1, validate=None, checkpoint=path)
+        assert ".tmp" not in str(caught.value)
+        assert run.rates == []
+        with pytest.raises(error):
+            train.save_checkpoint(path, run.layer, run.optimizer)
+        with pytest.raises(error):
+            gr.GRU(1, 1).save(path)
+    assert [each.name for each in tmp_path.iterdir()] == ["file"]
 
 
 def test_fit_refuses_another_runs_checkpoint(tmp_path):

@@ -26,11 +26,34 @@ void refuse_value(const char* name, const std::string& expected, const std::stri
   throw py::value_error(std::string(name) + ": expected " + expected + ", got " + got);
 }
 
+void refuse_conversion(const char* name, const py::dtype& dtype, const py::error_already_set& error) {
+  if (!error.matches(PyExc_ArithmeticError) && !error.matches(PyExc_Warning)) throw error;
+  refuse_value(name, "numbers in the range of " + std::string(py::str(dtype)), std::string(py::str(error.value())));
+}
+
 namespace {
 
 bool is_native(const py::dtype& dtype) {
   const char order = dtype.byteorder();
   return order == '=' || order == '|';
+}
+
+// What a mask hides would be computed with.
+bool is_masked(const py::array& array) {
+  if (Py_TYPE(array.ptr()) == py::detail::npy_api::get().PyArray_Type_) return false;
+  return py::isinstance(array, py::module_::import("numpy.ma").attr("MaskedArray"));
+}
+
+// A list, tuple or range.
+bool is_list(py::handle object) {
+  return py::isinstance<py::list>(object) || py::isinstance<py::tuple>(object) || PyRange_Check(object.ptr());
+}
+
+// Whether a list that NumPy made objects of has nothing but integers, of which some are too large for it.
+bool has_huge_integers(py::handle object) {
+  if (!is_list(object)) return false;
+  const auto is_int = [](py::handle item) { return PyLong_Check(item.ptr()) != 0; };
+  return std::all_of(object.begin(), object.end(), is_int);
 }
 
 // The first and one past the last byte that the array touches.
@@ -78,6 +101,7 @@ py::array float_array(const char* name, py::handle object) {
   constexpr const char* expected = "a NumPy array of floating-point numbers";
   if (!py::isinstance<py::array>(object)) refuse_type(name, expected, type_name(object));
   auto array = py::reinterpret_borrow<py::array>(object);
+  if (is_masked(array)) refuse_type(name, "a NumPy array without a mask", type_name(object));
   const py::dtype dtype = array.dtype();
   if (dtype.kind() != 'f' || dtype.itemsize() > 8) refuse_type(name, expected, "dtype " + std::string(py::str(dtype)));
   if (!is_native(dtype)) refuse_type(name, "native byte order", "dtype " + std::string(py::str(dtype)));
@@ -101,13 +125,14 @@ std::vector<Index> integers(const char* name, const std::string& expected, py::h
     refuse_value(name, expected, "a ragged or unreadable " + type_name(object));
   }
   const py::dtype dtype = array.dtype();
-  const bool empty_list = array.size() == 0 && !py::isinstance<py::array>(object);
+  const bool given_array = py::isinstance<py::array>(object), empty_list = array.size() == 0 && !given_array;
+  if (dtype.kind() == 'O' && has_huge_integers(object)) refuse_value(name, expected, "one of more than 64 bits");
   if (!empty_list && ((dtype.kind() != 'i' && dtype.kind() != 'u') || !is_native(dtype)))
     refuse_type(name, expected,
-                py::isinstance<py::array>(object) ? "dtype " + std::string(py::str(dtype))
-                                                  : type_name(object) + " of " + std::string(py::str(dtype)));
+                given_array ? "dtype " + std::string(py::str(dtype))
+                            : type_name(object) + " of " + std::string(py::str(dtype)));
   if (array.ndim() > 1) refuse_value(name, expected, "shape " + shape_text(array));
-  const auto values = contiguous<std::int64_t>(array);
+  const auto values = contiguous<std::int64_t>(name, array);
   std::vector<Index> checked(values.data(), values.data() + values.size());
   for (std::size_t i = 0; i < checked.size(); ++i)
     if (checked[i] < first || checked[i] > last)
@@ -120,8 +145,7 @@ std::vector<Index> integers(const char* name, const std::string& expected, py::h
 std::optional<std::vector<Index>> lengths_argument(py::handle lengths, Index batch, Index steps) {
   if (lengths.is_none()) return std::nullopt;
   const std::string expected = std::to_string(batch) + " integers in 0 .. " + std::to_string(steps);
-  if (!py::isinstance<py::array>(lengths) && !py::isinstance<py::list>(lengths) && !py::isinstance<py::tuple>(lengths))
-    refuse_type("lengths", expected, type_name(lengths));
+  if (!py::isinstance<py::array>(lengths) && !is_list(lengths)) refuse_type("lengths", expected, type_name(lengths));
   if (py::isinstance<py::array>(lengths) && py::reinterpret_borrow<py::array>(lengths).ndim() != 1)
     refuse_value("lengths", expected, "shape " + shape_text(py::reinterpret_borrow<py::array>(lengths)));
   std::vector<Index> checked = integers("lengths", expected, lengths, 0, steps);

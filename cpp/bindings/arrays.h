@@ -58,13 +58,18 @@ py::array new_array(const Shape& shape) {
   return py::reinterpret_steal<py::array>(array);
 }
 
-// The same as C-contiguous T; converts only where needed.
+// For what NumPy raises where numbers exceed the range of a conversion and it was told to be strict.
+[[noreturn]] void refuse_conversion(const char* name, const py::dtype& dtype, const py::error_already_set& error);
+
+// The argument as C-contiguous T; converts only where needed.
 template <class T>
-py::array_t<T, py::array::c_style> contiguous(const py::array& array) {
-  using Contiguous = py::array_t<T, py::array::c_style | py::array::forcecast>;
-  Contiguous converted = Contiguous::ensure(array);
-  if (!converted) throw py::error_already_set();
-  return py::reinterpret_steal<py::array_t<T, py::array::c_style>>(converted.release());
+py::array_t<T, py::array::c_style> contiguous(const char* name, const py::array& array) {
+  try {
+    const py::array_t<T, py::array::c_style | py::array::forcecast> converted(static_cast<const py::object&>(array));
+    return py::reinterpret_borrow<py::array_t<T, py::array::c_style>>(converted);
+  } catch (const py::error_already_set& error) {
+    refuse_conversion(name, py::dtype::of<T>(), error);
+  }
 }
 
 // Whether kernels can read or write the array in place: aligned T, features next to each other.

@@ -105,7 +105,7 @@ class TypedStream final : public BoundStream {
       given = out_argument(out, py::dtype::of<T>(), y_shape, {in});
       y = usable_in_place<T>(py::array(given)) ? given : new_array<T>(y_shape);
     }
-    if (!usable_in_place<T>(in)) in = contiguous<T>(in);
+    if (!usable_in_place<T>(in)) in = contiguous<T>("x", in);
 
     Sequence<T> sequence;
     sequence.steps = 1;
@@ -294,7 +294,7 @@ class TypedNetwork final : public BoundNetwork {
     if (d_output.is_none()) return {};
     const py::array array = float_array("d_output", d_output);
     if (!has_shape(array, shape)) refuse_value("d_output", text(shape), shape_text(array));
-    return usable_in_place<T>(array) ? array : contiguous<T>(array);
+    return usable_in_place<T>(array) ? array : contiguous<T>("d_output", array);
   }
 
   const bool bias_;

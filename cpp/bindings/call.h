@@ -60,7 +60,7 @@ py::object state_argument(const char* name, py::handle object, const Shape& shap
   if (object.is_none()) return {};
   const py::array array = float_array(name, object);
   if (!has_shape(array, shape)) refuse_value(name, text(shape), shape_text(array));
-  return contiguous<T>(array);
+  return contiguous<T>(name, array);
 }
 
 // state is h, or for the LSTM the pair (h, c); each may be None.
@@ -126,7 +126,7 @@ Call<T> check_call(const Spec& spec, py::handle x, py::handle state, py::handle 
   if (layout.unbatched && !lengths.is_none()) refuse_value("lengths", "None for an unbatched x", type_name(lengths));
   call.lengths = lengths_argument(lengths, s.batch, s.steps);
   place_output(call, out, layout.shape(s.steps, s.batch, spec.output_size()), in);
-  if (!usable_in_place<T>(in)) in = contiguous<T>(in);
+  if (!usable_in_place<T>(in)) in = contiguous<T>("x", in);
 
   layout.strides<T>(in, s.x_step, s.x_row);
   layout.strides<T>(py::reinterpret_borrow<py::array>(call.y), s.y_step, s.y_row);

@@ -64,6 +64,51 @@ void set_threads(int count) {
   set_num_threads(count);
 }
 
+// The two classes that a user gets to see; the other docstrings are in _core.pyi.
+void add_stream(py::module_& m) {
+  py::class_<BoundStream> stream(m, "Stream", R"(Sequences that go forward together, one time step at a time.
+
+Made by ``stream(batch_size)`` of a module, whose parameters of that moment it keeps. With L layers, B sequences,
+inputs of width I, H hidden units and S the width of h (`proj_size` where it is set, else H). One thread at a time: a
+second one gets a RuntimeError.)");
+  stream.def("step", &BoundStream::step, py::arg("x"), py::arg("out") = py::none(),
+             R"(Go one time step forward, with the bits of the whole sequence.
+
+Args:
+    x: Input, (B, I), or (I,) where B is 1; float16, float32 or float64.
+    out: Array to write the output into, of the output's shape and the module's dtype; a new one where None.
+
+Returns:
+    The output, (B, S), or (S,) for an x of one axis.
+
+Raises:
+    TypeError: An argument has the wrong type or dtype.
+    ValueError: An argument has the wrong shape or value. In both cases the state is as it was.
+    RuntimeError: Another thread is using the stream.)");
+  stream.def_property("state", &BoundStream::state, &BoundStream::set_state,
+                      R"(The state as a copy: h of shape (L, B, S), for LSTM the pair (h, c), c of shape (L, B, H).
+
+Assigning sets it; None, and for LSTM None in a pair, stands for zeros. Errors are those of `step`.)");
+  stream.def("reset", &BoundStream::reset, py::arg("rows") = py::none(),
+             R"(Set the state of some rows to zeros.
+
+Args:
+    rows: Their numbers in 0..B-1, one or several; None: all rows.
+
+Raises:
+    TypeError: `rows` is neither an integer nor several.
+    ValueError: A number is out of range. In both cases the state is as it was.
+    RuntimeError: Another thread is using the stream.)");
+  stream.def_property_readonly("batch_size", &BoundStream::batch_size, "How many sequences go forward together, B.");
+}
+
+void add_tape(py::module_& m) {
+  py::class_<BoundTape> tape(m, "Tape", R"(What ``forward`` of a module keeps for its ``backward``.
+
+It may be used more than once, from any thread, and refers to the input and to the parameters of that moment.)");
+  tape.def_property_readonly("nbytes", &BoundTape::bytes, "Its size in bytes, without the input that it refers to.");
+}
+
 }  // namespace
 }  // namespace gatedrnn::bindings
 
@@ -80,13 +125,8 @@ PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
   });
   m.attr("__version__") = GATEDRNN_VERSION;
 
-  py::class_<BoundStream>(m, "Stream")
-      .def("step", &BoundStream::step, py::arg("x"), py::arg("out") = py::none())
-      .def_property("state", &BoundStream::state, &BoundStream::set_state)
-      .def("reset", &BoundStream::reset, py::arg("rows") = py::none())
-      .def_property_readonly("batch_size", &BoundStream::batch_size);
-
-  py::class_<BoundTape>(m, "Tape").def_property_readonly("nbytes", &BoundTape::bytes);
+  add_stream(m);
+  add_tape(m);
 
   py::class_<BoundNetwork>(m, "Network")
       .def(py::init(&make_network), py::arg("cell"), py::arg("parameters"), py::kw_only(), py::arg("input_size"),

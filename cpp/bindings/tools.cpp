@@ -50,7 +50,7 @@ using Map = void (*)(const T*, T*, Index) noexcept;
 template <class T>
 py::array map(Map<T> function, const py::array& x) {
   if (x.ndim() != 1) refuse_value("x", "one dimension", shape_text(x));
-  const auto in = contiguous<T>(x);
+  const auto in = contiguous<T>("x", x);
   py::array_t<T, py::array::c_style> out(in.size());
   const FlushDenormals flush;
   function(in.data(), out.mutable_data(), in.size());

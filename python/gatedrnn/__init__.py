@@ -25,9 +25,21 @@ except ImportError as error:
     ) from error
 
 from gatedrnn._config import get_num_threads, num_threads, set_num_threads, show_config
+from gatedrnn._core import Stream, Tape
 from gatedrnn._modules import GRU, LSTM, RNN
 from gatedrnn._storage import load
 
-__all__ = ["GRU", "LSTM", "RNN", "get_num_threads", "load", "num_threads", "set_num_threads", "show_config"]
+__all__ = [
+    "GRU",
+    "LSTM",
+    "RNN",
+    "Stream",
+    "Tape",
+    "get_num_threads",
+    "load",
+    "num_threads",
+    "set_num_threads",
+    "show_config",
+]
 
 __version__: str = _core.__version__

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
 from typing import Any, Literal, overload
 
 from gatedrnn import _checks, _core, _device
@@ -32,8 +31,8 @@ def get_num_threads() -> int:
     return _core.get_num_threads()
 
 
-def num_threads(n: int) -> contextlib.AbstractContextManager[None]:
-    """Make a context manager, also usable as a decorator, within which calls may use `n` threads.
+class num_threads(contextlib.ContextDecorator):  # noqa: N801 - used like a function
+    """A context manager, also usable as a decorator, within which calls may use `n` threads.
 
     ::
 
@@ -50,17 +49,17 @@ def num_threads(n: int) -> contextlib.AbstractContextManager[None]:
         TypeError: `n` is not an integer.
         ValueError: `n` is out of range.
     """
-    return _temporarily(_checked_count(n))
 
+    def __init__(self, n: int) -> None:
+        self._count = _checked_count(n)
+        self._before: list[int] = []
 
-@contextlib.contextmanager
-def _temporarily(count: int) -> Iterator[None]:
-    before = _core.get_num_threads()
-    _core.set_num_threads(count)
-    try:
-        yield
-    finally:
-        _core.set_num_threads(before)
+    def __enter__(self) -> None:
+        self._before.append(_core.get_num_threads())
+        _core.set_num_threads(self._count)
+
+    def __exit__(self, *_: object) -> None:
+        _core.set_num_threads(self._before.pop())
 
 
 def _checked_count(n: object) -> int:

@@ -8,6 +8,7 @@ import numpy.typing as npt
 
 _Array = npt.NDArray[np.floating[Any]]
 _State = TypeVar("_State")  # an array, or the pair (h, c)
+_Given = TypeVar("_Given")  # the same, where parts of a pair may be None
 
 __version__: str
 
@@ -67,26 +68,21 @@ class Network:
     def plan(self, steps: int, batch: int, threads: int, backward: bool = False) -> dict[str, object]:
         """Tell what the engine would decide for such a call."""
 
-    def stream(self, batch_size: int) -> Stream[Any]: ...
+    def stream(self, batch_size: int) -> Stream[Any, Any]: ...
 
 class Tape:
-    """What `forward` keeps for `backward`."""
-
     @property
-    def nbytes(self) -> int:
-        """Its size in bytes, without the input that it refers to."""
+    def nbytes(self) -> int: ...
 
-class Stream(Generic[_State]):
-    """Sequences that go forward together, one time step at a time."""
-
-    state: _State
+class Stream(Generic[_State, _Given]):
+    @property
+    def state(self) -> _State: ...
+    @state.setter
+    def state(self, state: _Given | None) -> None: ...
     @property
     def batch_size(self) -> int: ...
-    def step(self, x: _Array, out: _Array | None = None) -> _Array:
-        """Advance by one time step: x (B, I) to (B, S), or (I,) to (S,) where B is 1."""
-
-    def reset(self, rows: int | Sequence[int] | npt.NDArray[np.integer[Any]] | None = None) -> None:
-        """Set the state of some rows, or of all, to zeros."""
+    def step(self, x: _Array, out: _Array | None = None) -> _Array: ...
+    def reset(self, rows: int | Sequence[int] | npt.NDArray[np.integer[Any]] | None = None) -> None: ...
 
 class _Machine(TypedDict):
     isa: str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Mapping
 from contextlib import contextmanager
@@ -28,9 +29,26 @@ def write(
     """
     from safetensors.numpy import save as serialized
 
-    target = os.path.realpath(_checks.path("path", path))  # a link stays one: what it points to is replaced
+    target = checked_target("path", path)
     marked = {"format": format_name, "format_version": _VERSION, **metadata}
     _write_atomically(target, serialized(dict(tensors), metadata=marked))
+
+
+def checked_target(name: str, path: object) -> str:
+    """Return where a file would be written: a link stays one, and what it points to is replaced.
+
+    Raises:
+        TypeError: `path` is not a path.
+        OSError: There is no such folder, or there is a folder of this name.
+    """
+    target = os.path.realpath(_checks.path(name, path))
+    folder = os.path.dirname(target)
+    if not os.path.isdir(folder):
+        code = errno.ENOTDIR if os.path.exists(folder) else errno.ENOENT
+        raise OSError(code, os.strerror(code), folder)  # of the class that belongs to the code
+    if os.path.isdir(target):
+        raise OSError(errno.EISDIR, os.strerror(errno.EISDIR), target)
+    return target
 
 
 @contextmanager
@@ -86,7 +104,9 @@ def _write_atomically(target: str, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, target)
-    except BaseException:
+    except BaseException as error:
         if os.path.exists(temporary):
             os.unlink(temporary)
+        if isinstance(error, OSError) and error.filename == temporary:
+            raise OSError(error.errno, error.strerror, target) from error  # the name that the caller knows
         raise

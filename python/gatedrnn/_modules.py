@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["GRU", "LSTM", "RNN"]
 
 
-class LSTM(_Recurrent["tuple[Array, Array]"]):
+class LSTM(_Recurrent["tuple[Array, Array]", "tuple[Array | None, Array | None]"]):
     """Long short-term memory; constructor, parameters and results like ``torch.nn.LSTM``.
 
     With s the logistic function and * between vectors elementwise::
@@ -100,7 +100,7 @@ class LSTM(_Recurrent["tuple[Array, Array]"]):
         return "lstm_peephole" if self.peephole else "lstm"
 
 
-class GRU(_Recurrent["Array"]):
+class GRU(_Recurrent["Array", "Array"]):
     """Gated recurrent unit in both of its forms; constructor, parameters and results like ``torch.nn.GRU``.
 
     With s the logistic function and * between vectors elementwise::
@@ -179,7 +179,7 @@ class GRU(_Recurrent["Array"]):
         return "gru" if self.reset_after else "gru_reset_before"
 
 
-class RNN(_Recurrent["Array"]):
+class RNN(_Recurrent["Array", "Array"]):
     """The plain recurrent network of Elman 1990; constructor, parameters and results like ``torch.nn.RNN``.
 
     ::

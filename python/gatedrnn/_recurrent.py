@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import threading
 import warnings
 import weakref
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar, overload
 
 import numpy as np
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 _State = TypeVar("_State")  # an array, or the pair (h, c)
+_Given = TypeVar("_Given")  # the same, where parts of a pair may be None
 
 _MAX_LAYERS = 1 << 16
 
@@ -65,18 +67,18 @@ class _Option(Generic[_T]):
     @overload
     def __get__(self, module: None, owner: type) -> Self: ...
     @overload
-    def __get__(self, module: _Recurrent[Any], owner: type) -> _T: ...
-    def __get__(self, module: _Recurrent[Any] | None, owner: type) -> Self | _T:
+    def __get__(self, module: _Recurrent[Any, Any], owner: type) -> _T: ...
+    def __get__(self, module: _Recurrent[Any, Any] | None, owner: type) -> Self | _T:
         if module is None:
             return self
         value: _T = module._options[self.name]
         return value
 
-    def __set__(self, module: _Recurrent[Any], value: object) -> None:
+    def __set__(self, module: _Recurrent[Any, Any], value: object) -> None:
         raise AttributeError(f"{self.name}: fixed when the module is made, cannot be assigned")
 
 
-class _Recurrent(Generic[_State]):
+class _Recurrent(Generic[_State, _Given]):
     """What all modules share. A cell adds data: gates, constructor arguments, the engine's name for it.
 
     The pack, an engine `Network` made from the parameters, is immutable and replaced as a whole, so that a
@@ -167,7 +169,7 @@ class _Recurrent(Generic[_State]):
     def __call__(
         self,
         x: Array,
-        state: _State | None = None,
+        state: _Given | None = None,
         *,
         lengths: npt.ArrayLike | None = None,
         out: Array | None = None,
@@ -177,8 +179,8 @@ class _Recurrent(Generic[_State]):
         With D directions (1 or 2) and S the width of h (`proj_size` where it is set, else `hidden_size`):
 
         Args:
-            x: Input, (T, B, I), or (B, T, I) with `batch_first`, or (T, I) for a single row, in the module's
-                dtype. Any strides.
+            x: Input, (T, B, I), or (B, T, I) with `batch_first`, or (T, I) for a single row, of any strides.
+                float16, float32 or float64; what is not of the module's dtype is converted to it.
             state: Initial state, zeros where None: h of shape (L*D, B, S); for LSTM the pair (h, c), c of
                 shape (L*D, B, H). Without B where x is unbatched.
             lengths: B integers in 0..T, in any order: how many steps of each row are valid. Output past them
@@ -200,7 +202,7 @@ class _Recurrent(Generic[_State]):
     def forward(
         self,
         x: Array,
-        state: _State | None = None,
+        state: _Given | None = None,
         *,
         lengths: npt.ArrayLike | None = None,
         recompute: bool = False,
@@ -243,15 +245,35 @@ class _Recurrent(Generic[_State]):
         )
         return result
 
+    @overload
     def backward(
         self,
         tape: _core.Tape,
         d_output: Array | None,
-        d_state_n: _State | None = None,
+        d_state_n: _Given | None = None,
+        *,
+        accumulate_into: dict[str, Array] | None = None,
+        input_gradient: Literal[True] = True,
+    ) -> tuple[Array, _State, dict[str, Array]]: ...
+    @overload
+    def backward(
+        self,
+        tape: _core.Tape,
+        d_output: Array | None,
+        d_state_n: _Given | None = None,
+        *,
+        accumulate_into: dict[str, Array] | None = None,
+        input_gradient: bool,
+    ) -> tuple[Array | None, _State, dict[str, Array]]: ...
+    def backward(
+        self,
+        tape: _core.Tape,
+        d_output: Array | None,
+        d_state_n: _Given | None = None,
         *,
         accumulate_into: dict[str, Array] | None = None,
         input_gradient: bool = True,
-    ) -> tuple[Array, _State, dict[str, Array]]:
+    ) -> tuple[Array | None, _State, dict[str, Array]]:
         """Compute the gradients of a loss by everything that went into `forward`.
 
         The equations stand in docs/lstm-backward.md and docs/gru-backward.md. The results have the same bits
@@ -319,7 +341,7 @@ class _Recurrent(Generic[_State]):
         self._place(device, precision)
         return self
 
-    def stream(self, batch_size: int = 1) -> _core.Stream[_State]:
+    def stream(self, batch_size: int = 1) -> _core.Stream[_State, _Given]:
         """Make a stream: `batch_size` sequences that go forward together, one time step at a time.
 
         The steps give the same bits as one call over the whole sequences. A stream keeps the parameters that
@@ -342,7 +364,7 @@ class _Recurrent(Generic[_State]):
             raise ValueError("stream: expected a module with bidirectional=False, got bidirectional=True")
         elements_per_row = self.input_size + self.num_layers * self.hidden_size
         _checks.fitting("batch_size", batch_size * elements_per_row, self.dtype)
-        stream: _core.Stream[_State] = self._packed().stream(batch_size)
+        stream: _core.Stream[_State, _Given] = self._packed().stream(batch_size)
         return stream
 
     def state_dict(self) -> dict[str, Array]:
@@ -433,6 +455,10 @@ class _Recurrent(Generic[_State]):
         with self._lock:
             return int(self._dropout_generator.integers(2**63))
 
+    def _generators(self) -> dict[str, np.random.Generator]:
+        """What a training run draws from, by name: it belongs to the state of the run."""
+        return {"dropout": self._dropout_generator} if self.dropout > 0 else {}
+
     def _place(self, device: object, precision: object) -> None:
         device = _checks.choice("device", device, ("cpu", "cuda"))
         if precision is not None:
@@ -503,27 +529,33 @@ class _Recurrent(Generic[_State]):
         return f"{type(self).__name__}({', '.join(parts)})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle, and copy, as class, constructor arguments and parameters: copies share nothing."""
+        """Pickle, and copy, as class, constructor arguments, parameters and what is to be dropped next.
+
+        Copies share nothing.
+        """
         state_of_subclass = getattr(self, "__dict__", None) or None
-        place = (self._device, self._precision)
+        place = (self._device, self._precision, copy.deepcopy(self._dropout_generator))
         return _rebuild, (type(self), self._options, self.state_dict(), *place), state_of_subclass
 
 
 def _rebuild(
-    cls: type[_Recurrent[Any]],
+    cls: type[_Recurrent[Any, Any]],
     options: Mapping[str, object],
     state: Mapping[str, object],
     device: str = "cpu",
     precision: str | None = None,
-) -> _Recurrent[Any]:
+    dropout_generator: np.random.Generator | None = None,
+) -> _Recurrent[Any, Any]:
     """Make a module of given parameters, without drawing any."""
     module = cls.__new__(cls)
     module._build(options)
+    if dropout_generator is not None:
+        module._dropout_generator = dropout_generator
     module.load_state_dict(state)
     return module.to(device, precision)
 
 
-_all_modules: weakref.WeakSet[_Recurrent[Any]] = weakref.WeakSet()
+_all_modules: weakref.WeakSet[_Recurrent[Any, Any]] = weakref.WeakSet()
 
 
 def _renew_locks() -> None:

@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     Array = npt.NDArray[np.floating[Any]]
 
 _FORMAT = "gatedrnn"
-_CLASSES: dict[str, type[_Recurrent[Any]]] = {cls.__name__: cls for cls in (LSTM, GRU, RNN)}
+_CLASSES: dict[str, type[_Recurrent[Any, Any]]] = {cls.__name__: cls for cls in (LSTM, GRU, RNN)}
 _DTYPE_NAMES = {"float32": "F32", "float64": "F64"}  # safetensors' own
 
 
 def save(
-    path: object, cls: type[_Recurrent[Any]], options: Mapping[str, Any], parameters: Mapping[str, Array]
+    path: object, cls: type[_Recurrent[Any, Any]], options: Mapping[str, Any], parameters: Mapping[str, Array]
 ) -> None:
     """Write a module's class, constructor arguments and parameters; see `LSTM.save`."""
     import json
@@ -71,7 +71,7 @@ def _read(file: Any, metadata: Mapping[str, str]) -> LSTM | GRU | RNN:
     return module
 
 
-def _read_config(metadata: Mapping[str, str]) -> tuple[type[_Recurrent[Any]], dict[str, Any]]:
+def _read_config(metadata: Mapping[str, str]) -> tuple[type[_Recurrent[Any, Any]], dict[str, Any]]:
     """Return the class and its checked constructor arguments."""
     import json
 

@@ -48,8 +48,9 @@ class Transfer {
       return view;
     }
     py::array given = bindings::float_array(name, object);
-    const py::array contiguous = host_storage_ == Storage::float64 ? py::array(bindings::contiguous<double>(given))
-                                                                   : py::array(bindings::contiguous<float>(given));
+    const py::array contiguous = host_storage_ == Storage::float64
+                                     ? py::array(bindings::contiguous<double>(name, given))
+                                     : py::array(bindings::contiguous<float>(name, given));
     kept_.push_back(Array::from_numpy(contiguous, stream_));
     return kept_.back()->view();
   }
@@ -455,8 +456,8 @@ class BoundStream {
     const py::array array = bindings::float_array(name, value);
     const Sizes shape(array.shape(), array.shape() + array.ndim());
     if (shape != of.view().shape) refuse_value(name, text(of.view().shape), text(shape));
-    return storage_ == Storage::float64 ? py::array(bindings::contiguous<double>(array))
-                                        : py::array(bindings::contiguous<float>(array));
+    return storage_ == Storage::float64 ? py::array(bindings::contiguous<double>(name, array))
+                                        : py::array(bindings::contiguous<float>(name, array));
   }
   void assign(const py::array& from, Array& to) {
     copy(to.view().data, from.data(), from.nbytes(), cudaMemcpyHostToDevice, last_);

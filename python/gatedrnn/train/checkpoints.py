@@ -1,4 +1,4 @@
-"""A training run in one safetensors file: parameters, the optimiser's state, the random generator, notes."""
+"""A training run in one safetensors file: parameters, the optimiser's state, the random generators, notes."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import numpy as np
 
 from gatedrnn import _checks, _files
 from gatedrnn.train import _arguments
+from gatedrnn.train.layers import generators_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,6 +41,9 @@ def save_checkpoint(
 ) -> None:
     """Write all that a run needs to go on with the same bits.
 
+    That is what the arguments hold, and what LSTM, GRU and RNN draw their dropout from (alone, or as parts of
+    `Modules`).
+
     The file appears as a whole or not at all, and one that was there stays until then. Its tensors are named
     ``parameters.<name>``, ``optimizer.<name>`` and ``arrays.<name>``; any reader of safetensors can read it.
 
@@ -62,7 +66,8 @@ def save_checkpoint(
         _arguments.generator("rng", rng)
     metadata = {
         "notes": _json("notes", dict(_arguments.mapping("notes", notes or {}, "names to values"))),
-        "rng": json.dumps(None if rng is None else rng.bit_generator.state, default=_listed),
+        "rng": _state_text(None if rng is None else rng.bit_generator.state),
+        "generators": _state_text({name: g.bit_generator.state for name, g in generators_of(module).items()}),
     }
     parts = (module.state_dict(), optimizer.state_dict(), _arguments.mapping("arrays", arrays or {}))
     tensors = {
@@ -104,24 +109,28 @@ def load_checkpoint(
     name = _checks.path("path", path)
     if rng is not None:
         _arguments.generator("rng", rng)
-    parts, notes, rng_state = _read(name)
+    parts, notes, rng_state, generator_states = _read(name)
+    own = generators_of(module)
+    generators = own if rng is None else own | {"rng": rng}
+    states = generator_states if rng is None else generator_states | {"rng": rng_state}
     try:
-        with _all_or_nothing(module, optimizer):
+        with _all_or_nothing(module, optimizer, generators):
             module.load_state_dict(parts["parameters"])
             optimizer.load_state_dict(parts["optimizer"])
-            if rng is not None:
-                _restore(rng, rng_state)
+            _arguments.names("generators", states, generators)
+            for key, generator in generators.items():
+                _restore(key, generator, states[key])
     except (TypeError, ValueError, KeyError) as error:
         raise ValueError(f"{name}: expected a checkpoint of this run: {error}") from error
     return notes, parts["arrays"]
 
 
-def _read(name: str) -> tuple[dict[str, Arrays], dict[str, Any], Any]:
+def _read(name: str) -> tuple[dict[str, Arrays], dict[str, Any], Any, dict[str, Any]]:
     with _files.reading(name, _FORMAT, "a checkpoint of gatedrnn.train") as (file, metadata):
-        notes, rng_state = json.loads(metadata["notes"]), json.loads(metadata["rng"])
-        if not isinstance(notes, dict):
-            raise ValueError("metadata notes is no JSON object")
-        return _split(_files.tensors_of(file)), notes, rng_state
+        notes, rng_state, generators = (json.loads(metadata[key]) for key in ("notes", "rng", "generators"))
+        if not isinstance(notes, dict) or not isinstance(generators, dict):
+            raise ValueError("metadata notes or generators is no JSON object")
+        return _split(_files.tensors_of(file)), notes, rng_state, generators
 
 
 def _split(tensors: Arrays) -> dict[str, Arrays]:
@@ -135,22 +144,27 @@ def _split(tensors: Arrays) -> dict[str, Arrays]:
 
 
 @contextmanager
-def _all_or_nothing(module: Module, optimizer: Optimizer) -> Iterator[None]:
-    """Undo what the block did to both if it fails."""
+def _all_or_nothing(
+    module: Module, optimizer: Optimizer, generators: Mapping[str, np.random.Generator]
+) -> Iterator[None]:
+    """Undo what the block did to all of them if it fails."""
     before = module.state_dict(), optimizer.state_dict()
+    states = {name: generator.bit_generator.state for name, generator in generators.items()}
     try:
         yield
     except BaseException:
         module.load_state_dict(before[0])
         optimizer.load_state_dict(before[1])
+        for name, generator in generators.items():
+            generator.bit_generator.state = states[name]
         raise
 
 
-def _restore(rng: np.random.Generator, state: Any) -> None:
+def _restore(name: str, rng: np.random.Generator, state: Any) -> None:
     kind = type(rng.bit_generator).__name__
     saved = state.get("bit_generator") if isinstance(state, dict) else None
     if saved != kind:
-        raise ValueError(f"rng: expected the state of a {kind}, got {_checks.shortened(saved)}")
+        raise ValueError(f"{name}: expected the state of a {kind}, got {_checks.shortened(saved)}")
     rng.bit_generator.state = state
 
 
@@ -159,6 +173,10 @@ def _json(name: str, value: object) -> str:
         return json.dumps(value)
     except (TypeError, ValueError) as error:
         raise TypeError(f"{name}: expected values that JSON has a form for, got another: {error}") from None
+
+
+def _state_text(state: object) -> str:
+    return json.dumps(state, default=_listed)
 
 
 def _listed(value: object) -> object:

@@ -7,7 +7,7 @@ unlike in the engine, a row's bits may depend on the rows beside it and on the B
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     Array = npt.NDArray[np.floating[Any]]
     Gradients = dict[str, Array]
+
+_T = TypeVar("_T")
 
 __all__ = ["Embedding", "Linear", "Module", "Modules", "Tape"]
 
@@ -321,6 +323,12 @@ def _sum_by_index(indices: npt.NDArray[np.integer[Any]], rows: Array, sums: Arra
         np.add.reduce(ordered_rows[start:end], axis=0, out=sums[index])
 
 
+def generators_of(module: Module) -> dict[str, np.random.Generator]:
+    """Return what a module draws from in training, by name: that of `dropout` in LSTM, GRU and RNN."""
+    found = getattr(module, "_generators", None)
+    return {} if found is None else found()
+
+
 class Modules:
     """Several modules under names, as one for an optimiser and a checkpoint.
 
@@ -389,6 +397,9 @@ class Modules:
         _arguments.names("gradients", gradients, self._modules)
         return _joined({name: _arguments.mapping(name, gradients[name]) for name in self._modules})
 
+    def _generators(self) -> dict[str, np.random.Generator]:
+        return _joined({name: generators_of(module) for name, module in self._modules.items()})
+
     def _load(self, d: Mapping[str, object]) -> None:
         for name, module in self._modules.items():
             prefix = f"{name}."
@@ -407,5 +418,5 @@ class Modules:
         return f"Modules({', '.join(f'{name}={module!r}' for name, module in self._modules.items())})"
 
 
-def _joined(parts: Mapping[str, Mapping[str, Array]]) -> dict[str, Array]:
-    return {f"{part}.{name}": array for part, arrays in parts.items() for name, array in arrays.items()}
+def _joined(parts: Mapping[str, Mapping[str, _T]]) -> dict[str, _T]:
+    return {f"{part}.{name}": value for part, values in parts.items() for name, value in values.items()}

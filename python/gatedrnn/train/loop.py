@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from gatedrnn import _checks
+from gatedrnn import _checks, _files
 from gatedrnn.train import _arguments
 from gatedrnn.train.checkpoints import load_checkpoint, save_checkpoint
 from gatedrnn.train.optimizers import clip_grad_norm
@@ -103,7 +103,9 @@ def fit(
         TypeError: An argument has the wrong type.
         ValueError: An argument is outside its range, an epoch has no batches, or the checkpoint is not of
             this run.
-        FloatingPointError: A loss or a validation is not finite: the run diverged. Its last checkpoint stays.
+        OSError: The checkpoint cannot be read or written; that its folder is missing is found at the start.
+        FloatingPointError: A loss, a validation, with `max_norm` a norm, or at the end of an epoch a
+            parameter is not finite: the run diverged. Its last checkpoint stays.
     """
     _arguments.module("module", module)
     _arguments.optimizer("optimizer", optimizer)
@@ -115,7 +117,7 @@ def fit(
     _check_patience(patience, validate)
     if max_norm is not None:
         max_norm = _arguments.number("max_norm", max_norm)
-    path = None if checkpoint is None else _checks.path("checkpoint", checkpoint)
+    path = None if checkpoint is None else _files.checked_target("checkpoint", checkpoint)
     generator = np.random.default_rng() if rng is None else _arguments.generator("rng", rng)
     progress = _checks.flag("progress", progress)
 
@@ -125,7 +127,7 @@ def fit(
         loss, grads = _pair("loss_and_gradients", loss_and_gradients(batch))
         loss = _finite("loss", loss, history.step)
         if max_norm is not None:
-            clip_grad_norm(grads, max_norm)
+            _finite("norm of the gradients", clip_grad_norm(grads, max_norm), history.step)
         optimizer.step(grads)
         history.step += 1
         return loss
@@ -135,6 +137,7 @@ def fit(
         losses = [train(batch) for batch in _shown(batches(generator), history, epochs, progress)]
         if not losses:
             raise ValueError("batches: expected at least one batch in an epoch, got none")
+        _check_parameters(module, history.step)
         history.loss.append(math.fsum(losses) / len(losses))
         if validate is not None:
             history.validation.append(_finite("validate", validate(), history.step))
@@ -192,6 +195,12 @@ def _finite(name: str, value: object, step: int) -> float:
     if not math.isfinite(number):
         raise FloatingPointError(f"{name}: expected a finite number, got {number} at step {step}")
     return number
+
+
+def _check_parameters(module: Module, step: int) -> None:
+    for name, array in module.state_dict().items():
+        if not np.isfinite(array).all():
+            raise FloatingPointError(f"{name}: expected finite parameters, got others after step {step}")
 
 
 def _shown(batches: Iterable[_Batch], history: History, epochs: int, progress: bool) -> Iterable[_Batch]:
