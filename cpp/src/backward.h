@@ -116,7 +116,7 @@ class BackwardRun : private BackwardMerge<T> {
       const Block block = take_block(b, offsets, ring_end);
       const Index handed_over = tracks_before(share) * (blocks - 1) + b;  // from the grid to mergers
       if (in_grid(share.thread)) {
-        await_mergers(handed_over - 1);  // one block behind at most, as the ring has room for
+        await_mergers(handed_over - 1);  // who are one block behind at most, as the ring has room for
         next = go_back(share, block, offsets, next);
       }
       if (plan_.mergers == 0 || b == blocks - 1) {

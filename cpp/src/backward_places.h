@@ -76,10 +76,12 @@ class BackwardPlaces : protected Run<T> {
 
   // Blocks follow each other in a ring, which so stays in the cache. What the next one must not overwrite while it begins: a
   // thread alone reads the last step's pairs; of several, some may still be at the products of the whole block. With room for
-  // two of these beyond a block, one that goes back to the front does not reach them while they are in use.
+  // two of these beyond a block, one that goes back to the front does not reach them while they are in use. Beside mergers,
+  // groups of rows do not wait for each other: one may write a block while another has not begun the one before, and still
+  // reads the last step of the one before that. That takes room for one more.
   Index ring_pairs() const {
     const Index most = most_pairs(), in_use = plan_.threads() == 1 ? batch_ : most;
-    return most + 2 * in_use;
+    return most + (plan_.mergers > 0 && plan_.row_groups > 1 ? 3 : 2) * in_use;
   }
 
   // The b-th block from the end, and a place for it in the ring.

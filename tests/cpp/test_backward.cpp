@@ -230,6 +230,20 @@ class BackwardTest {
     for (const Plan& plan : {Plan{1, 1, 1, 1, 120, 2e12, 1}, Plan{1, 1, 1, 1, 250, 2e12, 2}})
       CHECK_NOTHING_WRONG(expected.difference(computed(c, table, alone(c), plan), 0), "ring, " + c.problem.name());
     CHECK_NOTHING_WRONG(expected.difference(reference(c), tolerance(c)), "ring, " + c.problem.name());
+    groups_apart();
+  }
+
+  // With mergers, groups of rows never meet: one may be most of two blocks ahead of another. The rows end at different steps, so
+  // that blocks differ in size and come to lie anywhere in the ring.
+  void groups_apart() {
+    constexpr int repetitions = 10;
+    const Case c(cell_, {5, 33, 100, 4, 1, 1, {100, 71, 79, 91}});
+    const KernelTable& table = *available_tables().back();
+    const Gradients<T> expected = computed(c, table, alone(c), alone(c));
+    for (const Plan& plan : {Plan{1, 1, 2, 1, 32, 2e12, 1}, Plan{1, 1, 3, 1, 32, 2e12, 2}})
+      for (int repetition = 0; repetition < repetitions; ++repetition)
+        CHECK_NOTHING_WRONG(expected.difference(computed(c, table, alone(c), plan), 0),
+                            "groups apart, " + c.problem.name());
   }
 
   // The comparisons above would notice it if forward had run on other weights.
