@@ -395,6 +395,17 @@ def test_every_byte_of_large_parameters_counts_on_any_number_of_threads():
         _core.fingerprint([arrays[2].T])
 
 
+@pytest.mark.parametrize("apart", [256, 512, 1024])
+def test_a_change_does_not_hide_another(apart):
+    """A sign, and what a product and a shift make of it, in another word that may be of the same hash."""
+    for seed in range(200):
+        words = np.random.default_rng(seed).integers(2**32, size=1024, dtype=np.uint32)
+        before = _core.fingerprint([words])
+        words[3] ^= 1 << 31
+        words[3 + apart // 4] ^= 0x80010000
+        assert _core.fingerprint([words]) != before
+
+
 @cells
 def test_attributes_are_the_parameters(cell):
     module = build(cell, bidirectional=True)

@@ -198,6 +198,81 @@ print(json.dumps(codes))
     assert run_python(code, timeout=60) == [0] * 5
 
 
+@linux
+def test_fork_while_parameters_are_loaded():
+    """The child has the old ones or the new ones."""
+    code = """
+import json, os, threading
+import gatedrnn as gr
+from helpers import normal
+module = gr.LSTM(40, 130, 2, seed=0)
+states = [module.state_dict(), gr.LSTM(40, 130, 2, seed=9).state_dict()]
+x = normal((3, 2, 40))
+outputs = []
+for state in states:
+    module.load_state_dict(state)
+    outputs.append(module(x)[0].tobytes())
+stop = threading.Event()
+def load():
+    while not stop.is_set():
+        for state in states:
+            module.load_state_dict(state)
+loader = threading.Thread(target=load)
+loader.start()
+codes = []
+for _ in range(60):
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if module(x)[0].tobytes() in outputs else 1)
+    codes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+stop.set()
+loader.join()
+print(json.dumps(sorted(set(codes))))
+"""
+    assert run_python(code, timeout=60) == [0]
+
+
+def test_daemon_threads_inside_a_call_at_the_end():
+    code = """
+import threading, time
+import gatedrnn as gr
+from helpers import normal
+module, x = gr.GRU(64, 128), normal((50, 8, 64))
+stream, x_t = gr.GRU(512, 512).stream(4), normal((4, 512))
+def call():
+    while True:
+        module(x)
+def train():
+    while True:
+        output, _, tape = module.forward(x)
+        module.backward(tape, output)
+def step():
+    while True:
+        stream.step(x_t)
+for target in (call, call, train, step):
+    threading.Thread(target=target, daemon=True).start()
+time.sleep(0.2)
+"""
+    for _ in range(3):
+        child = run_python(code, check_status=False)
+        assert (child.returncode, child.stderr) == (0, "")
+
+
+@linux
+def test_a_stream_does_not_hire_more_threads_than_its_steps_use():
+    code = """
+import json, os
+import gatedrnn as gr
+from helpers import normal
+gr.set_num_threads(1000)
+stream, x = gr.LSTM(256, 256).stream(1), normal((1, 256))
+for _ in range(2000):
+    stream.step(x)
+print(json.dumps(len(os.listdir("/proc/self/task"))))
+"""
+    assert run_python(code) < 100
+
+
 def test_num_threads_is_a_context_manager():
     before = gr.get_num_threads()
     assert before >= 1

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from helpers import run_python
+from helpers import assert_same_bits, run_python
 
 pytestmark = [pytest.mark.peers, pytest.mark.usefixtures("one_torch_thread")]
 torch = pytest.importorskip("torch")
@@ -183,6 +183,34 @@ def test_second_derivatives_are_refused():
         assert torch.equal(gradient, first)
         with pytest.raises(NotImplementedError, match="has first derivatives only"):
             gradient.sum().backward()
+
+
+@pytest.mark.parametrize("chosen", ["x", "h", "parameters", "d_output"])
+def test_second_derivatives_are_refused_by_whatever_they_are_asked(chosen):
+    """autograd.grad goes only where the chosen tensors can be reached; the rest it takes for 0."""
+    module = ours("gru")
+    x, h, d_output = leaves(random(4, 3, INPUT)), leaves(state_of(module, 3)), leaves(random(4, 3, HIDDEN))
+    output = module(x, h)[0]
+    (gradient,) = torch.autograd.grad(output, x, d_output, create_graph=True)
+    total = output.sum() + gradient.square().sum()
+    inputs = {"x": x, "h": h, "parameters": list(module.parameters()), "d_output": d_output}[chosen]
+    with pytest.raises(NotImplementedError, match="has first derivatives only"):
+        torch.autograd.grad(total, inputs)
+
+
+def test_tensors_that_stand_for_the_negative_of_their_memory():
+    module = ours("gru")
+    plain = random(4, 3, INPUT), state_of(module, 3), random(4, 3, HIDDEN)
+    lazy = [torch.complex(tensor, -tensor).conj().imag for tensor in plain]
+    results = []
+    for x, h, d_output in (plain, lazy):
+        module.zero_grad()
+        output, _ = module(x, h)
+        output.backward(d_output)
+        results.append([output.detach().numpy(), *(p.grad.numpy().copy() for p in module.parameters())])
+    assert all(tensor.is_neg() for tensor in lazy)
+    for actual, expected in zip(*results, strict=True):
+        assert_same_bits(actual, expected)
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")  # torch's own use of it

@@ -104,3 +104,73 @@ print(json.dumps([code, module(x)[0].tobytes() == expected]))
 """
     )
     assert run_python(code, timeout=60) == [0, True]
+
+
+@linux
+def test_gradients_of_groups_of_rows_and_mergers():
+    """Threads that never meet but through the blocks that they leave, and blocks that differ in size."""
+    code = (
+        SET_UP
+        + """
+import numpy as np
+torch.set_num_threads(6)
+gr.set_num_threads(6)
+module, x = gr.GRU(64, 64, 2, seed=0), np.random.default_rng(0).standard_normal((100, 4, 64), np.float32)
+lengths = [100, 71, 79, 91]
+output, _, tape = module.forward(x, lengths=lengths)
+plan = module._packed().plan(100, 4, 6, backward=True)
+def gradients():
+    return [g.tobytes() for g in module.backward(tape, np.ones_like(output))[2].values()]
+with gr.num_threads(1):
+    expected = gradients()
+equal = [gradients() == expected for _ in range(100)]
+print(json.dumps([plan["row_groups"] > 1, plan["mergers"] > 0, all(equal)]))
+"""
+    )
+    assert run_python(code) == [True, True, True]
+
+
+@linux
+def test_borrowed_in_a_forked_child():
+    """Where the parent has the threads that PyTorch's runtime believes in, the child computes on its own."""
+    code = """
+import json, os, torch
+torch.set_num_threads(2)
+torch.sigmoid(torch.randn(4_000_000)).sum()  # PyTorch's threads are there
+codes = []
+for torch_threads in (1, 2):
+    child = os.fork()
+    if child == 0:
+        torch.set_num_threads(torch_threads)
+        import numpy as np, gatedrnn as gr, gatedrnn.torch as gt
+        gr.set_num_threads(2)
+        module, x = gt.GRU(128, 256), np.ones((100, 64, 128), np.float32)
+        with torch.no_grad():
+            output = module(torch.from_numpy(x))[0].numpy()
+        twin = gr.GRU(128, 256)
+        twin.load_state_dict(module.state_dict())
+        os._exit(0 if np.array_equal(twin(x)[0], output) else 1)
+    codes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+print(json.dumps(codes))
+"""
+    assert run_python(code, timeout=60) == [0, 0]
+
+
+@linux
+def test_more_threads_than_the_system_gives():
+    """GNU's runtime would end the process; so it is not asked for more than it has for others."""
+    code = (
+        SET_UP
+        + """
+import resource
+import numpy as np
+module, x = gr.GRU(64, 64, seed=0), np.ones((50, 1000, 64), np.float32)
+gr.set_num_threads(1)
+expected = module(x)[0]
+gr.set_num_threads(500)
+size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (size + 600 * 2**20,) * 2)
+print(json.dumps(bool(np.array_equal(module(x)[0], expected))))
+"""
+    )
+    assert run_python(code) is True

@@ -270,6 +270,37 @@ def test_places_for_gradients(gru, bad, name):
         assert (value == 3).all()
 
 
+def test_places_for_gradients_may_not_overlap(gru):
+    """Neither each other nor an incoming gradient."""
+    ones = new_arrays(gru)
+    shared = np.full(ones["weight_hh_l0"].size + 2, 3, np.float32)
+    hidden = ones["weight_hh_l0"].shape
+    for into, d_output in [
+        ({"weight_hh_l0": shared[1:-1].reshape(hidden), "weight_hh_l1": shared[2:].reshape(hidden)}, D),
+        ({"weight_hh_l0": shared[1:-1].reshape(hidden), "weight_hh_l1": shared[1:-1].reshape(hidden)}, D),
+        (
+            {"weight_hh_l1": shared[: ones["weight_hh_l1"].size].reshape(hidden)},
+            shared[: D.size].reshape(D.shape),
+        ),
+    ]:
+        with unharmed(gru), refused("weight_hh_l[01]", ValueError):
+            gru.backward(gru.forward(X)[2], d_output, accumulate_into=ones | into)
+    assert (shared == 3).all()
+
+
+def test_places_for_gradients_are_aligned(gru):
+    ones = new_arrays(gru)
+    shape = ones["weight_hh_l0"].shape
+    size = ones["weight_hh_l0"].nbytes
+    memory = np.zeros(size + 4, np.uint8)
+    places = [memory[start : start + size].view(np.float32).reshape(shape) for start in range(4)]
+    unaligned = [place for place in places if not place.flags.aligned]
+    assert len(unaligned) == 3
+    for place in unaligned:
+        with unharmed(gru), refused("weight_hh_l0", ValueError):
+            gru.backward(gru.forward(X)[2], D, accumulate_into=ones | {"weight_hh_l0": place})
+
+
 @pytest.mark.parametrize("name", ["weight_ih_l0", "bias_hh_l1"])
 def test_missing_place(gru, name):
     into = new_arrays(gru)

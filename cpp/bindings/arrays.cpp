@@ -82,6 +82,8 @@ bool overlaps_itself(const py::array& array) {
   return false;
 }
 
+}  // namespace
+
 bool share_memory(const py::array& a, const py::array& b) {
   if (a.size() == 0 || b.size() == 0) return false;
   const auto [a_low, a_high] = extent(a);
@@ -94,8 +96,6 @@ bool share_memory(const py::array& a, const py::array& b) {
     return true;
   }
 }
-
-}  // namespace
 
 py::array float_array(const char* name, py::handle object) {
   constexpr const char* expected = "a NumPy array of floating-point numbers";

@@ -61,15 +61,21 @@ py::array new_array(const Shape& shape) {
 // For what NumPy raises where numbers exceed the range of a conversion and it was told to be strict.
 [[noreturn]] void refuse_conversion(const char* name, const py::dtype& dtype, const py::error_already_set& error);
 
-// The argument as C-contiguous T; converts only where needed.
+// The argument as aligned C-contiguous T; converts only where needed.
 template <class T>
 py::array_t<T, py::array::c_style> contiguous(const char* name, const py::array& array) {
   try {
-    const py::array_t<T, py::array::c_style | py::array::forcecast> converted(static_cast<const py::object&>(array));
+    constexpr int flags = py::array::c_style | py::array::forcecast | py::detail::npy_api::NPY_ARRAY_ALIGNED_;
+    const py::array_t<T, flags> converted(static_cast<const py::object&>(array));
     return py::reinterpret_borrow<py::array_t<T, py::array::c_style>>(converted);
   } catch (const py::error_already_set& error) {
     refuse_conversion(name, py::dtype::of<T>(), error);
   }
+}
+
+template <class T>
+bool is_aligned(const py::array& array) {
+  return reinterpret_cast<std::uintptr_t>(array.data()) % sizeof(T) == 0;
 }
 
 // Whether kernels can read or write the array in place: aligned T, features next to each other.
@@ -77,7 +83,7 @@ template <class T>
 bool usable_in_place(const py::array& array) {
   constexpr auto size = static_cast<py::ssize_t>(sizeof(T));
   if (array.dtype().num() != py::dtype::num_of<T>()) return false;
-  if (reinterpret_cast<std::uintptr_t>(array.data()) % sizeof(T) != 0) return false;
+  if (!is_aligned<T>(array)) return false;
   for (py::ssize_t axis = 0; axis < array.ndim(); ++axis)
     if (array.strides(axis) % size != 0) return false;
   const py::ssize_t last = array.ndim() - 1;
@@ -92,6 +98,8 @@ std::vector<Index> integers(const char* name, const std::string& expected, py::h
 
 // An integer per batch row in 0 .. steps, or nothing for None.
 std::optional<std::vector<Index>> lengths_argument(py::handle lengths, Index batch, Index steps);
+
+bool share_memory(const py::array& a, const py::array& b);
 
 // A writable array of exactly this type and shape that shares no memory with the inputs.
 py::array out_argument(py::handle out, const py::dtype& dtype, const Shape& shape,

@@ -1,5 +1,6 @@
 #include "bound_network.h"
 
+#include <algorithm>
 #include <atomic>
 #include <numeric>
 #include <vector>
@@ -7,6 +8,7 @@
 #include "bound_tape.h"
 #include "call.h"
 #include "gatedrnn/reference.h"
+#include "gil_release.h"
 #include "named_parameters.h"
 #include "stream_in_use.h"
 #include "workspace_pool.h"
@@ -35,8 +37,26 @@ std::vector<LayerGradients<T>> find_gradients(const Spec& spec, bool bias, const
     auto array = py::reinterpret_borrow<Array<T>>(value);
     if (!has_shape(array, shape)) refuse_value(argument().c_str(), expected(), "shape " + shape_text(array));
     if (!array.writeable()) refuse_value(argument().c_str(), expected(), "a read-only array");
+    if (!is_aligned<T>(array)) refuse_value(argument().c_str(), expected(), "an array that is not aligned");
     return array.mutable_data();
   });
+}
+
+// Nor may they share memory with each other or with the incoming gradients. Neighbours in memory tell: all are contiguous.
+void refuse_overlaps(const py::dict& gradients, const std::vector<py::object>& incoming) {
+  std::vector<std::pair<std::string, py::array>> places;
+  for (const auto& [name, array] : gradients) places.emplace_back(py::str(name), py::cast<py::array>(array));
+  for (const auto& [name, array] : places)
+    for (const py::object& gradient : incoming)
+      if (gradient && share_memory(array, py::reinterpret_borrow<py::array>(gradient)))
+        refuse_value(("accumulate_into: " + name).c_str(), "memory of its own",
+                     "an array that overlaps an incoming gradient");
+  std::sort(places.begin(), places.end(),
+            [](const auto& a, const auto& b) { return a.second.data() < b.second.data(); });
+  for (std::size_t i = 1; i < places.size(); ++i)
+    if (share_memory(places[i - 1].second, places[i].second))
+      refuse_value(("accumulate_into: " + places[i].first).c_str(), "memory of its own",
+                   "an array that overlaps " + places[i - 1].first);
 }
 
 // A tape with what keeps it alive: the network whose weights it was made with, its memory, and the caller's x, of which it
@@ -121,7 +141,7 @@ class TypedStream final : public BoundStream {
     if (work_ < kWorkWorthReleasing) {
       network_->run(sequence, workspace_);
     } else {
-      const py::gil_scoped_release release;
+      const GilRelease release;
       network_->run(sequence, workspace_);
     }
     return deliver(y, given);
@@ -211,7 +231,7 @@ class TypedNetwork final : public BoundNetwork {
     if (work < kWorkWorthReleasing) {
       run(call.sequence);
     } else {
-      const py::gil_scoped_release release;
+      const GilRelease release;
       run(call.sequence);
     }
     return results(call);
@@ -226,7 +246,7 @@ class TypedNetwork final : public BoundNetwork {
     Call<T> call = check_call<T>(network_->spec(), x, state, lengths, py::none(), batch_first);
     auto tape = std::make_unique<TypedTape<T>>(network_, call, options, pools_, bias_);
     {
-      const py::gil_scoped_release release;
+      const GilRelease release;
       network_->forward(call.sequence, *pools_->scratch.borrow(), tape->tape);
     }
     const py::tuple pair = results(call);
@@ -250,6 +270,7 @@ class TypedNetwork final : public BoundNetwork {
     call.d_c_n = values<T>(d_c_n);
     call.gradients = find_gradients<T>(spec, bias_, gradients);
     call.accumulate = accumulate;
+    if (accumulate) refuse_overlaps(gradients, {d_y, d_h_n, d_c_n});
     call.x = recorded->sequence.x;
     call.x_step = recorded->sequence.x_step;
     call.x_row = recorded->sequence.x_row;
@@ -265,7 +286,7 @@ class TypedNetwork final : public BoundNetwork {
     call.d_h_0 = values<T>(d_h_0);
     call.d_c_0 = values<T>(d_c_0);
     {
-      const py::gil_scoped_release release;
+      const GilRelease release;
       recorded->network->backward(tape, call, *pools_->scratch.borrow());
     }
     return py::make_tuple(d_x, state_result(d_h_0, d_c_0));

@@ -151,6 +151,7 @@ PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
   m.def("borrow_threads", &borrow_threads_at, py::arg("parallel"), py::arg("thread_num"), py::arg("num_threads"),
         py::arg("max_threads"));
   m.def("machine", &machine);
+  m.def("copy_all", &copy_all, py::arg("pairs"));
   m.def("fingerprint", &fingerprint, py::arg("arrays"));
   m.def("sigmoid", &gatedrnn::bindings::sigmoid, py::arg("x"));
   m.def("tanh", &gatedrnn::bindings::tanh, py::arg("x"));

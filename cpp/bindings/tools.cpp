@@ -141,6 +141,16 @@ std::uint64_t fingerprint(const std::vector<py::array>& arrays) {
   return hash;
 }
 
+void copy_all(const std::vector<std::pair<py::array, py::array>>& pairs) {
+  for (const auto& [to, from] : pairs) {
+    const bool plain = (to.flags() & py::array::c_style) && (from.flags() & py::array::c_style) && to.writeable();
+    if (!plain || !to.dtype().equal(from.dtype()) || to.nbytes() != from.nbytes())
+      refuse_value("pairs", "contiguous arrays of the same dtype and size, the first writable", "others");
+  }
+  for (const auto& [to, from] : pairs)
+    std::memmove(const_cast<void*>(to.data()), from.data(), static_cast<std::size_t>(to.nbytes()));
+}
+
 py::array sigmoid(const py::array& x) {
   if (x.dtype().num() == py::dtype::num_of<double>()) return map<double>(active_table().f64.sigmoid, x);
   return map<float>(active_table().f32.sigmoid, float_array("x", x));

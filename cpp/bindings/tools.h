@@ -13,6 +13,10 @@ namespace gatedrnn::bindings {
 namespace py = pybind11;
 
 py::dict machine();
+// Copies (to, from) of each pair. The interpreter is not let go in between: no other Python thread, no signal handler and no fork
+// sees a part of it.
+void copy_all(const std::vector<std::pair<py::array, py::array>>& pairs);
+
 std::uint64_t fingerprint(const std::vector<py::array>& arrays);
 py::array sigmoid(const py::array& x);
 py::array tanh(const py::array& x);

@@ -1,5 +1,6 @@
 // Multiplicative hashes side by side, as fast as memory is read. Each step is a bijection of its lane, so that a change of one
-// word is never missed.
+// word is never missed. It multiplies twice: the sign of a number, its top bit, goes through one product as it is, and another
+// word could take the change back whatever the hash so far (Appleby 2008, MurmurHash3, ends with the same pair of steps).
 #pragma once
 
 #include <cstring>
@@ -22,7 +23,8 @@ inline void hash_blocks(const unsigned char* data, Index blocks, std::uint32_t* 
       Words words;
       std::memcpy(&words, data + i * sizeof words, sizeof words);
       hash[i] = (hash[i] ^ words) * 0x9e3779b1u;
-      hash[i] ^= hash[i] >> 15;
+      hash[i] = (hash[i] ^ hash[i] >> 15) * 0x85ebca77u;
+      hash[i] ^= hash[i] >> 13;
     }
   }
   std::memcpy(lanes, hash, sizeof hash);

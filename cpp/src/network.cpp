@@ -28,12 +28,13 @@ bool start(Run& run, Workspace& workspace) {
 template <class PlanFor, class RunWith>
 void run_planned(PlanFor&& plan_for, RunWith&& run_with) {
   const int threads = num_threads();
-  const Team team = team_of(threads);
-  const Plan chosen = plan_for(threads, team);
-  const bool missed = team == Team::asleep && chosen.threads() == 1 && plan_for(threads, Team::awake).threads() > 1;
+  const Plan wanted = plan_for(threads, Team::awake);
+  const bool asleep = wanted.threads() > 1 && team_of(wanted.threads()) == Team::asleep;
+  const Plan chosen = asleep ? plan_for(threads, Team::asleep) : wanted;
+  const bool missed = asleep && chosen.threads() == 1;
   const auto begun = missed ? std::chrono::steady_clock::now() : std::chrono::steady_clock::time_point();
-  if (!run_with(chosen)) run_with(plan_for(1, team));
-  if (missed) miss_team(threads, begun);
+  if (!run_with(chosen)) run_with(plan_for(1, Team::asleep));
+  if (missed) miss_team(wanted.threads(), begun);
 }
 
 }  // namespace

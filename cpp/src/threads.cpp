@@ -210,6 +210,12 @@ class BorrowedTeam {
  public:
   explicit BorrowedTeam(const OpenMp& from) : from_(from) {}
 
+  // Not more than the runtime would start for others: where the system gives it none, it ends the process.
+  bool takes(int count) const {
+    static const int processors = usable_processors();
+    return count <= std::max(processors, from_.max_threads());
+  }
+
   bool run(int count, TeamFunction function, void* context) {
     const std::unique_lock owner(owner_, std::try_to_lock);
     if (!owner) return false;
@@ -273,14 +279,19 @@ Pool& pool() {
 });
 #endif
 
+// Null: ours are used.
+BorrowedTeam* borrowed_for(int count) {
+  BorrowedTeam* const borrowed = borrowed_team.load(std::memory_order_acquire);
+  return borrowed && borrowed->takes(count) ? borrowed : nullptr;
+}
+
 }  // namespace
 
 void set_num_threads(int count) { thread_setting().store(count); }
 int num_threads() { return thread_setting().load(std::memory_order_relaxed); }
 
 bool run_team(int count, Shares shares, double patience, TeamFunction function, void* context) {
-  if (BorrowedTeam* borrowed = borrowed_team.load(std::memory_order_acquire))
-    return borrowed->run(count, function, context);
+  if (BorrowedTeam* const borrowed = borrowed_for(count)) return borrowed->run(count, function, context);
   return pool().run(count, shares, patience, function, context);
 }
 
@@ -288,12 +299,12 @@ void borrow_threads(const OpenMp& from) { borrowed_team.store(new BorrowedTeam(f
 
 Team team_of(int count) {
   if (count == 1) return Team::asleep;
-  if (const BorrowedTeam* borrowed = borrowed_team.load(std::memory_order_acquire)) return borrowed->team();
+  if (const BorrowedTeam* const borrowed = borrowed_for(count)) return borrowed->team();
   return pool().team_of(count);
 }
 
 void miss_team(int count, Clock::time_point begun) {
-  if (!borrowed_team.load(std::memory_order_acquire)) pool().miss_team(count, begun);
+  if (!borrowed_for(count)) pool().miss_team(count, begun);
 }
 
 void relax() {

@@ -101,6 +101,9 @@ def get_num_threads() -> int: ...
 def borrow_threads(parallel: int, thread_num: int, num_threads: int, max_threads: int) -> None:
     """Compute on the threads of an OpenMP runtime from now on, given the addresses of its functions."""
 
+def copy_all(pairs: Sequence[tuple[npt.NDArray[Any], npt.NDArray[Any]]]) -> None:
+    """Copy (to, from) of each pair of contiguous arrays; nobody sees a part of it done."""
+
 def fingerprint(arrays: Sequence[npt.NDArray[Any]]) -> int:
     """Hash the bytes of contiguous arrays to 64 bits."""
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from gatedrnn import _checks
+from gatedrnn import _checks, _core
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -117,9 +117,8 @@ class ParameterStore:
             raise ValueError(f"{name}: expected the range of {target.dtype}, got larger numbers") from None
 
     def write(self, values: Mapping[str, Array]) -> None:
-        """Write what `accept` returned."""
-        for name, value in values.items():
-            np.copyto(self.views[name], value)
+        """Write what `accept` returned; other threads, forks and signal handlers see all or nothing of it."""
+        _core.copy_all([(self.views[name], np.ascontiguousarray(value)) for name, value in values.items()])
 
     def compare(self, names: Mapping[str, object]) -> IncompatibleKeys:
         """Compare names with the store's own."""

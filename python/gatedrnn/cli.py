@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -31,7 +33,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if command == "config":
         return _config(rest)
     # Only now: they need packages that gatedrnn itself does not.
-    status: int = importlib.import_module(f"gatedrnn.{command}").main(rest)
+    run = importlib.import_module(f"gatedrnn.{command}").main
+    try:
+        status: int = run(rest)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read the output, such as `head`, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     return status
 
 

@@ -7,6 +7,7 @@
 #include <atomic>
 
 #include "../../bindings/arrays.h"
+#include "../../bindings/gil_release.h"
 #include "../../bindings/named_parameters.h"
 #include "../../bindings/stream_in_use.h"
 #include "../network.h"
@@ -15,6 +16,7 @@
 namespace gatedrnn::cuda {
 namespace {
 
+using bindings::GilRelease;
 using bindings::refuse_type;
 using bindings::refuse_value;
 using bindings::StreamInUse;
@@ -148,7 +150,7 @@ class BoundNetwork {
     Call call;
     prepare(call, transfer, x, state, lengths, out, batch_first);
     {
-      const py::gil_scoped_release release;
+      const GilRelease release;
       network_->run(call.forward, transfer.stream());
     }
     transfer.finish();
@@ -163,7 +165,7 @@ class BoundNetwork {
     prepare(call, transfer, x, state, lengths, py::none(), batch_first);
     auto tape = std::make_unique<BoundTape>();
     {
-      const py::gil_scoped_release release;
+      const GilRelease release;
       tape->tape = network_->record(call.forward, {{dropout, dropout_seed}, recompute}, transfer.stream());
     }
     tape->network = network_;
@@ -210,7 +212,7 @@ class BoundNetwork {
     if (is_lstm(spec_.cell))
       call.d_c_0 = new_state(transfer, tape.batch, tape.unbatched, spec_.hidden_size, tape.storage, d_c_0);
     {
-      const py::gil_scoped_release release;
+      const GilRelease release;
       tape.network->backward(*tape.tape, call, transfer.stream());
     }
     transfer.finish();
@@ -407,7 +409,7 @@ class BoundStream {
     call.h_0 = call.h_n = {h_.view().data, storage_};
     if (is_lstm(spec_.cell)) call.c_0 = call.c_n = {c_.view().data, storage_};
     {
-      const py::gil_scoped_release release;
+      const GilRelease release;
       const Following order(last_, transfer.stream());
       network_->run(call, transfer.stream());
     }

@@ -275,7 +275,7 @@ struct Kernels {
   void (*read)(const T* data, Index n, T* sink) noexcept;
 };
 
-constexpr int kHashBlock = 256;  // bytes
+constexpr int kHashBlock = 512;  // bytes
 
 struct KernelTable {
   const char* name;

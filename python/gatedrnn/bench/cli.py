@@ -55,8 +55,13 @@ def main(argv: list[str] | None = None) -> int:
         unknown := [n for n in options.set if n in shapes.SETS and n not in shapes.TRAINING_SETS]
     ):
         parser.error(f"--train has the sets {', '.join(shapes.TRAINING_SETS)}, not {', '.join(unknown)}")
+    labels = _labels(options)
+    if not labels:
+        parser.error(
+            f"--only: no label of --set {' --set '.join(options.set)} contains {options.only}; see --list"
+        )
     if options.list:
-        _list(options)
+        print(*labels, sep="\n")
         return 0
     if options.isa and any(
         os.environ.get(key) != value for key, value in _ISA_VARIABLES[options.isa].items()
@@ -178,14 +183,19 @@ def _positive(kind: type[int] | type[float]) -> Any:
     return number
 
 
-def _list(options: argparse.Namespace) -> None:
-    for name in options.set:
-        if name in shapes.SETS:
-            for shape in shapes.select(name, options.cells, options.only, train=options.train):
-                print(f"{name}: {shape.label}")
-    for measure in against_self.select(options.set):
-        for pair in against_self.pairs(measure, options.threads, options.only):
-            print(f"{measure.name}: {pair.label}")
+def _labels(options: argparse.Namespace) -> list[str]:
+    """Name what the options choose."""
+    labels = [
+        f"{name}: {shape.label}"
+        for name in options.set
+        if name in shapes.SETS
+        for shape in shapes.select(name, options.cells, options.only, train=options.train)
+    ]
+    return labels + [
+        f"{measure.name}: {pair.label}"
+        for measure in against_self.select(options.set)
+        for pair in against_self.pairs(measure, options.threads, options.only)
+    ]
 
 
 def _restart(arguments: list[str], variables: dict[str, str]) -> None:

@@ -22,6 +22,8 @@ _SHOWN_DIFFERENCES = 10
 _REFERENCE_SECONDS = 20.0
 _MAX_BATCH_SIZE = 4096
 _MAX_HIDDEN_SIZE = 4096
+_PRONOUNCING = ("count", "batch_size")
+_TRAINING = ("text", "cell", "hidden", "seconds", "epochs", "out")
 _TRAINING_SECONDS = 30.0
 
 
@@ -37,12 +39,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     parser = _parser()
     options = parser.parse_args(argv)
+    training = not options.words if options.train is None else options.train
     if options.train and options.words:
         parser.error(f"words: expected none with --train, got {' '.join(options.words)}")
+    if not training:
+        _refuse(parser, options, _TRAINING, "where nothing is trained")
+    if options.train:
+        _refuse(parser, options, _PRONOUNCING, "with --train")
     status = 0 if options.train else _pronounce(options)
-    if status == 0 and (options.train or (options.train is None and not options.words)):
+    if status == 0 and training:
         status = _train(options)
     return status
+
+
+def _refuse(
+    parser: argparse.ArgumentParser, options: argparse.Namespace, names: Sequence[str], where: str
+) -> None:
+    """End with an error if one of these options was given."""
+    for name in names:
+        if getattr(options, name) != parser.get_default(name):
+            parser.error(f"--{name.replace('_', '-')}: expected none {where}")
 
 
 def _pronounce(options: argparse.Namespace) -> int:
@@ -131,7 +147,12 @@ def _add_pronouncing(add: Callable[..., object]) -> None:
 
 
 def _add_training(add: Callable[..., object]) -> None:
-    add("--text", type=Path, metavar="FILE", help="text in UTF-8 (default: Python's own documentation)")
+    add(
+        "--text",
+        type=Path,
+        metavar="FILE",
+        help="text in UTF-8, what is none of it being U+FFFD (default: Python's own documentation)",
+    )
     add(
         "--cell",
         choices=language_model.CELLS,

@@ -87,8 +87,8 @@ def _recorded_with(token: Tensor) -> _Recorded:
 
 
 def _array(tensor: Tensor) -> Array:
-    """Share the memory of a tensor."""
-    array: Array = (tensor.detach() if tensor.requires_grad else tensor).numpy()
+    """Share the memory of a tensor, unless it stands for the negative of what is in it."""
+    array: Array = (tensor.detach() if tensor.requires_grad else tensor).resolve_neg().numpy()
     return array
 
 
@@ -190,13 +190,14 @@ class _Recurrence(torch.autograd.Function):
         # x is saved so that torch refuses a backward after a write into it. The weights need not be: the
         # tape has those that it was made with.
         ctx.save_for_backward(x, token)
+        ctx.others = h, c, *weights  # for `_final` alone
         if type(state_n) is tuple:
             return torch.from_numpy(output), torch.from_numpy(state_n[0]), torch.from_numpy(state_n[1])
         return torch.from_numpy(output), torch.from_numpy(state_n)
 
     @staticmethod
     def backward(ctx: Any, *d_results: Tensor | None) -> tuple[Tensor | None, ...]:
-        _, token = ctx.saved_tensors
+        x, token = ctx.saved_tensors
         d_output, d_h_n, d_c_n = d_results if len(d_results) == 3 else (*d_results, None)
         needed = ctx.needs_input_grad
         d_x, d_state, d_weights = _differentiate(token, d_output, d_h_n, d_c_n, needed[1])
@@ -209,25 +210,26 @@ class _Recurrence(torch.autograd.Function):
             ]
         )
         if torch.is_grad_enabled():  # with create_graph=True
-            gradients = tuple([_final(gradient) for gradient in gradients])
+            sources = [t for t in (x, *ctx.others, *d_results) if t is not None and t.requires_grad]
+            gradients = tuple([_final(gradient, sources) for gradient in gradients])
         return None, *gradients
 
 
-def _final(gradient: Tensor | None) -> Tensor | None:
-    """Mark a gradient as one that has none itself and says so."""
+def _final(gradient: Tensor | None, sources: Sequence[Tensor]) -> Tensor | None:
+    """Mark a gradient as one that depends on its sources, but has no derivative by them, and says so."""
     if gradient is None:
         return None
-    marked: Tensor = cast(Any, _Final).apply(gradient.requires_grad_())
+    marked: Tensor = cast(Any, _Final).apply(gradient, *sources)
     return marked
 
 
 class _Final(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, gradient: Tensor) -> Tensor:
-        return gradient.view_as(gradient)
+    def forward(ctx: Any, gradient: Tensor, *sources: Tensor) -> Tensor:
+        return gradient
 
     @staticmethod
-    def backward(ctx: Any, *_: Tensor) -> Tensor:
+    def backward(ctx: Any, *_: Tensor) -> tuple[Tensor, ...]:
         raise NotImplementedError(_NO_SECOND_DERIVATIVES)
 
 

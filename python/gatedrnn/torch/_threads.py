@@ -18,11 +18,26 @@ from gatedrnn import _core
 _FUNCTIONS = ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads", "omp_get_max_threads")
 
 
+def _forked() -> bool:
+    """Whether this process is a fork that runs no program of its own, as far as Linux tells."""
+    without_exec = 0x40  # PF_FORKNOEXEC
+    try:
+        fields = (
+            Path("/proc/self/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()
+        )
+        return bool(int(fields[6]) & without_exec)
+    except (OSError, ValueError, IndexError):
+        return False
+
+
 def borrow() -> bool:
     """Have the engine use the OpenMP threads of PyTorch in this process; return whether there are any.
 
-    The runtime is the one that PyTorch's library is linked with, GNU's or one that has its functions.
+    The runtime is the one that PyTorch's library is linked with, GNU's or one that has its functions. In a
+    forked process it may believe in threads that only the parent has, and would wait for them for ever.
     """
+    if _forked():
+        return False
     try:
         library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
         functions = [getattr(library, name) for name in _FUNCTIONS]
