@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import operator
 import os
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -154,3 +155,10 @@ def path(name: str, value: object) -> str:
     if not isinstance(value, (str, os.PathLike)):
         raise TypeError(f"{name}: expected a str or os.PathLike, got {described(value)}")
     return os.fsdecode(value)
+
+
+def warn_of_dropout(dropout: float, num_layers: int) -> None:
+    """Say that dropout needs several layers. For whoever calls the constructor that calls what calls this."""
+    if dropout > 0 and num_layers == 1:
+        message = f"dropout={dropout} has no effect with num_layers=1: it acts between layers"
+        warnings.warn(message, UserWarning, stacklevel=4)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import os
 import threading
-import warnings
 import weakref
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar, overload
@@ -129,12 +128,7 @@ class _Recurrent(Generic[_State, _Given]):
         checked_seed = _checks.seed("seed", seed)
         self._build(options)
         self._place(device, precision)
-        if self.dropout > 0 and self.num_layers == 1:
-            warnings.warn(
-                f"dropout={self.dropout} has no effect with num_layers=1: it acts between layers",
-                UserWarning,
-                stacklevel=3,
-            )
+        _checks.warn_of_dropout(self.dropout, self.num_layers)
         self._store.draw(self.hidden_size**-0.5, checked_seed)
         self._dropout_generator = np.random.default_rng(checked_seed)
 

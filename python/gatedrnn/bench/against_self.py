@@ -54,22 +54,19 @@ def _ours(name: str, of: Problem, threads: int | None = None) -> Contender:
     return replace(contender, session=functools.partial(gr.num_threads, threads))
 
 
-def _gru_before(_: int) -> Iterator[Pair]:
-    def build(shape: Shape) -> tuple[Contender, Contender]:
-        before = problem(replace(shape, cell="GRU_BEFORE"), np.float32)
-        return _ours(MEASURED, before), _ours(BASE, problem(shape, np.float32))
+def _both_grus(shape: Shape) -> tuple[Contender, Contender]:
+    before = problem(replace(shape, cell="GRU_BEFORE"), np.float32)
+    return _ours(MEASURED, before), _ours(BASE, problem(shape, np.float32))
 
+
+def _gru_before(_: int) -> Iterator[Pair]:
     for shape in grid("GRU"):
-        yield Pair(shape.label, functools.partial(build, shape))
+        yield Pair(shape.label, functools.partial(_both_grus, shape))
 
 
 def _gru_before_training(_: int) -> Iterator[Pair]:
-    def build(shape: Shape) -> tuple[Contender, Contender]:
-        before = problem(replace(shape, cell="GRU_BEFORE"), np.float32)
-        return _ours(MEASURED, before), _ours(BASE, problem(shape, np.float32))
-
     for shape in select_shapes("grid", ["GRU"], (), train=True):
-        yield Pair(shape.label, functools.partial(build, shape))
+        yield Pair(shape.label, functools.partial(_both_grus, shape))
 
 
 def _recompute(_: int) -> Iterator[Pair]:

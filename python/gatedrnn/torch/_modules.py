@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, cast
 
@@ -56,12 +55,7 @@ class _Recurrent(nn.Module):
             raise ValueError(f"dtype: expected torch.float32 or torch.float64, got {dtype}")
         for name, value in self._numpy_class._checked(options).items():
             setattr(self, name, value)
-        if self.dropout > 0 and self.num_layers == 1:
-            warnings.warn(
-                f"dropout={self.dropout} has no effect with num_layers=1: it acts between layers",
-                UserWarning,
-                stacklevel=3,
-            )
+        _checks.warn_of_dropout(self.dropout, self.num_layers)
         self._stack = Stack(self._cell, self.num_layers, self.bidirectional, self.bias)
         shapes = shapes_of(self._stack, self.input_size, self.hidden_size, self._state_size)
         for name, shape in shapes.items():
