@@ -17,12 +17,16 @@ BUILD = "pip install . -C cmake.define.GATEDRNN_CUDA=ON"
 _Result = Any  # arrays of whatever library
 
 
+class NotBuiltError(RuntimeError):
+    """This build has no device backend."""
+
+
 def backend() -> Any:
     """Return the extension module, or raise a RuntimeError that names what is missing."""
     try:
         module = importlib.import_module("gatedrnn._cuda")
     except ModuleNotFoundError:
-        raise RuntimeError(
+        raise NotBuiltError(
             f"device: 'cuda' needs the device backend, which this build has not; install it with: {BUILD}"
         ) from None
     except ImportError as error:
@@ -40,8 +44,10 @@ def described() -> bool | str | list[str]:
     """For `show_config`: False where there is no backend, else the devices, or why there are none."""
     try:
         return list(backend().devices()["names"])
+    except NotBuiltError:
+        return False
     except RuntimeError as error:
-        return False if BUILD in str(error) else str(error).removeprefix("device: 'cuda' ")
+        return str(error).removeprefix("device: 'cuda' ")
 
 
 class _Place:
