@@ -1,0 +1,121 @@
+// Sequences that go forward together on the device, one time step at a time.
+#pragma once
+
+#include <atomic>
+
+#include "../../bindings/stream_in_use.h"
+#include "bound_network.h"
+
+namespace gatedrnn::cuda {
+
+using bindings::StreamInUse;
+
+// Sequences that go forward together, their state on the device.
+class BoundStream {
+ public:
+  BoundStream(const BoundNetwork& network, Index batch)
+      : spec_(network.spec()),
+        network_(network.network()),
+        storage_(network.host_storage()),
+        batch_(batch),
+        h_({layers(), batch, spec_.state_size()}, storage_, cudaStreamPerThread),
+        c_({is_lstm(spec_.cell) ? layers() : 0, batch, spec_.hidden_size}, storage_, cudaStreamPerThread) {
+    reset(py::none());
+  }
+
+  py::object step(const py::object& x, const py::object& out, std::uintptr_t stream) {
+    Transfer transfer(x, storage_, stream);
+    const ArrayView in = transfer.input("x", x);
+    const bool single = in.axes() == 1 && batch_ == 1;
+    const Sizes expected = single ? Sizes{spec_.input_size} : Sizes{batch_, spec_.input_size};
+    if (in.shape != expected) refuse_value("x", text(expected), text(in.shape));
+    Sizes shape = in.shape;
+    shape.back() = spec_.output_size();
+    py::object y;
+    ArrayView to;
+    if (out.is_none()) {
+      to = transfer.output(shape, in.storage, y);
+    } else {
+      if (transfer.host())
+        bindings::out_argument(out, py::dtype(name_of(storage_)),
+                               single ? bindings::Shape{shape[0]} : bindings::Shape{shape[0], shape[1]},
+                               {py::array(x)});
+      to = transfer.output_into("out", out, shape, transfer.host() ? storage_ : in.storage);
+      y = out;
+    }
+    const StreamInUse in_use(busy_);
+    ForwardCall call;
+    call.steps = 1;
+    call.batch = batch_;
+    call.x = {in.data, in.storage, 0, single ? 0 : in.strides[0]};
+    call.y = {to.data, to.storage, 0, single ? 0 : to.strides[0]};
+    call.h_0 = call.h_n = {h_.view().data, storage_};
+    if (is_lstm(spec_.cell)) call.c_0 = call.c_n = {c_.view().data, storage_};
+    {
+      const GilRelease release;
+      const Following order(last_, transfer.stream());
+      network_->run(call, transfer.stream());
+    }
+    transfer.finish();
+    return y;
+  }
+
+  py::object state() const {
+    const StreamInUse in_use(busy_);
+    const py::array h = h_.to_numpy(last_);
+    return is_lstm(spec_.cell) ? py::object(py::make_tuple(h, c_.to_numpy(last_))) : py::object(h);
+  }
+
+  void set_state(const py::object& state) {
+    if (state.is_none()) return reset(state);
+    py::object h = state, c;
+    if (is_lstm(spec_.cell)) std::tie(h, c) = bindings::state_pair("state", state);
+    const py::array checked_h = checked("state: h", h, h_), checked_c = c ? checked("state: c", c, c_) : py::array();
+    const StreamInUse in_use(busy_);
+    assign(checked_h, h_);
+    if (c) assign(checked_c, c_);
+  }
+
+  void reset(const py::object& rows) {
+    std::vector<Index> chosen;
+    if (!rows.is_none())
+      chosen =
+          bindings::integers("rows", "None, or row numbers in 0 .. " + std::to_string(batch_ - 1), rows, 0, batch_ - 1);
+    const StreamInUse in_use(busy_);
+    for (const Array* array : {&h_, &c_}) {
+      const ArrayView& view = array->view();
+      const Index width = view.shape[2] * bytes_of(storage_);
+      auto* bytes = static_cast<char*>(view.data);
+      if (rows.is_none()) clear(bytes, view.size() * bytes_of(storage_), last_);
+      for (Index layer = 0; layer < view.shape[0]; ++layer)
+        for (const Index row : chosen) clear(bytes + (layer * batch_ + row) * width, width, last_);
+    }
+  }
+
+  Index batch_size() const { return batch_; }
+
+ private:
+  Index layers() const { return spec_.num_layers; }
+
+  py::array checked(const char* name, const py::object& value, const Array& of) const {
+    const py::array array = bindings::float_array(name, value);
+    const Sizes shape(array.shape(), array.shape() + array.ndim());
+    if (shape != of.view().shape) refuse_value(name, text(of.view().shape), text(shape));
+    return storage_ == Storage::float64 ? py::array(bindings::contiguous<double>(name, array))
+                                        : py::array(bindings::contiguous<float>(name, array));
+  }
+  void assign(const py::array& from, Array& to) {
+    copy(to.view().data, from.data(), from.nbytes(), cudaMemcpyHostToDevice, last_);
+    check(cudaStreamSynchronize(last_), "copying a state");
+  }
+
+  const Spec spec_;
+  const std::shared_ptr<Network> network_;
+  const Storage storage_;
+  const Index batch_;
+  const cudaStream_t last_ = cudaStreamPerThread;
+  Array h_, c_;
+  mutable std::atomic<bool> busy_{false};
+};
+
+}  // namespace gatedrnn::cuda
