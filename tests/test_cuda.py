@@ -256,12 +256,10 @@ def test_dropout_has_the_masks_of_the_processor(cell):
 @on_device
 @every_cell
 def test_recompute(cell):
-    """The sums of the parameters' gradients have other pieces; nothing else changes."""
+    """Products have other sizes, of which cuBLAS makes what it likes."""
     p = problem_of(cell, (3, 5, 3, 34, {"bidirectional": True}), lengths=[34, 33, 17])
     _, device = both(p)
     recomputed, expected = device.gradients(recompute=True), device.gradients()
-    of_call = ("x", "h_0", "c_0")
-    assert_same_gradients(*({k: g[k] for k in of_call if k in g} for g in (recomputed, expected)))
     assert_close_gradients(recomputed, expected, gradient_tolerance(p))
     kept, recomputed = (device.forward(recompute=flag)[2].nbytes for flag in (False, True))
     assert recomputed < kept or "rnn" in cell

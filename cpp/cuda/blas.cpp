@@ -1,5 +1,7 @@
 #include "blas.h"
 
+#include <map>
+
 namespace gatedrnn::cuda {
 
 void check(cublasStatus_t status, const char* doing) {
@@ -21,6 +23,13 @@ void Blas::begin(cudaStream_t stream, bool tf32) {
   check(cublasSetStream(handle_, stream), "choosing the stream");
   workspace_ = DeviceMemory(bytes, stream);
   check(cublasSetWorkspace(handle_, workspace_.data(), static_cast<std::size_t>(bytes)), "setting the workspace");
+}
+
+BlasPool& blas_pool_of(int device) {
+  static std::mutex mutex;
+  static auto& pools = *new std::map<int, BlasPool>;
+  const std::lock_guard lock(mutex);
+  return pools[device];
 }
 
 }  // namespace gatedrnn::cuda

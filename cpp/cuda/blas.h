@@ -120,4 +120,8 @@ class BlasPool {
   std::vector<std::unique_ptr<Blas>> free_;
 };
 
+// Shared by all networks of a device, which come and go as parameters change. Never destroyed: when a process ends the runtime may be
+// gone before.
+BlasPool& blas_pool_of(int device);
+
 }  // namespace gatedrnn::cuda

@@ -122,7 +122,11 @@ class TypedNetwork final : public Network {
   using A = Sum<S>;
 
   TypedNetwork(const Spec& spec, const Parameters<A>& parameters, bool tf32)
-      : spec_(spec), tf32_(tf32), limits_(limits_of_current_device()) {
+      : spec_(spec),
+        tf32_(tf32),
+        device_(current_device()),
+        limits_(limits_of(device_)),
+        blas_pool_(blas_pool_of(device_)) {
     const cudaStream_t stream = cudaStreamPerThread;
     for (std::size_t track = 0; track < parameters.size(); ++track)
       weights_.push_back(upload(parameters[track], static_cast<Index>(track) / spec.directions, stream));
@@ -135,9 +139,13 @@ class TypedNetwork final : public Network {
     return make_plan({spec_, steps, batch, sizeof(S), sizeof(A)}, limits_);
   }
 
-  void run(const ForwardCall& call, cudaStream_t stream) override { forward(call, nullptr, stream); }
+  void run(const ForwardCall& call, cudaStream_t stream) override {
+    refuse_other_work(stream);
+    forward(call, nullptr, stream);
+  }
 
   std::unique_ptr<Tape> record(const ForwardCall& call, const TapeOptions& options, cudaStream_t stream) override {
+    refuse_other_work(stream);
     auto tape = std::make_unique<TypedTape<S>>(options, Batch(call.steps, call.batch, call.lengths, stream), stream);
     forward(call, tape.get(), stream);
     return tape;
@@ -146,6 +154,16 @@ class TypedNetwork final : public Network {
   void backward(const Tape& tape, const BackwardCall& call, cudaStream_t stream) override;
 
  private:
+  // Before anything is given to the stream.
+  void refuse_other_work(cudaStream_t stream) const {
+    if (const int current = current_device(); current != device_)
+      throw std::runtime_error("device: expected the current one to be " + std::to_string(device_) +
+                               ", which has the module's parameters, got " + std::to_string(current));
+    if (is_capturing(stream))
+      throw std::runtime_error(
+          "stream: expected one that no graph is captured from, since calls copy what they are given");
+  }
+
   Index H() const { return spec_.hidden_size; }
   Index P() const { return spec_.state_size(); }
   Index width() const { return spec_.output_size(); }
@@ -438,12 +456,15 @@ class TypedNetwork final : public Network {
   }
 
   template <class Arguments>
-  void start_recurrence(const Context& x, void (*kernel)(Arguments), Index shared_bytes, Arguments arguments) const {
+  void start_recurrence(const Context& x, void (*kernel)(Arguments), Index shared_bytes, int staged,
+                        Arguments arguments) const {
     DeviceArray<unsigned> arrived(1, x.stream);
     clear(arrived.data(), 1, x.stream);
     arguments.arrived = arrived.data();
     arguments.units_per_block = x.plan.units_per_block;
-    check(allow_shared_bytes(kernel, static_cast<std::size_t>(shared_bytes)), "asking for shared memory");
+    arguments.staged = staged;
+    // All there is: another call of the same kernel may need more than this one.
+    check(allow_shared_bytes(kernel, static_cast<std::size_t>(limits_.shared_bytes)), "asking for shared memory");
     check(start_together(kernel, dim3(static_cast<unsigned>(x.plan.grid)), dim3(kRecurrenceThreads),
                          static_cast<std::size_t>(shared_bytes), x.stream, arguments),
           "starting a persistent kernel");
@@ -457,7 +478,8 @@ class TypedNetwork final : public Network {
     arguments.weights = weights.weight_hh.data();
     for (int i = 0; i < 2; ++i) arguments.h[i] = state.h[i].data();
     with_cell([&](auto cell) {
-      start_recurrence(x, forward_recurrence<S, decltype(cell)::value>, x.plan.forward_shared_bytes, arguments);
+      start_recurrence(x, forward_recurrence<S, decltype(cell)::value>, x.plan.forward_shared_bytes,
+                       x.plan.forward_staged, arguments);
     });
   }
 
@@ -492,9 +514,10 @@ class TypedNetwork final : public Network {
 
   const Spec spec_;
   const bool tf32_;
+  const int device_;  // where the weights are
   const DeviceLimits limits_;
   std::vector<Weights<S>> weights_;
-  BlasPool blas_pool_;
+  BlasPool& blas_pool_;
 };
 
 }  // namespace gatedrnn::cuda

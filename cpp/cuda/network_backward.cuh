@@ -7,6 +7,7 @@ namespace gatedrnn::cuda {
 
 template <class S>
 void TypedNetwork<S>::backward(const Tape& any_tape, const BackwardCall& call, cudaStream_t stream) {
+  refuse_other_work(stream);
   const auto& tape = static_cast<const TypedTape<S>&>(any_tape);
   const Batch& batch = tape.batch;
   const Following order(tape.stream, stream);
@@ -141,7 +142,8 @@ void TypedNetwork<S>::back_steps(const Context& x, const Track& track, const Bac
     arguments.weights = weights.weight_hh.data();
     arguments.c_at_begin = block.c_before;
     with_cell([&](auto cell) {
-      start_recurrence(x, backward_recurrence<S, decltype(cell)::value>, x.plan.backward_shared_bytes, arguments);
+      start_recurrence(x, backward_recurrence<S, decltype(cell)::value>, x.plan.backward_shared_bytes,
+                       x.plan.backward_staged, arguments);
     });
     return;
   }

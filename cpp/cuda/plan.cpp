@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "gatedrnn/kernel_table.h"
 #include "gatedrnn/memory.h"
 
 namespace gatedrnn::cuda {
@@ -24,11 +25,22 @@ Plan make_plan(const Problem& problem, const DeviceLimits& device) {
       problem.steps < 2)
     return plan;
   const Index units = ceil_div(H, std::min<Index>(H, device.processors));
-  const Index weights = gates * units * H * problem.value_bytes;
-  // After the products, so that both are aligned.
-  plan.forward_shared_bytes = problem.batch * gates * units * problem.sum_bytes + weights;
-  plan.backward_shared_bytes = problem.batch * units * problem.sum_bytes + weights;
-  plan.persistent = std::max(plan.forward_shared_bytes, plan.backward_shared_bytes) <= device.shared_bytes;
+  // Weights, then a part of the operand, then the products, each aligned.
+  const Index pack = 16 / problem.value_bytes;
+  const auto fill = [&](Index weights, Index products, Index depth, int& staged, Index& bytes) {
+    const Index fixed = weights * problem.value_bytes + products * problem.sum_bytes;
+    const Index room = (device.shared_bytes - fixed) / (problem.batch * problem.value_bytes) / pack * pack;
+    if (device.shared_bytes < fixed || room < std::min(round_up(depth, pack), 32 * pack)) return false;
+    // whole turns of a warp where it does not all fit
+    staged = static_cast<int>(room >= depth ? round_up(depth, pack) : room / (32 * pack) * (32 * pack));
+    bytes = fixed + problem.batch * staged * problem.value_bytes;
+    return true;
+  };
+  const Index row = round_up(H, pack), recurrent = recurrent_slots(spec.cell) * H;
+  const Index back_row = round_up(recurrent, pack) + (spec.cell == Cell::gru_reset_before ? row : 0);
+  plan.persistent =
+      fill(gates * units * row, problem.batch * gates * units, H, plan.forward_staged, plan.forward_shared_bytes) &&
+      fill(units * back_row, problem.batch * units, recurrent, plan.backward_staged, plan.backward_shared_bytes);
   plan.units_per_block = static_cast<int>(units);
   plan.grid = static_cast<int>(ceil_div(H, units));
   return plan;

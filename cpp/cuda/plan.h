@@ -23,7 +23,8 @@ struct Plan {
   int grid = 0;             // its blocks, all of them at once
   int units_per_block = 0;
   Index forward_shared_bytes = 0, backward_shared_bytes = 0;
-  Index most_pairs = 0;  // (step, row) pairs of a block of steps
+  int forward_staged = 0, backward_staged = 0;  // values of a row of the operand in shared memory at a time
+  Index most_pairs = 0;                         // (step, row) pairs of a block of steps
 };
 
 Plan make_plan(const Problem& problem, const DeviceLimits& device);

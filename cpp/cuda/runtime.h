@@ -124,9 +124,32 @@ class Following {
   cudaStream_t earlier_, later_;
 };
 
-inline DeviceLimits limits_of_current_device() {
+inline int current_device() {
   int number = 0;
   check(cudaGetDevice(&number), "asking for the device");
+  return number;
+}
+
+inline bool is_capturing(cudaStream_t stream) {
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  check(cudaStreamIsCapturing(stream, &status), "asking for the stream");
+  return status != cudaStreamCaptureStatusNone;
+}
+
+// A stream of our own, which all threads may use in turns.
+class OwnStream {
+ public:
+  OwnStream() { check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "making a stream"); }
+  ~OwnStream() { cudaStreamDestroy(stream_); }
+  OwnStream(const OwnStream&) = delete;
+  OwnStream& operator=(const OwnStream&) = delete;
+  operator cudaStream_t() const { return stream_; }
+
+ private:
+  cudaStream_t stream_ = nullptr;
+};
+
+inline DeviceLimits limits_of(int number) {
   const auto attribute = [number](cudaDeviceAttr which) {
     int value = 0;
     check(cudaDeviceGetAttribute(&value, which, number), "asking for the device's properties");

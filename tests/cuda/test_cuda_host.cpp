@@ -3,12 +3,14 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <tuple>
 
 #include "../cpp/check.h"
 #include "gatedrnn/cells/activations.h"
 #include "gatedrnn/cells/gru.h"
 #include "gatedrnn/cells/lstm.h"
 #include "gatedrnn/cells/scalar.h"
+#include "gatedrnn/kernel_table.h"
 #include "plan.h"
 #include "types.h"
 
@@ -44,6 +46,15 @@ void check_plans() {
         CHECK(Index(plan.grid - 1) * plan.units_per_block < hidden);  // and every block a unit
         CHECK(plan.forward_shared_bytes <= kHopper.shared_bytes && plan.backward_shared_bytes <= kHopper.shared_bytes);
         CHECK(plan.forward_shared_bytes >= gate_count(cell) * plan.units_per_block * hidden * 4);
+        // Whole packs of 16 bytes of the operand, all of it or whole turns of a warp, beside the weights.
+        const Index recurrent = recurrent_slots(cell) * hidden;
+        for (const auto& [staged, depth, bytes] :
+             {std::tuple(plan.forward_staged, hidden, plan.forward_shared_bytes),
+              std::tuple(plan.backward_staged, recurrent, plan.backward_shared_bytes)}) {
+          CHECK(staged > 0 && staged % 4 == 0);
+          CHECK(staged >= depth || staged % 128 == 0);
+          CHECK(bytes >= (plan.units_per_block * depth + batch * staged) * 4);
+        }
       }
   // The weights of 1024 units fit into the shared memory of all processors together, those of 2048 do not.
   CHECK(make_plan(problem(Cell::lstm, 1024, 1, 100), kHopper).persistent);

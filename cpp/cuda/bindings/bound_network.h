@@ -185,7 +185,9 @@ class BoundNetwork {
     ForwardCall& f = call.forward;
     f.steps = in.shape[!call.unbatched && batch_first ? 1 : 0];
     f.batch = call.unbatched ? 1 : in.shape[batch_first ? 0 : 1];
-    if (f.steps > (1 << 30) || f.batch > (1 << 30)) refuse_value("x", "at most 2**30 steps and rows", text(in.shape));
+    constexpr Index most = 1 << 30;  // pairs are counted by ints on the device
+    if (f.steps > most || f.batch > most || f.steps * f.batch > most)
+      refuse_value("x", "at most 2**30 steps times rows", text(in.shape));
     std::tie(f.h_0, f.c_0) = states(transfer, "state", state, f.batch, call.unbatched);
     if (call.unbatched && !lengths.is_none()) refuse_value("lengths", "None for an unbatched x", type_name(lengths));
     call.lengths = bindings::lengths_argument(lengths, f.batch, f.steps);

@@ -18,8 +18,8 @@ class BoundStream {
         network_(network.network()),
         storage_(network.host_storage()),
         batch_(batch),
-        h_({layers(), batch, spec_.state_size()}, storage_, cudaStreamPerThread),
-        c_({is_lstm(spec_.cell) ? layers() : 0, batch, spec_.hidden_size}, storage_, cudaStreamPerThread) {
+        h_({layers(), batch, spec_.state_size()}, storage_, own_),
+        c_({is_lstm(spec_.cell) ? layers() : 0, batch, spec_.hidden_size}, storage_, own_) {
     reset(py::none());
   }
 
@@ -53,7 +53,7 @@ class BoundStream {
     if (is_lstm(spec_.cell)) call.c_0 = call.c_n = {c_.view().data, storage_};
     {
       const GilRelease release;
-      const Following order(last_, transfer.stream());
+      const Following order(own_, transfer.stream());
       network_->run(call, transfer.stream());
     }
     transfer.finish();
@@ -62,8 +62,8 @@ class BoundStream {
 
   py::object state() const {
     const StreamInUse in_use(busy_);
-    const py::array h = h_.to_numpy(last_);
-    return is_lstm(spec_.cell) ? py::object(py::make_tuple(h, c_.to_numpy(last_))) : py::object(h);
+    const py::array h = h_.to_numpy(own_);
+    return is_lstm(spec_.cell) ? py::object(py::make_tuple(h, c_.to_numpy(own_))) : py::object(h);
   }
 
   void set_state(const py::object& state) {
@@ -86,9 +86,9 @@ class BoundStream {
       const ArrayView& view = array->view();
       const Index width = view.shape[2] * bytes_of(storage_);
       auto* bytes = static_cast<char*>(view.data);
-      if (rows.is_none()) clear(bytes, view.size() * bytes_of(storage_), last_);
+      if (rows.is_none()) clear(bytes, view.size() * bytes_of(storage_), own_);
       for (Index layer = 0; layer < view.shape[0]; ++layer)
-        for (const Index row : chosen) clear(bytes + (layer * batch_ + row) * width, width, last_);
+        for (const Index row : chosen) clear(bytes + (layer * batch_ + row) * width, width, own_);
     }
   }
 
@@ -105,15 +105,15 @@ class BoundStream {
                                         : py::array(bindings::contiguous<float>(name, array));
   }
   void assign(const py::array& from, Array& to) {
-    copy(to.view().data, from.data(), from.nbytes(), cudaMemcpyHostToDevice, last_);
-    check(cudaStreamSynchronize(last_), "copying a state");
+    copy(to.view().data, from.data(), from.nbytes(), cudaMemcpyHostToDevice, own_);
+    check(cudaStreamSynchronize(own_), "copying a state");
   }
 
   const Spec spec_;
   const std::shared_ptr<Network> network_;
   const Storage storage_;
   const Index batch_;
-  const cudaStream_t last_ = cudaStreamPerThread;
+  const OwnStream own_;  // in whose order the state is read and written, whichever thread and stream a step is given to
   Array h_, c_;
   mutable std::atomic<bool> busy_{false};
 };

@@ -43,12 +43,6 @@ const char* name_of(Storage storage) {
   }
 }
 
-int device_number() {
-  int number = 0;
-  check(cudaGetDevice(&number), "asking for the device");
-  return number;
-}
-
 Array::Array(std::vector<Index> shape, Storage storage, cudaStream_t stream) {
   view_.storage = storage;
   view_.strides = contiguous_strides(shape);
@@ -91,8 +85,8 @@ Storage storage_of_dlpack(const char* name, const DLDataType& type) {
 }
 
 void check_device(const char* name, int number) {
-  if (number != device_number())
-    refuse_value(name, "an array on the current device, " + std::to_string(device_number()),
+  if (const int current = current_device(); number != current)
+    refuse_value(name, "an array on the current device, " + std::to_string(current),
                  "one on device " + std::to_string(number));
 }
 
@@ -174,7 +168,7 @@ py::capsule to_dlpack(const std::shared_ptr<Array>& array) {
   auto* managed = new Managed{array, {}};
   DLTensor& tensor = managed->tensor.dl_tensor;
   tensor.data = view.data;
-  tensor.device = {kDLCUDA, device_number()};
+  tensor.device = {kDLCUDA, array->device()};
   tensor.ndim = view.axes();
   tensor.dtype = {static_cast<std::uint8_t>(view.storage == Storage::bfloat16 ? kDLBfloat : kDLFloat),
                   static_cast<std::uint8_t>(8 * bytes_of(view.storage)), 1};

@@ -44,16 +44,17 @@ class Array {
   static std::shared_ptr<Array> shared(const char* name, const py::object& object);
 
   const ArrayView& view() const { return view_; }
+  int device() const { return device_; }
   py::dict array_interface() const;
 
  private:
   ArrayView view_;
   DeviceMemory memory_;
   py::object owner_;
+  int device_ = current_device();
 };
 
 // The capsule named "dltensor" that keeps the array alive.
 py::capsule to_dlpack(const std::shared_ptr<Array>& array);
-int device_number();
 
 }  // namespace gatedrnn::cuda

@@ -36,7 +36,7 @@ py::dict devices() {
 
 PYBIND11_MODULE(_cuda, m) {
   using namespace gatedrnn::cuda;
-  py::register_exception_translator([](std::exception_ptr raised) {
+  py::register_local_exception_translator([](std::exception_ptr raised) {
     try {
       if (raised) std::rethrow_exception(raised);
     } catch (const std::bad_alloc&) {
@@ -52,7 +52,7 @@ PYBIND11_MODULE(_cuda, m) {
       .def_property_readonly("dtype", [](const Array& self) { return name_of(self.view().storage); })
       .def("__dlpack__",
            [](const std::shared_ptr<Array>& self, const py::args&, const py::kwargs&) { return to_dlpack(self); })
-      .def("__dlpack_device__", [](const Array&) { return py::make_tuple(2, device_number()); })
+      .def("__dlpack_device__", [](const Array& self) { return py::make_tuple(2, self.device()); })
       .def_property_readonly("__cuda_array_interface__", &Array::array_interface);
 
   py::class_<BoundTape>(m, "Tape").def_property_readonly("nbytes", &BoundTape::bytes);

@@ -4,6 +4,7 @@
 #include <pybind11/numpy.h>
 
 #include "../../bindings/arrays.h"
+#include "../../bindings/gil_release.h"
 #include "../network.h"
 #include "device_array.h"
 
@@ -75,6 +76,11 @@ class Transfer {
 
   // For results of the host: waits for them.
   void finish() {
+    if (!host_) return;
+    {
+      const bindings::GilRelease release;
+      check(cudaStreamSynchronize(stream_), "waiting for the results");
+    }
     for (const auto& [array, object] : results_) *object = array->to_numpy(stream_);
     for (const auto& [array, given] : filled_) given[py::ellipsis()] = array->to_numpy(stream_);
   }

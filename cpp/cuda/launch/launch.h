@@ -45,6 +45,26 @@ __device__ inline unsigned load_acquire(const unsigned* place) {
   return value;
 }
 
+// Past the first-level cache too, straight to shared memory where the device can.
+__device__ inline void fetch_16_bytes(void* to, const void* from) {
+#if __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(static_cast<unsigned>(__cvta_generic_to_shared(to))),
+               "l"(from)
+               : "memory");
+#else
+  *static_cast<uint4*>(to) = __ldcg(static_cast<const uint4*>(from));
+#endif
+}
+__device__ inline void await_fetched() {
+#if __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.wait_all;" ::: "memory");
+#endif
+}
+
+__device__ inline void arrive_release(unsigned* place) {
+  asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(place) : "memory");
+}
+
 __device__ inline void wait_a_little() { __nanosleep(20); }
 
 }  // namespace gatedrnn::cuda

@@ -33,6 +33,10 @@ T load_from_others(const T* place) {
 
 inline unsigned load_acquire(const unsigned* place) { return *place; }
 
+inline void fetch_16_bytes(void* to, const void* from) { std::memcpy(to, from, 16); }
+inline void await_fetched() {}
+inline void arrive_release(unsigned* place) { ++*place; }
+
 inline void wait_a_little() { emulated::give_way(); }
 
 }  // namespace gatedrnn::cuda
