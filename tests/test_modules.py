@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import json
+import os
 import pickle
 import struct
 
@@ -404,6 +405,32 @@ def test_a_change_does_not_hide_another(apart):
         words[3] ^= 1 << 31
         words[3 + apart // 4] ^= 0x80010000
         assert _core.fingerprint([words]) != before
+
+
+def test_parameters_with_a_mask_are_refused():
+    module = build("gru")
+    state = module.state_dict()
+    name = "weight_hh_l0"
+    with pytest.raises(TypeError, match=f"{name}: expected an array without a mask"):
+        module.load_state_dict(state | {name: np.ma.masked_array(state[name], state[name] > 0)})
+
+
+def test_saving_keeps_permissions_and_replaces_nothing_but_files(tmp_path):
+    module, path = build("gru"), tmp_path / "module.safetensors"
+    module.save(path)
+    path.chmod(0o600)
+    module.save(path)
+    assert path.stat().st_mode & 0o777 == 0o600
+    pipe, loop, long = tmp_path / "pipe", tmp_path / "loop", tmp_path / ("\u3042" * 80)
+    os.mkfifo(pipe)
+    loop.symlink_to(loop)
+    for target in (pipe, loop):
+        with pytest.raises(OSError, match=target.name):
+            module.save(target)
+    assert pipe.is_fifo()
+    assert loop.is_symlink()
+    module.save(long)
+    assert_equal_modules(gr.load(long), module)
 
 
 @cells

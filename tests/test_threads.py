@@ -287,6 +287,18 @@ def test_num_threads_is_a_context_manager():
     assert gr.get_num_threads() == before
 
 
+def test_num_threads_decorates_plain_functions():
+    async def coroutine():
+        pass
+
+    def generator():
+        yield
+
+    for function in (coroutine, generator):
+        with pytest.raises(TypeError, match="num_threads: expected a plain function"):
+            gr.num_threads(1)(function)
+
+
 def test_num_threads_may_be_used_again():
     before = gr.get_num_threads()
     one, count = gr.num_threads(1), gr.num_threads(before + 2)(gr.get_num_threads)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import weakref
 
 import pytest
 
@@ -196,6 +197,33 @@ def test_second_derivatives_are_refused_by_whatever_they_are_asked(chosen):
     inputs = {"x": x, "h": h, "parameters": list(module.parameters()), "d_output": d_output}[chosen]
     with pytest.raises(NotImplementedError, match="has first derivatives only"):
         torch.autograd.grad(total, inputs)
+
+
+def test_gradients_of_a_graph_may_be_changed_in_place():
+    module, x = ours("gru"), leaves(random(4, 3, INPUT))
+    (gradient,) = torch.autograd.grad(module(x)[0].sum(), x, create_graph=True)
+    (plain,) = torch.autograd.grad(module(x)[0].sum(), x)
+    assert torch.equal(gradient.mul_(2), 2 * plain)
+
+
+def test_a_graph_after_a_backward_that_kept_none_is_refused():
+    """By then the weights may be gone, and second derivatives by them would be taken for 0."""
+    module, x = ours("gru"), leaves(random(4, 3, INPUT))
+    output = module(x)[0].sum()
+    torch.autograd.grad(output, x, retain_graph=True)
+    with pytest.raises(NotImplementedError, match="has first derivatives only"):
+        torch.autograd.grad(output, x, create_graph=True)
+
+
+def test_weights_made_for_a_step_go_with_its_backward():
+    module, base = ours("gru"), torch.zeros(1, requires_grad=True)
+    made = {name: parameter.detach() + base for name, parameter in module.named_parameters()}
+    h = state_of(module, 3) + base
+    loss = torch.func.functional_call(module, made, (random(4, 3, INPUT), h))[0].sum()
+    alive = [weakref.ref(tensor) for tensor in (*made.values(), h)]
+    del made, h
+    loss.backward()
+    assert [ref() for ref in alive] == [None] * 5
 
 
 def test_tensors_that_stand_for_the_negative_of_their_memory():

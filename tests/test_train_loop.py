@@ -10,6 +10,7 @@ import types
 
 import numpy as np
 import pytest
+from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 import gatedrnn as gr
@@ -281,9 +282,94 @@ def test_dropout_goes_on_too(whole, tmp_path):
     straight = run_to(4, 1)
     run_to(2, 1, checkpoint=path)
     assert_same_run(run_to(4, 2, checkpoint=path), straight)  # the seed is the file's
-    plain = train.Linear(1, 1)
-    with pytest.raises(ValueError, match="checkpoint"):
-        train.load_checkpoint(path, plain, train.Adam(plain.parameters()))
+
+
+@pytest.mark.parametrize(("before", "after"), [(0.5, 0.0), (0.0, 0.5), (0.5, 0.25)])
+def test_dropout_may_change_between_runs(before, after, tmp_path):
+    def run(dropout):
+        gru = gr.GRU(3, 8, num_layers=2, dropout=dropout, seed=0)
+        return gru, train.Adam(gru.parameters())
+
+    path = tmp_path / "run.safetensors"
+    saved, optimizer = run(before)
+    train.save_checkpoint(path, saved, optimizer)
+    loaded, optimizer = run(after)
+    loaded.load_state_dict({name: value + 1 for name, value in loaded.state_dict().items()})
+    train.load_checkpoint(path, loaded, optimizer)
+    assert_same_run(loaded.state_dict(), saved.state_dict())
+
+
+def damaged(state, path, value):
+    """The state with another value at a path."""
+    if not path:
+        return value
+    copy = list(state) if isinstance(state, list) else dict(state)
+    copy[path[0]] = damaged(copy[path[0]], path[1:], value)
+    return copy
+
+
+DAMAGES = [
+    ("MT19937", ["state", "pos"], 10**9),
+    ("MT19937", ["state", "pos"], -1),
+    ("MT19937", ["state", "key"], [1]),
+    ("MT19937", ["state", "key", 3], -1),
+    ("Philox", ["buffer_pos"], -(10**8)),
+    ("Philox", ["state", "counter"], [1]),
+    ("SFC64", ["state", "state"], [1]),
+    ("PCG64", ["state", "state"], -1),
+    ("PCG64", ["state", "inc"], 2**200),
+    ("PCG64", ["state", "state"], 0.5),
+    ("PCG64", ["has_uint32"], True),
+    ("PCG64", ["uinteger"], 2**64),
+    ("PCG64", ["state"], 3),
+]
+
+
+@pytest.mark.parametrize(("bits", "at", "value"), DAMAGES)
+def test_damaged_generators_are_refused(bits, at, value, tmp_path):
+    """NumPy takes some of these, and ends the process at the next draw."""
+    path, layer = tmp_path / "run.safetensors", train.Linear(2, 2)
+    optimizer, kind = train.Adam(layer.parameters()), getattr(np.random, bits)
+    train.save_checkpoint(path, layer, optimizer, rng=np.random.Generator(kind(0)))
+    with safe_open(path, "numpy") as file:
+        metadata = file.metadata()
+    metadata["rng"] = json.dumps(damaged(json.loads(metadata["rng"]), at, value))
+    save_file(load_file(path), path, metadata)
+    rng = np.random.Generator(kind(5))
+    with pytest.raises(ValueError, match=f"run.safetensors: .*rng: .*{bits}"):
+        train.load_checkpoint(path, layer, optimizer, rng=rng)
+    assert rng.random() == np.random.Generator(kind(5)).random()
+
+
+NOTES = [{"loss": 3}, {"step": "x", "loss": []}, {"loss": "ab", "validation": [], "step": 0}]
+
+
+@pytest.mark.parametrize("notes", NOTES)
+def test_fit_refuses_notes_of_others(notes, tmp_path):
+    path, run = tmp_path / "run", Scripted([])
+    train.save_checkpoint(path, run.layer, run.optimizer, notes=notes)
+    with pytest.raises(ValueError, match="checkpoint: expected one that fit wrote"):
+        run.fit(1, validate=None, checkpoint=path)
+
+
+def test_fit_refuses_before_it_loads(tmp_path):
+    path, run = tmp_path / "run", Scripted([1.0])
+    run.fit(1, checkpoint=path)
+    other = Scripted([])
+    with pytest.raises(ValueError, match="without validation"):
+        other.fit(2, validate=None, checkpoint=path)
+    assert other.layer.weight == 0
+
+
+ODD_ARRAYS = [np.array([None]), np.array(["a"]), np.ones(2, complex), np.ones(2, np.longdouble)]
+
+
+@pytest.mark.parametrize("array", ODD_ARRAYS)
+def test_arrays_of_a_checkpoint_are_numbers(array, tmp_path):
+    layer = train.Linear(1, 1)
+    with pytest.raises(TypeError, match=r"arrays\.odd: expected an array of numbers"):
+        train.save_checkpoint(tmp_path / "run", layer, train.Adam(layer.parameters()), arrays={"odd": array})
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_resumed_run_knows_its_best_parameters_and_its_patience(tmp_path):

@@ -288,6 +288,15 @@ def test_places_for_gradients_may_not_overlap(gru):
     assert (shared == 3).all()
 
 
+def test_places_of_other_names_are_passed_over(gru):
+    expected = new_arrays(gru)
+    gru.backward(gru.forward(X)[2], D, accumulate_into=expected)
+    into = new_arrays(gru)
+    more = into | {"alias": into["weight_hh_l0"], "ragged": [[1], [2, 3]], "empty": into["bias_hh_l0"][:0]}
+    gru.backward(gru.forward(X)[2], D, accumulate_into=more)
+    assert_same_gradients(into, expected)
+
+
 def test_places_for_gradients_are_aligned(gru):
     ones = new_arrays(gru)
     shape = ones["weight_hh_l0"].shape

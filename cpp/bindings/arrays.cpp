@@ -38,21 +38,16 @@ bool is_native(const py::dtype& dtype) {
   return order == '=' || order == '|';
 }
 
-// What a mask hides would be computed with.
-bool is_masked(const py::array& array) {
-  if (Py_TYPE(array.ptr()) == py::detail::npy_api::get().PyArray_Type_) return false;
-  return py::isinstance(array, py::module_::import("numpy.ma").attr("MaskedArray"));
-}
-
 // A list, tuple or range.
 bool is_list(py::handle object) {
   return py::isinstance<py::list>(object) || py::isinstance<py::tuple>(object) || PyRange_Check(object.ptr());
 }
 
-// Whether a list that NumPy made objects of has nothing but integers, of which some are too large for it.
+// Whether what NumPy made objects or floats of are integers, of which some are too large for it.
 bool has_huge_integers(py::handle object) {
+  if (PyLong_Check(object.ptr())) return true;
   if (!is_list(object)) return false;
-  const auto is_int = [](py::handle item) { return PyLong_Check(item.ptr()) != 0; };
+  const auto is_int = [](py::handle item) { return PyIndex_Check(item.ptr()) != 0; };
   return std::all_of(object.begin(), object.end(), is_int);
 }
 
@@ -83,6 +78,11 @@ bool overlaps_itself(const py::array& array) {
 }
 
 }  // namespace
+
+bool is_masked(const py::array& array) {
+  if (Py_TYPE(array.ptr()) == py::detail::npy_api::get().PyArray_Type_) return false;
+  return py::isinstance(array, py::module_::import("numpy.ma").attr("MaskedArray"));
+}
 
 bool share_memory(const py::array& a, const py::array& b) {
   if (a.size() == 0 || b.size() == 0) return false;
@@ -126,7 +126,11 @@ std::vector<Index> integers(const char* name, const std::string& expected, py::h
   }
   const py::dtype dtype = array.dtype();
   const bool given_array = py::isinstance<py::array>(object), empty_list = array.size() == 0 && !given_array;
-  if (dtype.kind() == 'O' && has_huge_integers(object)) refuse_value(name, expected, "one of more than 64 bits");
+  if (given_array && is_masked(py::reinterpret_borrow<py::array>(object)))
+    refuse_type(name, "integers without a mask", type_name(object));
+  const bool integers_lost = dtype.kind() == 'O' || dtype.kind() == 'f';
+  if (integers_lost && !empty_list && has_huge_integers(object))
+    refuse_value(name, expected, "one of more than 64 bits");
   if (!empty_list && ((dtype.kind() != 'i' && dtype.kind() != 'u') || !is_native(dtype)))
     refuse_type(name, expected,
                 given_array ? "dtype " + std::string(py::str(dtype))
@@ -161,6 +165,7 @@ py::array out_argument(py::handle out, const py::dtype& dtype, const Shape& shap
   };
   if (!py::isinstance<py::array>(out)) refuse_type("out", expected(), type_name(out));
   auto array = py::reinterpret_borrow<py::array>(out);
+  if (is_masked(array)) refuse_type("out", expected(), type_name(out));
   if (!array.dtype().is(dtype) && !array.dtype().equal(dtype))
     refuse_type("out", expected(), "dtype " + std::string(py::str(array.dtype())));
   if (!has_shape(array, shape)) refuse_value("out", expected(), "shape " + shape_text(array));

@@ -99,6 +99,9 @@ std::vector<Index> integers(const char* name, const std::string& expected, py::h
 // An integer per batch row in 0 .. steps, or nothing for None.
 std::optional<std::vector<Index>> lengths_argument(py::handle lengths, Index batch, Index steps);
 
+// What a mask hides would be computed with.
+bool is_masked(const py::array& array);
+
 bool share_memory(const py::array& a, const py::array& b);
 
 // A writable array of exactly this type and shape that shares no memory with the inputs.

@@ -16,9 +16,10 @@
 namespace gatedrnn::bindings {
 namespace {
 
-// Places for the gradients, which have to be usable as they are.
+// Places for the gradients, which have to be usable as they are. They are listed in `found`.
 template <class T>
-std::vector<LayerGradients<T>> find_gradients(const Spec& spec, bool bias, const py::dict& given) {
+std::vector<LayerGradients<T>> find_gradients(const Spec& spec, bool bias, const py::dict& given,
+                                              std::vector<std::pair<std::string, py::array>>& found) {
   return by_name<LayerGradients<T>>(spec, bias, [&](const std::string& name, const Shape& shape) -> T* {
     const auto argument = [&] { return "accumulate_into: " + name; };
     if (!given.contains(name.c_str())) refuse_value(argument().c_str(), "an array", "nothing of this name");
@@ -35,22 +36,22 @@ std::vector<LayerGradients<T>> find_gradients(const Spec& spec, bool bias, const
                         : type_name(value));
     }
     auto array = py::reinterpret_borrow<Array<T>>(value);
+    if (is_masked(array)) refuse_type(argument().c_str(), expected(), type_name(value));
     if (!has_shape(array, shape)) refuse_value(argument().c_str(), expected(), "shape " + shape_text(array));
     if (!array.writeable()) refuse_value(argument().c_str(), expected(), "a read-only array");
     if (!is_aligned<T>(array)) refuse_value(argument().c_str(), expected(), "an array that is not aligned");
+    if (array.size() > 0) found.emplace_back(name, array);
     return array.mutable_data();
   });
 }
 
-// Nor may they share memory with each other or with the incoming gradients. Neighbours in memory tell: all are contiguous.
-void refuse_overlaps(const py::dict& gradients, const std::vector<py::object>& incoming) {
-  std::vector<std::pair<std::string, py::array>> places;
-  for (const auto& [name, array] : gradients) places.emplace_back(py::str(name), py::cast<py::array>(array));
+// Nor may they share memory with each other or with what is read. Neighbours in memory tell: all are contiguous.
+void refuse_overlaps(std::vector<std::pair<std::string, py::array>>& places, const std::vector<py::object>& read) {
   for (const auto& [name, array] : places)
-    for (const py::object& gradient : incoming)
-      if (gradient && share_memory(array, py::reinterpret_borrow<py::array>(gradient)))
+    for (const py::object& input : read)
+      if (input && share_memory(array, py::reinterpret_borrow<py::array>(input)))
         refuse_value(("accumulate_into: " + name).c_str(), "memory of its own",
-                     "an array that overlaps an incoming gradient");
+                     "an array that overlaps x or an incoming gradient");
   std::sort(places.begin(), places.end(),
             [](const auto& a, const auto& b) { return a.second.data() < b.second.data(); });
   for (std::size_t i = 1; i < places.size(); ++i)
@@ -268,9 +269,10 @@ class TypedNetwork final : public BoundNetwork {
     const auto [d_h_n, d_c_n] = state_arguments<T>("d_state_n", spec, d_state_n, tape.batch, layout.unbatched);
     call.d_h_n = values<T>(d_h_n);
     call.d_c_n = values<T>(d_c_n);
-    call.gradients = find_gradients<T>(spec, bias_, gradients);
+    std::vector<std::pair<std::string, py::array>> places;
+    call.gradients = find_gradients<T>(spec, bias_, gradients, places);
     call.accumulate = accumulate;
-    if (accumulate) refuse_overlaps(gradients, {d_y, d_h_n, d_c_n});
+    if (accumulate) refuse_overlaps(places, {recorded->x, d_y, d_h_n, d_c_n});
     call.x = recorded->sequence.x;
     call.x_step = recorded->sequence.x_step;
     call.x_row = recorded->sequence.x_row;

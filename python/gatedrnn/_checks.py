@@ -107,6 +107,8 @@ def foreign_array(name: str, value: object) -> npt.NDArray[np.floating[Any]]:
         An array of any floating dtype in native byte order; no copy is made where none is needed.
     """
     array = _extracted(name, value)
+    if isinstance(array, np.ma.MaskedArray):
+        raise TypeError(f"{name}: expected an array without a mask, got {described(value)}")
     if array.dtype.kind != "f":
         raise TypeError(f"{name}: expected floating-point numbers, got dtype {array.dtype}")
     if not array.dtype.isnative:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from typing import Any, Literal, overload
+import inspect
+from collections.abc import Callable
+from typing import Any, Literal, TypeVar, overload
 
 from gatedrnn import _checks, _core, _device
 
 _MAX_THREADS = 1024
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 def set_num_threads(n: int) -> None:
@@ -53,6 +56,18 @@ class num_threads(contextlib.ContextDecorator):  # noqa: N801 - used like a func
     def __init__(self, n: int) -> None:
         self._count = _checked_count(n)
         self._before: list[int] = []
+
+    def __call__(self, func: _Function) -> _Function:
+        """Decorate a function."""
+        if (
+            inspect.iscoroutinefunction(func)
+            or inspect.isgeneratorfunction(func)
+            or inspect.isasyncgenfunction(func)
+        ):
+            raise TypeError(
+                "num_threads: expected a plain function to decorate, got one that is left and entered"
+            )
+        return super().__call__(func)
 
     def __enter__(self) -> None:
         self._before.append(_core.get_num_threads())

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import stat
 from collections.abc import Mapping
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from gatedrnn import _checks
@@ -39,7 +40,7 @@ def checked_target(name: str, path: object) -> str:
 
     Raises:
         TypeError: `path` is not a path.
-        OSError: There is no such folder, or there is a folder of this name.
+        OSError: There is no such folder, or there is something of this name that is no file.
     """
     target = os.path.realpath(_checks.path(name, path))
     folder = os.path.dirname(target)
@@ -48,10 +49,14 @@ def checked_target(name: str, path: object) -> str:
         raise OSError(code, os.strerror(code), folder)  # of the class that belongs to the code
     if os.path.isdir(target):
         raise OSError(errno.EISDIR, os.strerror(errno.EISDIR), target)
+    if os.path.islink(target):  # still, so it leads to itself
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), target)
+    if os.path.exists(target) and not os.path.isfile(target):
+        raise OSError(errno.EINVAL, "Not a regular file, which could be replaced", target)
     return target
 
 
-@contextmanager
+@contextlib.contextmanager
 def reading(path: object, format_name: str, what: str) -> Iterator[tuple[Any, Mapping[str, str]]]:
     """Open a file, for a block that gets safetensors' reader and the metadata.
 
@@ -73,7 +78,7 @@ def reading(path: object, format_name: str, what: str) -> Iterator[tuple[Any, Ma
             metadata = file.metadata() or {}
             _check_format(metadata, format_name)
             yield file, metadata
-    except (SafetensorError, TypeError, ValueError, KeyError, RecursionError) as error:
+    except (SafetensorError, TypeError, ValueError, LookupError, AttributeError, RecursionError) as error:
         raise ValueError(f"{name}: expected {what}: {error}") from error
 
 
@@ -96,13 +101,14 @@ def _check_format(metadata: Mapping[str, str], format_name: str) -> None:
 
 def _write_atomically(target: str, content: bytes) -> None:
     """Write beside the target, then rename; whatever happens, no half of a file is left."""
-    folder, name = os.path.split(target)
-    temporary = os.path.join(folder, f".{name[:100]}.{os.urandom(8).hex()}.tmp")
+    temporary = os.path.join(os.path.dirname(target), f".gatedrnn-{os.urandom(8).hex()}.tmp")
     try:
         with open(temporary, "xb") as file:  # with the permissions of any new file, unlike those of tempfile
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
+        with contextlib.suppress(FileNotFoundError):
+            os.chmod(temporary, stat.S_IMODE(os.stat(target).st_mode))  # those of the file that goes
         os.replace(temporary, target)
     except BaseException as error:
         if os.path.exists(temporary):

@@ -190,7 +190,7 @@ class _Recurrence(torch.autograd.Function):
         # x is saved so that torch refuses a backward after a write into it. The weights need not be: the
         # tape has those that it was made with.
         ctx.save_for_backward(x, token)
-        ctx.others = h, c, *weights  # for `_final` alone
+        ctx.others = h, c, *weights  # for `_final` alone, until a backward that needs no graph
         if type(state_n) is tuple:
             return torch.from_numpy(output), torch.from_numpy(state_n[0]), torch.from_numpy(state_n[1])
         return torch.from_numpy(output), torch.from_numpy(state_n)
@@ -209,7 +209,11 @@ class _Recurrence(torch.autograd.Function):
                 for array, wanted in zip(arrays, needed[1:], strict=True)
             ]
         )
-        if torch.is_grad_enabled():  # with create_graph=True
+        if not torch.is_grad_enabled():
+            ctx.others = None  # or they would live as long as the results, also after this backward
+        elif ctx.others is None:
+            raise NotImplementedError(_NO_SECOND_DERIVATIVES)
+        else:  # with create_graph=True
             sources = [t for t in (x, *ctx.others, *d_results) if t is not None and t.requires_grad]
             gradients = tuple([_final(gradient, sources) for gradient in gradients])
         return None, *gradients
@@ -226,7 +230,7 @@ def _final(gradient: Tensor | None, sources: Sequence[Tensor]) -> Tensor | None:
 class _Final(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gradient: Tensor, *sources: Tensor) -> Tensor:
-        return gradient
+        return gradient.clone()  # that may be changed in place
 
     @staticmethod
     def backward(ctx: Any, *_: Tensor) -> tuple[Tensor, ...]:

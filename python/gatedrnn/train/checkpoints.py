@@ -75,6 +75,9 @@ def save_checkpoint(
         for part, values in zip(_PARTS, parts, strict=True)
         for name, array in values.items()
     }
+    for name, array in tensors.items():
+        if array.dtype.kind not in "biuf" or array.dtype.itemsize > 8:
+            raise TypeError(f"{name}: expected an array of numbers of at most 64 bits, got {array.dtype}")
     _files.write(path, _FORMAT, tensors, metadata)
 
 
@@ -110,14 +113,14 @@ def load_checkpoint(
     if rng is not None:
         _arguments.generator("rng", rng)
     parts, notes, rng_state, generator_states = _read(name)
-    own = generators_of(module)
+    # What has begun or ceased to drop since goes on from where it is.
+    own = {name: generator for name, generator in generators_of(module).items() if name in generator_states}
     generators = own if rng is None else own | {"rng": rng}
     states = generator_states if rng is None else generator_states | {"rng": rng_state}
     try:
         with _all_or_nothing(module, optimizer, generators):
             module.load_state_dict(parts["parameters"])
             optimizer.load_state_dict(parts["optimizer"])
-            _arguments.names("generators", states, generators)
             for key, generator in generators.items():
                 _restore(key, generator, states[key])
     except (TypeError, ValueError, KeyError) as error:
@@ -127,10 +130,16 @@ def load_checkpoint(
 
 def _read(name: str) -> tuple[dict[str, Arrays], dict[str, Any], Any, dict[str, Any]]:
     with _files.reading(name, _FORMAT, "a checkpoint of gatedrnn.train") as (file, metadata):
-        notes, rng_state, generators = (json.loads(metadata[key]) for key in ("notes", "rng", "generators"))
+        notes, rng_state = json.loads(metadata["notes"]), json.loads(metadata["rng"])
+        generators = json.loads(metadata.get("generators", "{}"))
         if not isinstance(notes, dict) or not isinstance(generators, dict):
             raise ValueError("metadata notes or generators is no JSON object")
         return _split(_files.tensors_of(file)), notes, rng_state, generators
+
+
+def notes_of(path: object) -> dict[str, Any]:
+    """Return a checkpoint's notes alone; errors are those of `load_checkpoint`."""
+    return _read(_checks.path("path", path))[1]
 
 
 def _split(tensors: Arrays) -> dict[str, Arrays]:
@@ -161,11 +170,36 @@ def _all_or_nothing(
 
 
 def _restore(name: str, rng: np.random.Generator, state: Any) -> None:
-    kind = type(rng.bit_generator).__name__
+    kind = type(rng.bit_generator)
     saved = state.get("bit_generator") if isinstance(state, dict) else None
-    if saved != kind:
-        raise ValueError(f"{name}: expected the state of a {kind}, got {_checks.shortened(saved)}")
+    if saved != kind.__name__:
+        raise ValueError(f"{name}: expected the state of a {kind.__name__}, got {_checks.shortened(saved)}")
+    if not _is_like(state, kind(0).state, name):
+        raise ValueError(f"{name}: expected the state of a {kind.__name__}, got a damaged one")
     rng.bit_generator.state = state
+
+
+# Numbers in the states of NumPy's generators are below these, or below 2**128; it does not look itself.
+_LIMITS = {"has_uint32": 2, "uinteger": 2**32, "pos": 625, "buffer_pos": 5}
+
+
+def _is_like(value: Any, like: Any, name: str) -> bool:
+    """Whether a state has the structure of another one of its kind, and numbers that can be in it."""
+    if isinstance(like, dict):
+        same = isinstance(value, dict) and value.keys() == like.keys()
+        return same and all(_is_like(value[key], like[key], key) for key in like)
+    if isinstance(like, np.ndarray):
+        limit = int(np.iinfo(like.dtype).max) + 1
+        return (
+            isinstance(value, list) and len(value) == len(like) and all(_is_in(each, limit) for each in value)
+        )
+    if isinstance(like, str):
+        return bool(value == like)
+    return _is_in(value, _LIMITS.get(name, 2**128))
+
+
+def _is_in(value: object, limit: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < limit
 
 
 def _json(name: str, value: object) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
+import gatedrnn
 from gatedrnn import _checks
 from gatedrnn._parameters import IncompatibleKeys, ParameterStore
 from gatedrnn.train import _arguments
@@ -325,8 +326,11 @@ def _sum_by_index(indices: npt.NDArray[np.integer[Any]], rows: Array, sums: Arra
 
 def generators_of(module: Module) -> dict[str, np.random.Generator]:
     """Return what a module draws from in training, by name: that of `dropout` in LSTM, GRU and RNN."""
-    found = getattr(module, "_generators", None)
-    return {} if found is None else found()
+    return (
+        module._generators()
+        if isinstance(module, (Modules, gatedrnn.LSTM, gatedrnn.GRU, gatedrnn.RNN))
+        else {}
+    )
 
 
 class Modules:

@@ -15,7 +15,7 @@ import numpy as np
 
 from gatedrnn import _checks, _files
 from gatedrnn.train import _arguments
-from gatedrnn.train.checkpoints import load_checkpoint, save_checkpoint
+from gatedrnn.train.checkpoints import load_checkpoint, notes_of, save_checkpoint
 from gatedrnn.train.optimizers import clip_grad_norm
 
 if TYPE_CHECKING:
@@ -170,15 +170,22 @@ def _start(
     """Return the history and the best parameters so far: those of the checkpoint, or none."""
     if path is None or not os.path.exists(path):
         return History(), {}
-    notes, best = load_checkpoint(path, module, optimizer, rng=rng)
-    try:
-        history = History(**notes)
-    except TypeError as error:
-        raise ValueError(f"checkpoint: expected one that fit wrote, got {path!r}") from error
+    history = _history(path, notes_of(path))
     if bool(history.validation) != has_validation:
         wanted, came = ("with", "without") if has_validation else ("without", "with")
         raise ValueError(f"checkpoint: expected a run {wanted} validation, got one {came}")
-    return history, best
+    return history, load_checkpoint(path, module, optimizer, rng=rng)[1]
+
+
+def _history(path: str, notes: dict[str, Any]) -> History:
+    def numbers(value: object) -> bool:
+        return isinstance(value, list) and all(isinstance(each, float) for each in value)
+
+    lists = numbers(notes.get("loss")) and numbers(notes.get("validation"))
+    step = notes.get("step")
+    if notes.keys() != {"loss", "validation", "step"} or not lists or not isinstance(step, int) or step < 0:
+        raise ValueError(f"checkpoint: expected one that fit wrote, got {path!r}")
+    return History(**notes)
 
 
 def _pair(name: str, value: tuple[float, Mapping[str, Array]]) -> tuple[float, Mapping[str, Array]]:
