@@ -114,7 +114,7 @@ def load_checkpoint(
         _arguments.generator("rng", rng)
     parts, notes, rng_state, generator_states = _read(name)
     # What has begun or ceased to drop since goes on from where it is.
-    own = {name: generator for name, generator in generators_of(module).items() if name in generator_states}
+    own = {key: generator for key, generator in generators_of(module).items() if key in generator_states}
     generators = own if rng is None else own | {"rng": rng}
     states = generator_states if rng is None else generator_states | {"rng": rng_state}
     try:
