@@ -88,7 +88,11 @@ def _recorded_with(token: Tensor) -> _Recorded:
 
 def _array(tensor: Tensor) -> Array:
     """Share the memory of a tensor, unless it stands for the negative of what is in it."""
-    array: Array = (tensor.detach() if tensor.requires_grad else tensor).resolve_neg().numpy()
+    if tensor.requires_grad:
+        tensor = tensor.detach()
+    if tensor.is_neg():
+        tensor = tensor.resolve_neg()
+    array: Array = tensor.numpy()
     return array
 
 
