@@ -132,10 +132,9 @@ class TypedStream final : public BoundStream {
     sequence.steps = 1;
     sequence.batch = batch_;
     sequence.x = values<T>(in);
-    const auto row = [&](const py::array& array) { return array.strides(0) / static_cast<py::ssize_t>(sizeof(T)); };
-    sequence.x_row = single ? 0 : row(in);
+    sequence.x_row = single ? 0 : stride_in_values<T>(in, 0);
     sequence.y = values<T>(y);
-    sequence.y_row = single ? 0 : row(py::reinterpret_borrow<py::array>(y));
+    sequence.y_row = single ? 0 : stride_in_values<T>(py::reinterpret_borrow<py::array>(y), 0);
     sequence.h_0 = sequence.h_n = h_.data();
     if (is_lstm(spec().cell)) sequence.c_0 = sequence.c_n = c_.data();
     const StreamInUse in_use(busy_);

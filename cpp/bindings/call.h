@@ -12,6 +12,11 @@ namespace gatedrnn::bindings {
 // Below this many multiply-adds, handing the interpreter over costs more than it frees.
 constexpr double kWorkWorthReleasing = 2e5;
 
+template <class T>
+Index stride_in_values(const py::array& array, int axis) {
+  return array.strides(axis) / static_cast<py::ssize_t>(sizeof(T));
+}
+
 // Which axes of a call's arrays are what.
 struct Layout {
   bool unbatched = false, batch_first = false;
@@ -25,9 +30,8 @@ struct Layout {
   // How far steps, and rows, are from one another, in values.
   template <class T>
   void strides(const py::array& array, Index& step, Index& row) const {
-    const auto values = [&](int axis) { return array.strides(axis) / static_cast<py::ssize_t>(sizeof(T)); };
-    step = values(step_axis());
-    row = unbatched ? 0 : values(row_axis());
+    step = stride_in_values<T>(array, step_axis());
+    row = unbatched ? 0 : stride_in_values<T>(array, row_axis());
   }
 };
 

@@ -13,6 +13,7 @@ namespace gatedrnn::bindings {
 namespace py = pybind11;
 
 py::dict machine();
+
 // Copies (to, from) of each pair. The interpreter is not let go in between: no other Python thread, no signal handler and no fork
 // sees a part of it.
 void copy_all(const std::vector<std::pair<py::array, py::array>>& pairs);

@@ -14,8 +14,7 @@ constexpr double kAsleepCycles = 140000;  // starting and joining threads that h
 constexpr double kAwakeCycles = 4000;     // the same for threads that wait for work
 constexpr double kBarrierCycles = 1200;   // one meeting of all threads of a group
 constexpr double kMeetingCycles = 1800;   // the same after each stage of a step, with what the others have written
-constexpr double kMergersCycles =
-    30000;  // a layer's backward with mergers: data that change caches, in the next forward too
+constexpr double kMergersCycles = 30000;  // mergers, in each layer: data change caches, in the next forward too
 constexpr double kMergersPace = 1.15;     // blocks are short, and come from another cache
 constexpr double kStageCycles = 150;      // calling one stage of a step
 constexpr double kActivationCycles = 40;  // one vector of units through the cell

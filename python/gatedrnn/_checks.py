@@ -160,7 +160,7 @@ def path(name: str, value: object) -> str:
 
 
 def warn_of_dropout(dropout: float, num_layers: int) -> None:
-    """Say that dropout needs several layers. For whoever calls the constructor that calls what calls this."""
+    """Warn that dropout does nothing, at the line that calls a module's constructor."""
     if dropout > 0 and num_layers == 1:
         message = f"dropout={dropout} has no effect with num_layers=1: it acts between layers"
-        warnings.warn(message, UserWarning, stacklevel=4)
+        warnings.warn(message, UserWarning, stacklevel=4)  # above this, a helper and the constructor

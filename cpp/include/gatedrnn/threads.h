@@ -57,7 +57,8 @@ struct OpenMp {
   int (*max_threads)();                                                                     // omp_get_max_threads
 };
 
-// From now on teams are of this runtime's threads and not of our own. For a process in which another library (PyTorch) keeps
+// From now on teams are of this runtime's threads and not of our own, but for those of more threads than there are processors
+// and than the runtime has for others. For a process in which another library (PyTorch) keeps
 // them spinning for milliseconds after each of its regions: ours would have to share the processors with them. Forked
 // children, where these threads do not exist, go back to threads of our own.
 void borrow_threads(const OpenMp& from);

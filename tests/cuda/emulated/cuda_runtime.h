@@ -44,12 +44,6 @@ char* shared_memory();
 #define gridDim (emulated::place.blocks)
 
 inline void __syncthreads() { emulated::meet_block(); }
-inline void __threadfence() {}
-inline unsigned atomicAdd(unsigned* place, unsigned value) {
-  const unsigned before = *place;
-  *place += value;
-  return before;
-}
 template <class T>
 T __shfl_xor_sync(unsigned, T value, int lane_mask) {
   std::uint64_t bits = 0;
