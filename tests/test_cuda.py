@@ -168,7 +168,7 @@ def both(p):
 
 
 # (I, H, B, T, options), for the persistent kernel and for a kernel a step: a device of the emulation has
-# three processors, and room for little. One step is never worth a persistent kernel, nor are 33 rows.
+# few processors, and room for little. One step is never worth a persistent kernel.
 SHAPES = [
     (1, 2, 1, 2, {}),
     (7, 9, 3, 4, {}),
@@ -214,8 +214,39 @@ def test_plans_differ():
     persistent = set()
     for input_size, hidden_size, batch, steps, options in SHAPES:
         module = gr.GRU(input_size, hidden_size, **options, device="cuda")
-        persistent.add(module._packed().plan(steps, batch or 1)["persistent"])
+        persistent.add(module._packed().plan(steps, batch or 1)["forward"]["persistent"])
     assert persistent == {True, False} or not EMULATION
+
+
+# (H, B), for groups of one row and of many, several of them, and products in several chunks.
+GROUPS = [(130, 1), (24, 3), (40, 12), (40, 33), (72, 33), (9, 130), (9, 200)]
+
+
+@pytest.fixture
+def more_memory(monkeypatch):
+    monkeypatch.setenv("GATEDRNN_EMULATED_SHARED_KB", "160")
+
+
+@on_device
+@pytest.mark.parametrize("cell", ["lstm", "lstm_peephole", "gru", "gru_reset_before", "rnn_tanh"])
+@pytest.mark.parametrize("ragged", [False, True])
+@pytest.mark.parametrize("shape", GROUPS)
+@pytest.mark.usefixtures("more_memory")
+def test_groups_of_rows(cell, ragged, shape):
+    hidden, batch = shape
+    lengths = (np.arange(batch) * 7 + 1) % 4 if ragged else None
+    compare(problem_of(cell, (3, hidden, batch, 3, {"bidirectional": ragged}), lengths=lengths))
+
+
+@on_device
+@pytest.mark.usefixtures("more_memory")
+def test_groups_differ():
+    """The shapes above have groups of all kinds."""
+    plans = [gr.GRU(3, hidden, device="cuda")._packed().plan(3, batch) for hidden, batch in GROUPS]
+    groups = [plan[direction] for plan in plans for direction in ("forward", "backward")]
+    assert {1, 4, 16, 32, 64} <= {group["rows"] for group in groups if group["persistent"]} or not EMULATION
+    assert max(group["row_groups"] for group in groups) >= 4
+    assert max(group["unit_groups"] for group in groups) >= 3
 
 
 @on_device

@@ -21,8 +21,9 @@ void Blas::begin(cudaStream_t stream, bool tf32) {
   constexpr Index bytes = Index(32) << 20;
   tf32_ = tf32;
   check(cublasSetStream(handle_, stream), "choosing the stream");
-  workspace_ = DeviceMemory(bytes, stream);
-  check(cublasSetWorkspace(handle_, workspace_.data(), static_cast<std::size_t>(bytes)), "setting the workspace");
+  scratch_.begin(stream);
+  check(cublasSetWorkspace(handle_, scratch_.take<char>(bytes).data(), static_cast<std::size_t>(bytes)),
+        "setting the workspace");
 }
 
 BlasPool& blas_pool_of(int device) {

@@ -3,11 +3,12 @@
 
 #include <cublas_v2.h>
 
+#include <algorithm>
 #include <memory>
 #include <mutex>
 #include <vector>
 
-#include "runtime.h"
+#include "scratch.h"
 #include "types.h"
 
 namespace gatedrnn::cuda {
@@ -31,7 +32,9 @@ class Blas {
 
   // tf32: whether products of float32 may round their factors to 10 bits.
   void begin(cudaStream_t stream, bool tf32);
-  void end() { workspace_ = {}; }
+  void end() { scratch_.end(); }
+  // For what a call needs between the two.
+  Scratch& scratch() { return scratch_; }
 
   // C = A B^T (+ C): (m, k) times (n, k)
   template <class S>
@@ -81,11 +84,11 @@ class Blas {
   }
 
   cublasHandle_t handle_ = nullptr;
-  DeviceMemory workspace_;
+  Scratch scratch_;
   bool tf32_ = false;
 };
 
-// Handles, which are slow to make: one per concurrent call.
+// Handles and memory, which are slow to make: one for each call that runs at the same time, or whose stream is still at work.
 class BlasPool {
  public:
   class Borrowed {
@@ -101,11 +104,14 @@ class BlasPool {
     std::unique_ptr<Blas> blas_;
   };
 
-  Borrowed borrow() {
+  Borrowed borrow(cudaStream_t stream) {
     const std::lock_guard lock(mutex_);
-    if (free_.empty()) return {*this, std::make_unique<Blas>()};
-    std::unique_ptr<Blas> blas = std::move(free_.back());
-    free_.pop_back();
+    const auto found = std::find_if(free_.rbegin(), free_.rend(), [stream](const std::unique_ptr<Blas>& blas) {
+      return blas->scratch().is_free_for(stream);
+    });
+    if (found == free_.rend()) return {*this, std::make_unique<Blas>()};
+    std::unique_ptr<Blas> blas = std::move(*found);
+    free_.erase(std::next(found).base());
     return {*this, std::move(blas)};
   }
 

@@ -1,5 +1,5 @@
-// One stage of a cell for one row and unit, forward and backward: the mathematics of gatedrnn/cells between the arrays of a
-// step. The matrix products are made by others, cuBLAS or the persistent kernel, and their results arrive as arguments.
+// One stage of a cell for one row and unit, forward and backward: the mathematics of gatedrnn/cells on values that a kernel has
+// loaded, and kernels for stages whose matrix products cuBLAS made. The persistent kernel (recurrence.cuh) makes them itself.
 #pragma once
 
 #include "gatedrnn/cells/gru.h"
@@ -12,6 +12,101 @@ namespace gatedrnn::cuda {
 
 // The first gate of a stage's recurrent product in the weights; stage_layout has their number.
 constexpr int stage_first_gate(Stage stage) { return stage == Stage::gru_before_candidate ? 2 : 0; }
+
+constexpr bool is_lstm(Stage stage) { return stage == Stage::lstm || stage == Stage::lstm_peephole; }
+constexpr bool is_gru(Stage stage) {
+  return stage == Stage::gru || stage == Stage::gru_before_gates || stage == Stage::gru_before_candidate;
+}
+
+// The slots of what is kept for backward that a stage fills.
+struct KeptSlots {
+  int first, count;
+};
+constexpr KeptSlots kept_by(Stage stage) {
+  switch (stage) {
+    case Stage::lstm:
+    case Stage::lstm_peephole: return {0, 5};
+    case Stage::gru: return {0, 4};
+    case Stage::gru_before_gates: return {0, 1};
+    case Stage::gru_before_candidate: return {1, 2};
+    default: return {0, 0};
+  }
+}
+
+// What a stage sees of one row and unit, and what it leaves.
+template <class A>
+struct Unit {
+  A input[4];    // W_ih x and bias, by the stage's gates
+  A product[4];  // W_hh h
+  A b_hn;        // of the reset-after GRU
+  A peephole[3];
+  A c, update;  // update: the reset-before GRU's z, from the first stage to the second
+  A h;          // h[t-1], then h[t]; of the reset-before GRU's first stage, r h
+  A kept[5];    // by slot of kept_by(stage)
+};
+
+template <class A, Stage stage>
+__device__ inline void go_forward(Unit<A>& u) {
+  using V = Arithmetic<A>;
+  using Gru = cells::Gru<V>;
+  using Activations = cells::Activations<V>;
+  if constexpr (is_lstm(stage)) {
+    constexpr bool peephole = stage == Stage::lstm_peephole;
+    A i = u.input[0] + u.product[0], f = u.input[1] + u.product[1], o = u.input[3] + u.product[3];
+    if constexpr (peephole) {
+      i += u.peephole[0] * u.c;
+      f += u.peephole[1] * u.c;
+    }
+    const auto next = cells::Lstm<V>::next_cell(i, f, u.input[2] + u.product[2], u.c);
+    if constexpr (peephole) o += u.peephole[2] * next.c;
+    const auto output = cells::Lstm<V>::output(o, next.c);
+    u.h = output.h;
+    u.c = next.c;
+    u.kept[0] = next.i;
+    u.kept[1] = next.f;
+    u.kept[2] = next.g;
+    u.kept[3] = output.o;
+    u.kept[4] = next.c;
+  } else if constexpr (stage == Stage::gru) {
+    const A r = Activations::sigmoid(u.input[0] + u.product[0]), n_h = u.product[2] + u.b_hn;
+    const auto blend =
+        Gru::blend(Gru::update(u.input[1] + u.product[1]), Gru::candidate_reset_after(u.input[2], r, n_h), u.h);
+    u.h = blend.h;
+    u.kept[0] = r;
+    u.kept[1] = blend.z;
+    u.kept[2] = blend.n;
+    u.kept[3] = n_h;
+  } else if constexpr (stage == Stage::gru_before_gates) {
+    u.kept[0] = Activations::sigmoid(u.input[0] + u.product[0]);
+    u.h = u.kept[0] * u.h;
+  } else if constexpr (stage == Stage::gru_before_candidate) {
+    const auto blend = Gru::blend(u.update, u.input[0] + u.product[0], u.h);
+    u.h = blend.h;
+    u.kept[0] = blend.z;
+    u.kept[1] = blend.n;
+  } else if constexpr (stage == Stage::rnn_tanh) {
+    u.h = cells::Rnn<V>::tanh(u.input[0] + u.product[0]);
+  } else if constexpr (stage == Stage::rnn_relu) {
+    u.h = cells::Rnn<V>::relu(u.input[0] + u.product[0]);
+  } else {  // the projection's result, which is h
+    u.h = u.product[0];
+  }
+}
+
+// What has time until others have h, or r h.
+template <class A, Stage stage>
+__device__ inline void go_on(Unit<A>& u) {
+  if constexpr (stage == Stage::gru_before_gates)
+    u.update = cells::Gru<Arithmetic<A>>::update(u.input[1] + u.product[1]);
+}
+
+// What a stage leaves for backward; `to` is the unit's first slot, and slots are `units` apart.
+template <Stage stage, class A>
+__device__ inline void keep(A* to, int units, const Unit<A>& u) {
+  constexpr KeptSlots slots = kept_by(stage);
+#pragma unroll
+  for (int slot = 0; slot < slots.count; ++slot) to[(slots.first + slot) * units] = u.kept[slot];
+}
 
 // What one step of a layer and direction reads and writes. Arrays by rank unless said otherwise.
 template <class S>
@@ -30,144 +125,50 @@ struct Step {
   int kept_slots;
   // The layer's output, unless it comes from a projection: [time][row][D * units]
   Features<S> output;
-  const int *output_rows, *output_lengths;  // by rank
+  Order order;
   int step;
   bool reverse, has_output;
 
-  __device__ A input(int rank, int unit, int gate) const {
-    return projected[(static_cast<Index>(rank) * gates + gate) * units + unit] + bias[gate * units + unit];
-  }
   __device__ Index at(int rank, int unit) const { return static_cast<Index>(rank) * units + unit; }
-  __device__ void keep(int rank, int unit, int slot, A value) const {
-    if (kept) kept[(static_cast<Index>(rank) * kept_slots + slot) * units + unit] = value;
-  }
-  __device__ void store_h(int rank, int unit, A value) const {
-    const S stored = converted<S>(value);
-    h_next[at(rank, unit)] = stored;
+  __device__ void put_out(int rank, int unit, S h) const {
     if (!has_output) return;
-    const int time = reverse ? output_lengths[rank] - 1 - step : step;
-    output.at(time, output_rows[rank])[unit] = stored;
-  }
-};
-
-template <class S, Stage stage>
-struct Forward;
-
-template <class S, bool peephole>
-struct ForwardLstm {
-  using A = Sum<S>;
-  using Cell = cells::Lstm<Arithmetic<A>>;
-
-  __device__ static void apply(const Step<S>& s, int rank, int unit, const A (&product)[4]) {
-    A i = s.input(rank, unit, 0) + product[0], f = s.input(rank, unit, 1) + product[1];
-    const A g = s.input(rank, unit, 2) + product[2];
-    A o = s.input(rank, unit, 3) + product[3];
-    const A c = s.c[s.at(rank, unit)];
-    if constexpr (peephole) {
-      i += s.peephole[unit] * c;
-      f += s.peephole[s.units + unit] * c;
-    }
-    const auto next = Cell::next_cell(i, f, g, c);
-    if constexpr (peephole) o += s.peephole[2 * s.units + unit] * next.c;
-    s.c[s.at(rank, unit)] = next.c;
-    const auto output = Cell::output(o, next.c);
-    s.store_h(rank, unit, output.h);
-    if (!s.kept) return;
-    s.keep(rank, unit, 0, next.i);
-    s.keep(rank, unit, 1, next.f);
-    s.keep(rank, unit, 2, next.g);
-    s.keep(rank, unit, 3, output.o);
-    s.keep(rank, unit, 4, next.c);
-  }
-};
-template <class S>
-struct Forward<S, Stage::lstm> : ForwardLstm<S, false> {};
-template <class S>
-struct Forward<S, Stage::lstm_peephole> : ForwardLstm<S, true> {};
-
-template <class S>
-struct Forward<S, Stage::gru> {
-  using A = Sum<S>;
-  using Cell = cells::Gru<Arithmetic<A>>;
-  using Act = cells::Activations<Arithmetic<A>>;
-
-  __device__ static void apply(const Step<S>& s, int rank, int unit, const A (&product)[3]) {
-    const A r = Act::sigmoid(s.input(rank, unit, 0) + product[0]);
-    const A e = Cell::update(s.input(rank, unit, 1) + product[1]);
-    const A n_h = product[2] + s.bias[3 * s.units + unit];
-    const A h = converted<A>(load_from_others(s.h + s.at(rank, unit)));
-    const auto blend = Cell::blend(e, Cell::candidate_reset_after(s.input(rank, unit, 2), r, n_h), h);
-    s.store_h(rank, unit, blend.h);
-    if (!s.kept) return;
-    s.keep(rank, unit, 0, r);
-    s.keep(rank, unit, 1, blend.z);
-    s.keep(rank, unit, 2, blend.n);
-    s.keep(rank, unit, 3, n_h);
-  }
-};
-
-template <class S>
-struct Forward<S, Stage::gru_before_gates> {
-  using A = Sum<S>;
-  using Cell = cells::Gru<Arithmetic<A>>;
-
-  __device__ static void apply(const Step<S>& s, int rank, int unit, const A (&product)[2]) {
-    const A r = cells::Activations<Arithmetic<A>>::sigmoid(s.input(rank, unit, 0) + product[0]);
-    const A h = converted<A>(load_from_others(s.h + s.at(rank, unit)));
-    s.reset_h[s.at(rank, unit)] = converted<S>(r * h);
-    s.update[s.at(rank, unit)] = Cell::update(s.input(rank, unit, 1) + product[1]);
-    s.keep(rank, unit, 0, r);
-  }
-};
-
-template <class S>
-struct Forward<S, Stage::gru_before_candidate> {
-  using A = Sum<S>;
-  using Cell = cells::Gru<Arithmetic<A>>;
-
-  __device__ static void apply(const Step<S>& s, int rank, int unit, const A (&product)[1]) {
-    const A n = s.input(rank, unit, 2) + product[0];
-    const A h = converted<A>(load_from_others(s.h + s.at(rank, unit)));
-    const auto blend = Cell::blend(s.update[s.at(rank, unit)], n, h);
-    s.store_h(rank, unit, blend.h);
-    s.keep(rank, unit, 1, blend.z);
-    s.keep(rank, unit, 2, blend.n);
-  }
-};
-
-template <class S>
-struct Forward<S, Stage::rnn_tanh> {
-  using A = Sum<S>;
-  __device__ static void apply(const Step<S>& s, int rank, int unit, const A (&product)[1]) {
-    s.store_h(rank, unit, cells::Rnn<Arithmetic<A>>::tanh(s.input(rank, unit, 0) + product[0]));
-  }
-};
-
-template <class S>
-struct Forward<S, Stage::rnn_relu> {
-  using A = Sum<S>;
-  __device__ static void apply(const Step<S>& s, int rank, int unit, const A (&product)[1]) {
-    s.store_h(rank, unit, cells::Rnn<Arithmetic<A>>::relu(s.input(rank, unit, 0) + product[0]));
-  }
-};
-
-// The projection's result, which is h.
-template <class S>
-struct Forward<S, Stage::linear> {
-  using A = Sum<S>;
-  __device__ static void apply(const Step<S>& s, int rank, int unit, const A (&product)[1]) {
-    s.store_h(rank, unit, product[0]);
+    output.at(time_of(order, reverse, step, rank), order.row(rank))[unit] = h;
   }
 };
 
 // A stage whose products cuBLAS made: [rank][gates of the stage * units].
 template <class S, Stage stage>
-__global__ void forward_stage(Step<S> step, const Sum<S>* products) {
+__global__ void forward_stage(Step<S> s, const Sum<S>* products) {
+  using A = Sum<S>;
   constexpr int gates = stage_layout(stage).gates;
-  for_own(step.rows, step.units, [&](Index rank, int unit) {
-    Sum<S> product[gates];
-    for (int gate = 0; gate < gates; ++gate) product[gate] = products[(rank * gates + gate) * step.units + unit];
-    Forward<S, stage>::apply(step, static_cast<int>(rank), unit, product);
+  for_own(s.rows, s.units, [&](Index row, int unit) {
+    const int rank = static_cast<int>(row);
+    const Index at = s.at(rank, unit);
+    Unit<A> u;
+#pragma unroll
+    for (int i = 0; i < gates; ++i) {
+      const int gate = stage_first_gate(stage) + i;
+      u.product[i] = products[(row * gates + i) * s.units + unit];
+      if constexpr (stage != Stage::linear)
+        u.input[i] = s.projected[(row * s.gates + gate) * s.units + unit] + s.bias[gate * s.units + unit];
+    }
+    if constexpr (is_lstm(stage)) u.c = s.c[at];
+    if constexpr (is_gru(stage)) u.h = converted<A>(s.h[at]);
+    if constexpr (stage == Stage::gru) u.b_hn = s.bias[3 * s.units + unit];
+    if constexpr (stage == Stage::gru_before_candidate) u.update = s.update[at];
+    if constexpr (stage == Stage::lstm_peephole)
+      for (int i = 0; i < 3; ++i) u.peephole[i] = s.peephole[i * s.units + unit];
+    go_forward<A, stage>(u);
+    go_on<A, stage>(u);
+    if (s.kept) keep<stage>(s.kept + row * s.kept_slots * s.units + unit, s.units, u);
+    if constexpr (is_lstm(stage)) s.c[at] = u.c;
+    if constexpr (stage == Stage::gru_before_gates) {
+      s.reset_h[at] = converted<S>(u.h);
+      s.update[at] = u.update;
+    } else {
+      s.h_next[at] = converted<S>(u.h);
+      s.put_out(rank, unit, converted<S>(u.h));
+    }
   });
 }
 
@@ -175,6 +176,91 @@ __global__ void forward_stage(Step<S> step, const Sum<S>* products) {
 //
 // d_h holds the gradient of h[t] that comes from the steps after. A stage turns it, with that of the output, into the
 // gradients of the pre-activations, and leaves in it what reaches h[t-1] without a product, to which the products are added.
+
+// What a stage sees of one row and unit, and what it leaves.
+template <class A>
+struct BackUnit {
+  A kept[5];
+  A c_before, h_before, h;  // c[t-1] of the LSTM, h[t-1] of the GRU, h[t] of the plain RNN
+  A peephole[3];
+  A d_h, d_c;  // of h[t] and c[t], then of h[t-1] and c[t-1]
+  A d_a[4];    // by slot
+  A operand;   // what the projection's weights were multiplied with
+};
+
+// What the stage's steps kept; see kept_by.
+constexpr int kept_for(BackStage stage) {
+  switch (stage) {
+    case BackStage::lstm:
+    case BackStage::lstm_peephole: return 5;
+    case BackStage::gru: return 4;
+    case BackStage::gru_before_candidate: return 3;
+    default: return 0;
+  }
+}
+
+// The reset-before GRU's r comes after the product with the candidate's weights: go_back_through_reset.
+template <class A, BackStage stage>
+__device__ inline void go_back(BackUnit<A>& u) {
+  using V = Arithmetic<A>;
+  using Gru = cells::Gru<V>;
+  if constexpr (stage == BackStage::lstm || stage == BackStage::lstm_peephole) {
+    using Lstm = cells::Lstm<V>;
+    const typename Lstm::Kept kept{u.kept[0], u.kept[1], u.kept[2], u.kept[3], u.kept[4]};
+    const typename Lstm::Peephole peephole{u.peephole[0], u.peephole[1], u.peephole[2]};
+    const auto d =
+        Lstm::backward(kept, u.c_before, u.d_h, u.d_c, stage == BackStage::lstm_peephole ? &peephole : nullptr);
+    u.d_a[0] = d.i;
+    u.d_a[1] = d.f;
+    u.d_a[2] = d.g;
+    u.d_a[3] = d.o;
+    u.d_c = d.c;
+    u.d_h = 0;
+    u.operand = u.kept[3] * cells::Activations<V>::tanh(u.kept[4]);
+  } else if constexpr (stage == BackStage::gru) {
+    const A r = u.kept[0];
+    const auto d = Gru::blend_backward(u.kept[1], u.kept[2], u.h_before, u.d_h);
+    u.d_a[0] = d.n;
+    u.d_a[1] = Gru::reset_backward(r, u.kept[3], d.n);
+    u.d_a[2] = d.z;
+    u.d_a[3] = d.n * r;
+    u.d_h = d.h;
+  } else if constexpr (stage == BackStage::gru_before_candidate) {
+    const auto d = Gru::blend_backward(u.kept[1], u.kept[2], u.h_before, u.d_h);
+    u.d_a[1] = d.z;
+    u.d_a[2] = d.n;
+    u.d_h = d.h;
+  } else if constexpr (stage == BackStage::rnn_tanh) {
+    u.d_a[0] = cells::Rnn<V>::tanh_backward(u.h, u.d_h);
+    u.d_h = 0;
+  } else {
+    u.d_a[0] = cells::Rnn<V>::relu_backward(u.h, u.d_h);
+    u.d_h = 0;
+  }
+}
+
+// `product`: the gradient of r h.
+template <class A>
+__device__ inline void go_back_through_reset(BackUnit<A>& u, A product) {
+  const A r = u.kept[0];
+  u.d_a[0] = cells::Gru<Arithmetic<A>>::reset_backward(r, u.h_before, product);
+  u.d_h += product * r;
+  u.operand = r * u.h_before;
+}
+
+constexpr bool is_lstm(BackStage stage) { return stage == BackStage::lstm || stage == BackStage::lstm_peephole; }
+constexpr bool is_gru(BackStage stage) { return stage == BackStage::gru || stage == BackStage::gru_before_candidate; }
+
+// The gradients that a stage makes of pre-activations.
+constexpr KeptSlots d_a_by(BackStage stage) {
+  switch (stage) {
+    case BackStage::lstm:
+    case BackStage::lstm_peephole:
+    case BackStage::gru: return {0, 4};
+    case BackStage::gru_before_candidate: return {1, 2};
+    default: return {0, 1};
+  }
+}
 
 template <class S>
 struct BackStep {
@@ -192,126 +278,75 @@ struct BackStep {
   S* operand;         // [rank][units]: what the candidate's or the projection's weights were multiplied with, or null
   // The gradient of the layer's output, where that is h: [time][row][D * units]
   Features<const A> d_output;
-  const int *output_rows, *output_lengths;
+  Order order;
   int step;
   bool reverse, has_output;
 
   __device__ Index at(int rank, int unit) const { return static_cast<Index>(rank) * units + unit; }
-  __device__ A load(int rank, int unit, int slot) const {
-    return kept[(static_cast<Index>(rank) * kept_slots + slot) * units + unit];
+  __device__ const A* kept_at(int rank, int unit, int slot) const {
+    return kept + (static_cast<Index>(rank) * kept_slots + slot) * units + unit;
   }
-  __device__ void store(int rank, int unit, int slot, A value) const {
-    d_a[(static_cast<Index>(rank) * slots + slot) * units + unit] = converted<S>(value);
+  __device__ S* d_a_at(int rank, int unit, int slot) const {
+    return d_a + (static_cast<Index>(rank) * slots + slot) * units + unit;
+  }
+  __device__ const A* c_before_at(int rank, int unit) const { return c_before + rank * c_before_stride + unit; }
+  __device__ const A* d_output_at(int rank, int unit) const {
+    return d_output.at(time_of(order, reverse, step, rank), order.row(rank)) + unit;
   }
   __device__ A whole_d_h(int rank, int unit) const {
-    A d = d_h[at(rank, unit)];
-    if (has_output) {
-      const int time = reverse ? output_lengths[rank] - 1 - step : step;
-      d += d_output.at(time, output_rows[rank])[unit];
-    }
-    return d;
+    const A d = d_h[at(rank, unit)];
+    return has_output ? d + *d_output_at(rank, unit) : d;
   }
 };
 
 template <class S, BackStage stage>
-struct Backward;
-
-template <class S, bool peephole>
-struct BackwardLstm {
+__global__ void backward_stage(BackStep<S> s) {
   using A = Sum<S>;
-  using Cell = cells::Lstm<Arithmetic<A>>;
-
-  __device__ static void apply(const BackStep<S>& s, int rank, int unit) {
-    const typename Cell::Kept kept{s.load(rank, unit, 0), s.load(rank, unit, 1), s.load(rank, unit, 2),
-                                   s.load(rank, unit, 3), s.load(rank, unit, 4)};
-    const A c = s.c_before[rank * s.c_before_stride + unit];
-    const A d_h = s.whole_d_h(rank, unit), d_c = s.d_c[s.at(rank, unit)];
-    typename Cell::Gradients d;
-    if constexpr (peephole) {
-      const typename Cell::Peephole weights{s.peephole[unit], s.peephole[s.units + unit],
-                                            s.peephole[2 * s.units + unit]};
-      d = Cell::backward(kept, c, d_h, d_c, &weights);
+  for_own(s.rows, s.units, [&](Index row, int unit) {
+    const int rank = static_cast<int>(row);
+    const Index at = s.at(rank, unit);
+    BackUnit<A> u;
+#pragma unroll
+    for (int slot = 0; slot < kept_for(stage); ++slot) u.kept[slot] = *s.kept_at(rank, unit, slot);
+    if constexpr (is_lstm(stage)) {
+      u.c_before = *s.c_before_at(rank, unit);
+      u.d_c = s.d_c[at];
+    } else if constexpr (is_gru(stage)) {
+      u.h_before = converted<A>(s.h_before[at]);
     } else {
-      d = Cell::backward(kept, c, d_h, d_c, nullptr);
+      u.h = converted<A>(s.h[at]);
     }
-    s.store(rank, unit, 0, d.i);
-    s.store(rank, unit, 1, d.f);
-    s.store(rank, unit, 2, d.g);
-    s.store(rank, unit, 3, d.o);
-    s.d_c[s.at(rank, unit)] = d.c;
-    s.d_h[s.at(rank, unit)] = 0;
-    if (s.operand) s.operand[s.at(rank, unit)] = converted<S>(kept.o * cells::Activations<Arithmetic<A>>::tanh(kept.c));
-  }
-};
-template <class S>
-struct Backward<S, BackStage::lstm> : BackwardLstm<S, false> {};
-template <class S>
-struct Backward<S, BackStage::lstm_peephole> : BackwardLstm<S, true> {};
-
-template <class S>
-struct Backward<S, BackStage::gru> {
-  using A = Sum<S>;
-  using Cell = cells::Gru<Arithmetic<A>>;
-
-  __device__ static void apply(const BackStep<S>& s, int rank, int unit) {
-    const A r = s.load(rank, unit, 0), h = converted<A>(s.h_before[s.at(rank, unit)]);
-    const auto d = Cell::blend_backward(s.load(rank, unit, 1), s.load(rank, unit, 2), h, s.whole_d_h(rank, unit));
-    s.store(rank, unit, 0, d.n);
-    s.store(rank, unit, 1, Cell::reset_backward(r, s.load(rank, unit, 3), d.n));
-    s.store(rank, unit, 2, d.z);
-    s.store(rank, unit, 3, d.n * r);
-    s.d_h[s.at(rank, unit)] = d.h;
-  }
-};
-
-template <class S>
-struct Backward<S, BackStage::gru_before_candidate> {
-  using A = Sum<S>;
-  __device__ static void apply(const BackStep<S>& s, int rank, int unit) {
-    const A h = converted<A>(s.h_before[s.at(rank, unit)]);
-    const auto d = cells::Gru<Arithmetic<A>>::blend_backward(s.load(rank, unit, 1), s.load(rank, unit, 2), h,
-                                                             s.whole_d_h(rank, unit));
-    s.store(rank, unit, 1, d.z);
-    s.store(rank, unit, 2, d.n);
-    s.d_h[s.at(rank, unit)] = d.h;
-  }
-};
-
-// `product`: the gradient of r h.
-template <class S>
-__device__ inline void reset_backward(const BackStep<S>& s, int rank, int unit, Sum<S> product) {
-  using A = Sum<S>;
-  const A r = s.load(rank, unit, 0), h = converted<A>(s.h_before[s.at(rank, unit)]);
-  s.store(rank, unit, 0, cells::Gru<Arithmetic<A>>::reset_backward(r, h, product));
-  s.d_h[s.at(rank, unit)] += product * r;
-  s.operand[s.at(rank, unit)] = converted<S>(r * h);
+    if constexpr (stage == BackStage::lstm_peephole)
+      for (int i = 0; i < 3; ++i) u.peephole[i] = s.peephole[i * s.units + unit];
+    u.d_h = s.whole_d_h(rank, unit);
+    go_back<A, stage>(u);
+    constexpr KeptSlots made = d_a_by(stage);
+#pragma unroll
+    for (int slot = made.first; slot < made.first + made.count; ++slot)
+      *s.d_a_at(rank, unit, slot) = converted<S>(u.d_a[slot]);
+    s.d_h[at] = u.d_h;
+    if constexpr (is_lstm(stage)) {
+      s.d_c[at] = u.d_c;
+      if (s.operand) s.operand[at] = converted<S>(u.operand);
+    }
+  });
 }
 
-template <class S, bool tanh>
-struct BackwardRnn {
+// After the product with the candidate's weights.
+template <class S>
+__global__ void reset_stage(BackStep<S> s, const Sum<S>* products) {
   using A = Sum<S>;
-  using Cell = cells::Rnn<Arithmetic<A>>;
-  __device__ static void apply(const BackStep<S>& s, int rank, int unit) {
-    const A h = converted<A>(s.h[s.at(rank, unit)]), d_h = s.whole_d_h(rank, unit);
-    s.store(rank, unit, 0, tanh ? Cell::tanh_backward(h, d_h) : Cell::relu_backward(h, d_h));
-    s.d_h[s.at(rank, unit)] = 0;
-  }
-};
-template <class S>
-struct Backward<S, BackStage::rnn_tanh> : BackwardRnn<S, true> {};
-template <class S>
-struct Backward<S, BackStage::rnn_relu> : BackwardRnn<S, false> {};
-
-template <class S, BackStage stage>
-__global__ void backward_stage(BackStep<S> step) {
-  for_own(step.rows, step.units,
-          [&](Index rank, int unit) { Backward<S, stage>::apply(step, static_cast<int>(rank), unit); });
-}
-
-template <class S>
-__global__ void reset_stage(BackStep<S> step, const Sum<S>* products) {
-  for_own(step.rows, step.units, [&](Index rank, int unit) {
-    reset_backward(step, static_cast<int>(rank), unit, products[rank * step.units + unit]);
+  for_own(s.rows, s.units, [&](Index row, int unit) {
+    const int rank = static_cast<int>(row);
+    const Index at = s.at(rank, unit);
+    BackUnit<A> u;
+    u.kept[0] = *s.kept_at(rank, unit, 0);
+    u.h_before = converted<A>(s.h_before[at]);
+    u.d_h = s.d_h[at];
+    go_back_through_reset(u, products[at]);
+    *s.d_a_at(rank, unit, 0) = converted<S>(u.d_a[0]);
+    s.d_h[at] = u.d_h;
+    s.operand[at] = converted<S>(u.operand);
   });
 }
 

@@ -4,14 +4,15 @@
 #pragma once
 
 #include <algorithm>
+#include <mutex>
 
 #include "gatedrnn/row_order.h"
 #include "network.h"
-#include "recurrence.cuh"
+#include "recurrence_backward.cuh"
 
 namespace gatedrnn::cuda {
 
-// What a batch's lengths mean, here and on the device.
+// What a batch's lengths mean, here and, where rows end at different steps, on the device.
 class Batch {
  public:
   Batch(Index steps, Index batch, const Index* lengths, cudaStream_t stream) : steps_(steps), batch_(batch) {
@@ -30,6 +31,7 @@ class Batch {
       offsets_[step + 1] = offsets_[step] + running;
     }
     ragged_ = offsets_[steps] < steps * batch;
+    if (!ragged_) return;
     for (const Index count : counts_) ints.push_back(static_cast<int>(count));
     for (const Index offset : offsets_) ints.push_back(static_cast<int>(offset));
     memory_ = DeviceArray<int>(static_cast<Index>(ints.size()), stream);
@@ -46,15 +48,18 @@ class Batch {
            counts_.begin();
   }
 
-  const int* rows() const { return memory_.data(); }
-  Order order() const { return {rows(), rows() + batch_, static_cast<int>(batch_), static_cast<int>(steps_)}; }
+  Order order() const {
+    const int* rows = memory_.data();
+    return {rows, ragged_ ? rows + batch_ : nullptr, static_cast<int>(batch_), static_cast<int>(steps_)};
+  }
   StepBlock block(Index begin, Index end, bool reverse) const {
-    const int* counts = rows() + 2 * batch_;
     StepBlock block;
     block.begin = static_cast<int>(begin);
     block.end = static_cast<int>(end);
-    block.counts = counts;
-    block.offsets = counts + steps_;
+    if (ragged_) {
+      block.counts = memory_.data() + 2 * batch_;
+      block.offsets = block.counts + steps_;
+    }
     block.pairs = offsets_[end] - offsets_[begin];
     block.reverse = reverse;
     block.rows = counts_[end - 1] == counts_[begin] ? static_cast<int>(counts_[begin]) : 0;
@@ -135,8 +140,13 @@ class TypedNetwork final : public Network {
   // Streams that still read the weights are not known here.
   ~TypedNetwork() override { cudaDeviceSynchronize(); }
 
+  // Made again only where the size of the batch changes.
   Plan plan(Index steps, Index batch) const override {
-    return make_plan({spec_, steps, batch, sizeof(S), sizeof(A)}, limits_);
+    const std::lock_guard lock(planning_);
+    const Problem problem{spec_, steps, batch, sizeof(S), sizeof(A), tf32_};
+    if (batch != planned_.batch || (steps < 2) != (planned_.steps < 2)) plan_ = make_plan(problem, limits_);
+    planned_ = problem;
+    return plan_;
   }
 
   void run(const ForwardCall& call, cudaStream_t stream) override {
@@ -179,6 +189,12 @@ class TypedNetwork final : public Network {
     Blas& blas;
     cudaStream_t stream;
     Plan plan;
+
+    Scratch& scratch() const { return blas.scratch(); }
+    template <class T>
+    Scratched<T> take(Index count) const {
+      return scratch().template take<T>(count);
+    }
   };
 
   // One layer and direction of a call.
@@ -227,15 +243,18 @@ class TypedNetwork final : public Network {
   // ---- Forward -----------------------------------------------------------------------------------------------------------
   // Memory that the steps of a track share.
   struct State {
-    DeviceArray<S> h[2], reset_h, unprojected;  // [rank][P], [rank][H]
-    DeviceArray<A> c, update, products;
-    State(const TypedNetwork& n, const Context& x)
-        : h{{x.batch.batch() * n.P(), x.stream}, {x.batch.batch() * n.P(), x.stream}},
-          reset_h(n.spec_.cell == Cell::gru_reset_before ? x.batch.batch() * n.H() : 0, x.stream),
-          unprojected(n.spec_.proj_size > 0 ? x.batch.batch() * n.H() : 0, x.stream),
-          c(is_lstm(n.spec_.cell) ? x.batch.batch() * n.H() : 0, x.stream),
-          update(reset_h.size(), x.stream),
-          products(x.batch.batch() * n.gates() * n.H(), x.stream) {}
+    Scratched<S> h[2], reset_h, unprojected;  // [rank][P], [rank][H]
+    Scratched<A> c, update, products;
+    State(const TypedNetwork& n, const Context& x) {
+      const Index batch = x.batch.batch(), of_units = batch * n.H();
+      const bool launched = !x.plan.forward.fits, two_stages = n.spec_.cell == Cell::gru_reset_before;
+      for (Scratched<S>& each : h) each = x.template take<S>(batch * n.P());
+      reset_h = x.template take<S>(launched && two_stages ? of_units : 0);
+      unprojected = x.template take<S>(n.spec_.proj_size > 0 ? of_units : 0);
+      c = x.template take<A>(is_lstm(n.spec_.cell) ? of_units : 0);
+      update = x.template take<A>(reset_h.size());
+      products = x.template take<A>(launched ? n.gates() * of_units : 0);
+    }
   };
 
   void forward(const ForwardCall& call, TypedTape<S>* tape, cudaStream_t stream) {
@@ -243,7 +262,7 @@ class TypedNetwork final : public Network {
     std::unique_ptr<Batch> own;
     if (!tape) own = std::make_unique<Batch>(call.steps, call.batch, call.lengths, stream);
     const Batch& batch = tape ? tape->batch : *own;
-    const auto borrowed = blas_pool_.borrow();
+    const auto borrowed = blas_pool_.borrow(stream);
     const Context x{batch, *borrowed, stream, plan(call.steps, call.batch)};
     x.blas.begin(stream, tf32_);
     const bool dropping = tape && tape->options.dropout.rate > 0;
@@ -251,13 +270,17 @@ class TypedNetwork final : public Network {
     const std::vector<Index> blocks = batch.blocks(x.plan.most_pairs, std::max<Index>(1, call.steps / parts));
     if (tape) tape->blocks = blocks;
 
+    // Without a tape and zeros past the lengths the last layer writes where the caller wants it.
+    const bool to_caller = !tape && !batch.ragged() && call.y.storage == storage_of<S> && !call.y_may_overlap;
     DeviceArray<S> below;
     for (Index layer = 0; layer < spec_.num_layers; ++layer) {
-      DeviceArray<S> output(call.steps * call.batch * width(), stream);
+      const bool last_to_caller = to_caller && layer + 1 == spec_.num_layers;
+      DeviceArray<S> output(last_to_caller ? 0 : call.steps * call.batch * width(), stream);
       if (batch.ragged()) clear(output.data(), output.size(), stream);
+      Features<S> places = last_to_caller ? features<S>(call.y) : column(output.data(), 0, width(), x);
       const AnyFeatures in = layer == 0 ? call.x : dense(tape ? input_of(*tape, layer) : below.data(), width(), x);
-      for (Index direction = 0; direction < spec_.directions; ++direction)
-        run_track(x, {layer, direction}, blocks, in, output.data(), call, tape);
+      for (Index direction = 0; direction < spec_.directions; ++direction, places.data += P())
+        run_track(x, {layer, direction}, blocks, in, places, call, tape);
       if (tape && dropping && layer + 1 < spec_.num_layers) {
         DeviceArray<S> dropped(output.size(), stream);
         launch(drop<S>, call.steps * call.batch, width(), stream, batch.order(), tape->options.dropout, layer,
@@ -267,7 +290,7 @@ class TypedNetwork final : public Network {
       below = std::move(output);
       if (tape && layer + 1 < spec_.num_layers) tape->outputs.push_back(std::move(below));
     }
-    copy_out(x, dense(below.data(), width(), x), call.y, width());
+    if (!to_caller) copy_out(x, dense(below.data(), width(), x), call.y, width());
     if (tape) tape->outputs.push_back(std::move(below));
   }
 
@@ -308,8 +331,8 @@ class TypedNetwork final : public Network {
     if (!from.data) return clear(to, count, x.stream);
     with_type(from.storage, [&](auto source) {
       using From = decltype(source);
-      launch(copy_by_rank<T, From>, x.batch.batch(), width, x.stream, x.batch.rows(), static_cast<int>(x.batch.batch()),
-             static_cast<int>(width), static_cast<const From*>(from.data) + track.number(spec_) * count, true, to);
+      launch(copy_by_rank<T, From>, x.batch.batch(), width, x.stream, x.batch.order(), static_cast<int>(width),
+             static_cast<const From*>(from.data) + track.number(spec_) * count, true, to);
     });
   }
   template <class T>
@@ -318,13 +341,14 @@ class TypedNetwork final : public Network {
     const Index count = x.batch.batch() * width;
     with_type(to.storage, [&](auto target) {
       using To = decltype(target);
-      launch(copy_by_rank<To, T>, x.batch.batch(), width, x.stream, x.batch.rows(), static_cast<int>(x.batch.batch()),
-             static_cast<int>(width), from, false, static_cast<To*>(to.data) + track.number(spec_) * count);
+      launch(copy_by_rank<To, T>, x.batch.batch(), width, x.stream, x.batch.order(), static_cast<int>(width), from,
+             false, static_cast<To*>(to.data) + track.number(spec_) * count);
     });
   }
 
   void run_track(const Context& x, const Track& track, const std::vector<Index>& blocks, const AnyFeatures& in,
-                 S* output, const ForwardCall& call, TypedTape<S>* tape) {
+                 const Features<S>& output, const ForwardCall& call, TypedTape<S>* tape) {
+    const Scratch::Scope scope(x.scratch());
     State state(*this, x);
     take_state(x, track, call.h_0, P(), state.h[0].data());
     if (is_lstm(spec_.cell)) take_state(x, track, call.c_0, H(), state.c.data());
@@ -345,10 +369,12 @@ class TypedNetwork final : public Network {
     final_state(x, track, state, call);
   }
 
-  // A row's last h is in the array where its last step left it.
+  // A row's last h is in the array where its last step left it; the persistent kernel leaves it in both.
   void final_state(const Context& x, const Track& track, const State& state, const ForwardCall& call) const {
-    if (call.h_n.data) {
-      DeviceArray<S> last(state.h[0].size(), x.stream);
+    if (x.plan.forward.fits) {
+      give_state(x, track, static_cast<const S*>(state.h[0].data()), P(), call.h_n);
+    } else if (call.h_n.data) {
+      const Scratched<S> last = x.template take<S>(state.h[0].size());
       launch(choose_last<S>, x.batch.batch(), P(), x.stream, x.batch.order(), static_cast<int>(P()),
              static_cast<const S*>(state.h[0].data()), static_cast<const S*>(state.h[1].data()), last.data());
       give_state(x, track, static_cast<const S*>(last.data()), P(), call.h_n);
@@ -356,26 +382,36 @@ class TypedNetwork final : public Network {
     if (is_lstm(spec_.cell)) give_state(x, track, static_cast<const A*>(state.c.data()), H(), call.c_n);
   }
 
-  // The inputs of a block's pairs, one after the other.
-  DeviceArray<S> gathered(const Context& x, const StepBlock& block, const AnyFeatures& in, Index width) const {
-    DeviceArray<S> result(block.pairs * width, x.stream);
+  // Whether all pairs of a direction stand one after the other in an array of features.
+  static bool are_pairs(const Context& x, const Track& track, const AnyFeatures& in, Index width, Storage storage) {
+    return !x.batch.ragged() && track.direction == 0 && in.storage == storage && in.row_stride == width &&
+           in.time_stride == x.batch.batch() * width;
+  }
+
+  // The rows of a block's pairs, one after the other: where they already stand so, or a copy.
+  const S* gathered(const Context& x, const Track& track, const StepBlock& block, const AnyFeatures& in,
+                    Index width) const {
+    if (are_pairs(x, track, in, width, storage_of<S>))
+      return static_cast<const S*>(in.data) + x.batch.offset(block.begin) * width;
+    const auto result = x.template take<S>(block.pairs * width);
     with_type(in.storage, [&](auto source) {
       using From = decltype(source);
       launch(gather<S, From>, block.pairs, width, x.stream, block, x.batch.order(), features<const From>(in),
              static_cast<int>(width), result.data());
     });
-    return result;
+    return result.data();
   }
 
   void run_block(const Context& x, const Track& track, Index begin, Index end, const AnyFeatures& in, State& state,
-                 S* output, A* kept) const {
+                 const Features<S>& output, A* kept) const {
     const Weights<S>& weights = weights_[track.number(spec_)];
     const Index I = spec_.layer_input_size(track.layer);
+    const Scratch::Scope scope(x.scratch());
     const StepBlock block = x.batch.block(begin, end, track.direction == 1);
-    const DeviceArray<S> inputs = gathered(x, block, in, I);
-    DeviceArray<A> projected(block.pairs * gates() * H(), x.stream);
-    x.blas.template multiply_transposed<S>(block.pairs, gates() * H(), I, {inputs.data(), I},
-                                           {weights.weight_ih.data(), I}, false, {projected.data(), gates() * H()});
+    const S* inputs = gathered(x, track, block, in, I);
+    const Scratched<A> projected = x.template take<A>(block.pairs * gates() * H());
+    x.blas.template multiply_transposed<S>(block.pairs, gates() * H(), I, {inputs, I}, {weights.weight_ih.data(), I},
+                                           false, {projected.data(), gates() * H()});
     Step<S> step{};
     step.units = static_cast<int>(H());
     step.gates = static_cast<int>(gates());
@@ -387,13 +423,12 @@ class TypedNetwork final : public Network {
     step.update = state.update.data();
     step.kept = kept;
     step.kept_slots = static_cast<int>(kept_slots(spec_.cell));
-    step.has_output = output != nullptr;
-    if (output) step.output = column(output, track.direction * P(), width(), x);
-    step.output_rows = x.batch.order().rows;
-    step.output_lengths = x.batch.order().lengths;
+    step.has_output = output.data != nullptr;
+    step.output = output;
+    step.order = x.batch.order();
     step.reverse = block.reverse;
     step.rows = static_cast<int>(x.batch.count(begin));
-    if (x.plan.persistent) return recur(x, step, block, weights, state);
+    if (x.plan.forward.fits) return recur(x, step, block, weights, state);
     for (Index t = begin; t < end; ++t) {
       const Index rows = x.batch.count(t);
       step.rows = static_cast<int>(rows);
@@ -455,55 +490,83 @@ class TypedNetwork final : public Network {
     }
   }
 
+  // With the rows of a thread's tile as a constant too.
+  template <class Visit>
+  void with_tile(const RecurrencePlan& plan, Visit&& visit) const {
+    with_cell([&](auto cell) {
+      switch (plan.products[0].tiling.tile_rows) {
+        case 1: return visit(cell, std::integral_constant<int, 1>());
+        case 4: return visit(cell, std::integral_constant<int, 4>());
+        default: return visit(cell, std::integral_constant<int, 8>());
+      }
+    });
+  }
+
+  // Memory for what the blocks of a kernel send each other.
+  Scratched<S> unsent(const Context& x, const RecurrencePlan& plan, const StepBlock& block, Index depth) const {
+    const Index steps = block.end - block.begin;
+    const auto sent = x.template take<S>(steps * plan.row_groups * exchanged_values<S>(depth, plan.rows));
+    if (!plan.counts()) fill_with_ones(sent.data(), sent.size(), x.stream);
+    return sent;
+  }
+  Scratched<unsigned> none_arrived(const Context& x, const RecurrencePlan& plan) const {
+    const auto arrived = x.template take<unsigned>(plan.counts() ? plan.row_groups * kCounterStride : 0);
+    clear(arrived.data(), arrived.size(), x.stream);
+    return arrived;
+  }
+
   template <class Arguments>
-  void start_recurrence(const Context& x, void (*kernel)(Arguments), Index shared_bytes, int staged,
-                        Arguments arguments) const {
-    DeviceArray<unsigned> arrived(1, x.stream);
-    clear(arrived.data(), 1, x.stream);
-    arguments.arrived = arrived.data();
-    arguments.units_per_block = x.plan.units_per_block;
-    arguments.staged = staged;
+  void start_recurrence(const Context& x, void (*kernel)(Arguments), const Arguments& arguments) const {
     // All there is: another call of the same kernel may need more than this one.
     check(allow_shared_bytes(kernel, static_cast<std::size_t>(limits_.shared_bytes)), "asking for shared memory");
-    check(start_together(kernel, dim3(static_cast<unsigned>(x.plan.grid)), dim3(kRecurrenceThreads),
-                         static_cast<std::size_t>(shared_bytes), x.stream, arguments),
+    check(start_together(kernel, dim3(static_cast<unsigned>(arguments.plan.row_groups * arguments.plan.unit_groups)),
+                         dim3(kRecurrenceThreads), static_cast<std::size_t>(arguments.plan.shared_bytes), x.stream,
+                         arguments),
           "starting a persistent kernel");
   }
 
   void recur(const Context& x, const Step<S>& step, const StepBlock& block, const Weights<S>& weights,
              const State& state) const {
+    const bool two_stages = spec_.cell == Cell::gru_reset_before;
     Recurrence<S> arguments{};
     arguments.first = step;
     arguments.block = block;
+    arguments.plan = x.plan.forward;
     arguments.weights = weights.weight_hh.data();
-    for (int i = 0; i < 2; ++i) arguments.h[i] = state.h[i].data();
-    with_cell([&](auto cell) {
-      start_recurrence(x, forward_recurrence<S, decltype(cell)::value>, x.plan.forward_shared_bytes,
-                       x.plan.forward_staged, arguments);
+    arguments.h_begin = state.h[block.begin % 2].data();
+    for (int i = 0; i < 2; ++i) arguments.h_end[i] = state.h[i].data();
+    arguments.sent_h = unsent(x, x.plan.forward, block, H()).data();
+    if (two_stages) arguments.sent_reset = unsent(x, x.plan.forward, block, H()).data();
+    arguments.arrived = none_arrived(x, x.plan.forward).data();
+    with_tile(arguments.plan, [&](auto cell, auto tile) {
+      start_recurrence(x, forward_recurrence<S, decltype(cell)::value, decltype(tile)::value>, arguments);
     });
   }
 
   // ---- Backward ----------------------------------------------------------------------------------------------------------
   struct BackState {
-    DeviceArray<A> d_h, d_c, d_unprojected;  // [rank][P], [rank][H]
-    DeviceArray<A> products;
-    BackState(const TypedNetwork& n, const Context& x)
-        : d_h(x.batch.batch() * n.P(), x.stream),
-          d_c(is_lstm(n.spec_.cell) ? x.batch.batch() * n.H() : 0, x.stream),
-          d_unprojected(n.spec_.proj_size > 0 ? x.batch.batch() * n.H() : 0, x.stream),
-          products(n.spec_.cell == Cell::gru_reset_before ? x.batch.batch() * n.H() : 0, x.stream) {}
+    Scratched<A> d_h, d_c, d_unprojected;  // [rank][P], [rank][H]
+    Scratched<A> products;
+    BackState(const TypedNetwork& n, const Context& x) {
+      const Index batch = x.batch.batch(), of_units = batch * n.H();
+      d_h = x.template take<A>(batch * n.P());
+      d_c = x.template take<A>(is_lstm(n.spec_.cell) ? of_units : 0);
+      d_unprojected = x.template take<A>(n.spec_.proj_size > 0 ? of_units : 0);
+      products = x.template take<A>(n.spec_.cell == Cell::gru_reset_before && !x.plan.backward.fits ? of_units : 0);
+    }
   };
 
   // What the pairs of a block leave for the products that merge them.
   struct BackBlock {
     StepBlock steps;
-    DeviceArray<S> inputs, h_before, h, d_a, operand, d_h;
+    const S *inputs, *h;
+    Scratched<S> h_before, d_a, operand, d_h;
     const A* kept;
     const A* c_before;
   };
 
   void back_track(const Context& x, const Track& track, const TypedTape<S>& tape, const AnyFeatures& in,
-                  const A* d_output, const BackwardCall& call, A* d_input) const;
+                  const Features<const A>& d_output, const BackwardCall& call, const Features<A>& d_input) const;
   void back_steps(const Context& x, const Track& track, const BackBlock& block, const BackStep<S>& first,
                   const BackState& state) const;
   void take_back_step(const Context& x, const Weights<S>& weights, BackStep<S> step, S* d_h,
@@ -518,6 +581,9 @@ class TypedNetwork final : public Network {
   const DeviceLimits limits_;
   std::vector<Weights<S>> weights_;
   BlasPool& blas_pool_;
+  mutable std::mutex planning_;
+  mutable Problem planned_;
+  mutable Plan plan_;
 };
 
 }  // namespace gatedrnn::cuda

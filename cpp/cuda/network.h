@@ -28,6 +28,7 @@ struct ForwardCall {
   Index steps = 0, batch = 0;
   const Index* lengths = nullptr;  // in the host's memory, by row; null: `steps` for every row
   AnyFeatures x, y;
+  bool y_may_overlap = false;  // with x or the states
   AnyState h_0, c_0, h_n, c_n;
 };
 

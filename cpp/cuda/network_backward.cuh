@@ -14,47 +14,59 @@ void TypedNetwork<S>::backward(const Tape& any_tape, const BackwardCall& call, c
   if (batch.batch() == 0) {
     for (Index track = 0; track < tracks() && !call.accumulate; ++track) {
       const Plan none;
-      const auto borrowed = blas_pool_.borrow();
+      const auto borrowed = blas_pool_.borrow(stream);
       const Track which{track / spec_.directions, track % spec_.directions};
       clear_gradients({batch, *borrowed, stream, none}, which, call.gradients[track]);
     }
     return;
   }
-  const auto borrowed = blas_pool_.borrow();
+  const auto borrowed = blas_pool_.borrow(stream);
   const Context x{batch, *borrowed, stream, plan(batch.steps(), batch.batch())};
   x.blas.begin(stream, tf32_);
   const Index pairs = batch.steps() * batch.batch();
 
-  DeviceArray<A> d_output(pairs * width(), stream);
-  if (call.d_output.data)
+  // Without zeros past the lengths the caller's gradients are used where they are, and x's are left where they are wanted.
+  const auto is_callers = [&](const AnyFeatures& given) {
+    return given.data && !batch.ragged() && given.storage == storage_of<A>;
+  };
+  DeviceArray<A> d_output(is_callers(call.d_output) ? 0 : pairs * width(), stream);
+  Features<const A> d_places = features<const A>(dense(d_output.data(), width(), x));
+  if (is_callers(call.d_output))
+    d_places = features<const A>(call.d_output);
+  else if (call.d_output.data)
     copy_out(x, call.d_output, dense(d_output.data(), width(), x), width());
   else
     clear(d_output.data(), d_output.size(), stream);
   for (Index layer = spec_.num_layers - 1; layer >= 0; --layer) {
     const Index I = spec_.layer_input_size(layer);
-    const bool wanted = layer > 0 || call.d_x.data;
-    DeviceArray<A> d_input(wanted ? pairs * I : 0, stream);
-    clear(d_input.data(), d_input.size(), stream);
+    const bool wanted = layer > 0 || call.d_x.data, to_caller = layer == 0 && is_callers(call.d_x);
+    DeviceArray<A> d_input(wanted && !to_caller ? pairs * I : 0, stream);
+    const AnyFeatures d_in = to_caller ? call.d_x : dense(d_input.data(), I, x);
+    if (wanted && batch.ragged()) clear(d_input.data(), d_input.size(), stream);
     const AnyFeatures in = layer == 0 ? call.x : dense(input_of(tape, layer), width(), x);
-    for (Index direction = 0; direction < spec_.directions; ++direction)
-      back_track(x, {layer, direction}, tape, in, d_output.data(), call, wanted ? d_input.data() : nullptr);
+    for (Index direction = 0; direction < spec_.directions; ++direction, d_places.data += P())
+      back_track(x, {layer, direction}, tape, in, d_places, call, wanted ? features<A>(d_in) : Features<A>());
     if (layer > 0 && tape.options.dropout.rate > 0)
       launch(drop<A>, pairs, I, stream, batch.order(), tape.options.dropout, layer - 1, static_cast<int>(I),
              static_cast<const A*>(d_input.data()), d_input.data());
     d_output = std::move(d_input);
+    d_places = features<const A>(dense(d_output.data(), I, x));
   }
-  if (call.d_x.data) copy_out(x, dense(d_output.data(), spec_.input_size, x), call.d_x, spec_.input_size);
+  if (call.d_x.data && !is_callers(call.d_x))
+    copy_out(x, dense(d_output.data(), spec_.input_size, x), call.d_x, spec_.input_size);
 }
 
 template <class S>
 void TypedNetwork<S>::back_track(const Context& x, const Track& track, const TypedTape<S>& tape, const AnyFeatures& in,
-                                 const A* d_output, const BackwardCall& call, A* d_input) const {
+                                 const Features<const A>& d_output, const BackwardCall& call,
+                                 const Features<A>& d_input) const {
   const Index number = track.number(spec_), I = spec_.layer_input_size(track.layer);
   const Weights<S>& weights = weights_[number];
   const GradientPlaces& to = call.gradients[number];
   const Features<S> output = column(tape.outputs[track.layer].data(), track.direction * P(), width(), x);
   const AnyFeatures any_output{output.data, storage_of<S>, output.time_stride, output.row_stride};
   const bool reverse = track.direction == 1;
+  const Scratch::Scope track_scope(x.scratch());
   BackState state(*this, x);
   take_state(x, track, call.d_h_n, P(), state.d_h.data());
   if (is_lstm(spec_.cell)) take_state(x, track, call.d_c_n, H(), state.d_c.data());
@@ -64,28 +76,27 @@ void TypedNetwork<S>::back_track(const Context& x, const Track& track, const Typ
     const Index begin = tape.blocks[b], end = tape.blocks[b + 1];
     BackBlock block{};
     block.steps = x.batch.block(begin, end, reverse);
+    const Scratch::Scope block_scope(x.scratch());
     const Index pairs = block.steps.pairs;
-    block.inputs = gathered(x, block.steps, in, I);
-    block.h_before = DeviceArray<S>(pairs * P(), x.stream);
+    block.inputs = gathered(x, track, block.steps, in, I);
+    block.h_before = x.template take<S>(pairs * P());
     launch(gather_before<S>, pairs, P(), x.stream, block.steps, x.batch.order(),
            Features<const S>{output.data, output.time_stride, output.row_stride},
            static_cast<const S*>(tape.h_0[number].data()), static_cast<int>(P()), block.h_before.data());
-    if (is_rnn()) block.h = gathered(x, block.steps, any_output, P());
-    block.d_a = DeviceArray<S>(pairs * slots() * H(), x.stream);
-    if (spec_.cell == Cell::gru_reset_before || spec_.proj_size > 0)
-      block.operand = DeviceArray<S>(pairs * H(), x.stream);
-    if (spec_.proj_size > 0) block.d_h = DeviceArray<S>(pairs * P(), x.stream);
+    if (is_rnn()) block.h = gathered(x, track, block.steps, any_output, P());
+    block.d_a = x.template take<S>(pairs * slots() * H());
+    if (spec_.cell == Cell::gru_reset_before || spec_.proj_size > 0) block.operand = x.template take<S>(pairs * H());
+    if (spec_.proj_size > 0) block.d_h = x.template take<S>(pairs * P());
     block.c_before = is_lstm(spec_.cell) ? tape.c[number].data() + b * x.batch.batch() * H() : nullptr;
 
-    DeviceArray<A> recomputed;
     if (kept_width() > 0 && tape.options.recompute) {
-      recomputed = DeviceArray<A>(pairs * kept_width(), x.stream);
+      const auto recomputed = x.template take<A>(pairs * kept_width());
       State forward(*this, x);
       copy(forward.h[begin % 2].data(), block.h_before.data(),
            x.batch.count(begin) * P() * static_cast<Index>(sizeof(S)), cudaMemcpyDeviceToDevice, x.stream);
       if (is_lstm(spec_.cell))
         copy(forward.c.data(), block.c_before, forward.c.bytes(), cudaMemcpyDeviceToDevice, x.stream);
-      run_block(x, track, begin, end, in, forward, nullptr, recomputed.data());
+      run_block(x, track, begin, end, in, forward, {}, recomputed.data());
       block.kept = recomputed.data();
     } else if (kept_width() > 0) {
       block.kept = tape.kept[number].data() + x.batch.offset(begin) * kept_width();
@@ -97,34 +108,36 @@ void TypedNetwork<S>::back_track(const Context& x, const Track& track, const Typ
     first.kept = block.kept;
     first.kept_slots = static_cast<int>(kept_slots(spec_.cell));
     first.h_before = block.h_before.data();
-    first.h = is_rnn() ? block.h.data() : nullptr;
+    first.h = block.h;
     first.peephole = weights.peephole.data();
     first.d_h = state.d_h.data();
     first.d_c = state.d_c.data();
     first.d_a = block.d_a.data();
     first.operand = block.operand.size() > 0 ? block.operand.data() : nullptr;
-    first.d_output = {d_output + track.direction * P(), x.batch.batch() * width(), width()};
-    first.output_rows = x.batch.order().rows;
-    first.output_lengths = x.batch.order().lengths;
+    first.d_output = d_output;
+    first.order = x.batch.order();
     first.reverse = reverse;
     first.has_output = true;
     first.rows = static_cast<int>(x.batch.count(begin));
     back_steps(x, track, block, first, state);
 
     add_to_gradients(x, track, block, to, call.accumulate || b + 1 < count);
-    if (!d_input) continue;
-    DeviceArray<A> d_inputs(pairs * I, x.stream);
+    if (!d_input.data) continue;
+    // The first direction leaves its gradients, where pairs stand as they do there; others are added.
+    const bool in_place =
+        are_pairs(x, track, {d_input.data, storage_of<A>, d_input.time_stride, d_input.row_stride}, I, storage_of<A>);
+    A* d_inputs = in_place ? d_input.data + x.batch.offset(begin) * I : x.template take<A>(pairs * I).data();
     const Index row = slots() * H();
     const S* w = weights.weight_ih.data();
     if (spec_.cell == Cell::gru) {  // the slots n_x, r, z; the rows of the weights r, z, n
-      x.blas.template multiply<S>(pairs, I, H(), {block.d_a.data(), row}, {w + 2 * H() * I, I}, false,
-                                  {d_inputs.data(), I});
-      x.blas.template multiply<S>(pairs, I, 2 * H(), {block.d_a.data() + H(), row}, {w, I}, true, {d_inputs.data(), I});
+      x.blas.template multiply<S>(pairs, I, H(), {block.d_a.data(), row}, {w + 2 * H() * I, I}, false, {d_inputs, I});
+      x.blas.template multiply<S>(pairs, I, 2 * H(), {block.d_a.data() + H(), row}, {w, I}, true, {d_inputs, I});
     } else {
-      x.blas.template multiply<S>(pairs, I, row, {block.d_a.data(), row}, {w, I}, false, {d_inputs.data(), I});
+      x.blas.template multiply<S>(pairs, I, row, {block.d_a.data(), row}, {w, I}, false, {d_inputs, I});
     }
-    launch(scatter_add<A>, pairs, I, x.stream, block.steps, x.batch.order(), static_cast<const A*>(d_inputs.data()),
-           static_cast<int>(I), Features<A>{d_input, x.batch.batch() * I, I});
+    if (in_place) continue;
+    launch(scatter<A>, pairs, I, x.stream, block.steps, x.batch.order(), static_cast<const A*>(d_inputs),
+           static_cast<int>(I), track.direction > 0, d_input);
   }
   if (count == 0 && !call.accumulate) clear_gradients(x, track, to);
   give_state(x, track, static_cast<const A*>(state.d_h.data()), P(), call.d_h_0);
@@ -135,15 +148,19 @@ template <class S>
 void TypedNetwork<S>::back_steps(const Context& x, const Track& track, const BackBlock& block, const BackStep<S>& first,
                                  const BackState& state) const {
   const Weights<S>& weights = weights_[track.number(spec_)];
-  if (x.plan.persistent) {
+  if (x.plan.backward.fits) {
     BackRecurrence<S> arguments{};
     arguments.first = first;
     arguments.block = block.steps;
+    arguments.plan = x.plan.backward;
     arguments.weights = weights.weight_hh.data();
     arguments.c_at_begin = block.c_before;
-    with_cell([&](auto cell) {
-      start_recurrence(x, backward_recurrence<S, decltype(cell)::value>, x.plan.backward_shared_bytes,
-                       x.plan.backward_staged, arguments);
+    arguments.sent_d_a = unsent(x, x.plan.backward, block.steps, recurrent_slots(spec_.cell) * H()).data();
+    if (spec_.cell == Cell::gru_reset_before)
+      arguments.sent_candidate = unsent(x, x.plan.backward, block.steps, H()).data();
+    arguments.arrived = none_arrived(x, x.plan.backward).data();
+    with_tile(arguments.plan, [&](auto cell, auto tile) {
+      start_recurrence(x, backward_recurrence<S, decltype(cell)::value, decltype(tile)::value>, arguments);
     });
     return;
   }
@@ -198,52 +215,59 @@ template <class S>
 void TypedNetwork<S>::add_to_gradients(const Context& x, const Track& track, const BackBlock& block,
                                        const GradientPlaces& to, bool add) const {
   const Index pairs = block.steps.pairs, I = spec_.layer_input_size(track.layer), row = slots() * H();
-  const auto weight = [&](Index slot, Index count, Index gate, const DeviceArray<S>& right, Index columns,
-                          void* gradient) {
+  const auto weight = [&](Index slot, Index count, Index gate, const S* right, Index columns, void* gradient) {
     x.blas.template multiply_columns<S>(count * H(), columns, pairs, {block.d_a.data() + slot * H(), row},
-                                        {right.data(), columns}, add,
+                                        {right, columns}, add,
                                         {static_cast<A*>(gradient) + gate * H() * columns, columns});
   };
+  const Index parts = sum_parts(pairs);
+  const auto over_rows = [&](Index columns) {
+    return dim3(blocks_for(columns, kSumColumns, 1 << 30), static_cast<unsigned>(parts));
+  };
+  constexpr std::size_t shared_bytes = kSumColumns * kSumRows * sizeof(A);
+  const auto sums = x.template take<A>(to.bias_ih || to.bias_hh ? parts * row : 0);
+  if (sums.size() > 0)
+    check(start(sum_columns<S>, over_rows(row), dim3(kSumColumns * kSumRows), shared_bytes, x.stream,
+                static_cast<const S*>(block.d_a.data()), pairs, static_cast<int>(row), sums.data()),
+          "starting a kernel");
   const auto bias = [&](Index slot, Index count, Index gate, void* gradient) {
     if (!gradient) return;
-    check(start(sum_columns<S>, dim3(blocks_for(count * H(), kSumColumns, 1 << 30)), dim3(kSumColumns * kSumRows),
-                kSumColumns * kSumRows * sizeof(A), x.stream, static_cast<const S*>(block.d_a.data() + slot * H()),
-                pairs, row, static_cast<int>(count * H()), add, static_cast<A*>(gradient) + gate * H()),
-          "starting a kernel");
+    launch(add_parts<A>, 1, count * H(), x.stream, static_cast<const A*>(sums.data() + slot * H()),
+           static_cast<int>(parts), row, static_cast<int>(count * H()), add, static_cast<A*>(gradient) + gate * H());
   };
   switch (spec_.cell) {
     case Cell::gru:
       weight(0, 1, 2, block.inputs, I, to.weight_ih);
       weight(1, 2, 0, block.inputs, I, to.weight_ih);
-      weight(1, 3, 0, block.h_before, P(), to.weight_hh);
+      weight(1, 3, 0, block.h_before.data(), P(), to.weight_hh);
       bias(0, 1, 2, to.bias_ih);
       bias(1, 2, 0, to.bias_ih);
       bias(1, 3, 0, to.bias_hh);
       break;
     case Cell::gru_reset_before:
       weight(0, 3, 0, block.inputs, I, to.weight_ih);
-      weight(0, 2, 0, block.h_before, P(), to.weight_hh);
-      weight(2, 1, 2, block.operand, H(), to.weight_hh);
+      weight(0, 2, 0, block.h_before.data(), P(), to.weight_hh);
+      weight(2, 1, 2, block.operand.data(), H(), to.weight_hh);
       bias(0, 3, 0, to.bias_ih);
       bias(0, 3, 0, to.bias_hh);
       break;
     default:
       weight(0, gates(), 0, block.inputs, I, to.weight_ih);
-      weight(0, gates(), 0, block.h_before, P(), to.weight_hh);
+      weight(0, gates(), 0, block.h_before.data(), P(), to.weight_hh);
       bias(0, gates(), 0, to.bias_ih);
       bias(0, gates(), 0, to.bias_hh);
   }
   if (spec_.proj_size > 0)
     x.blas.template multiply_columns<S>(P(), H(), pairs, {block.d_h.data(), P()}, {block.operand.data(), H()}, add,
                                         {static_cast<A*>(to.weight_hr), H()});
-  if (spec_.cell == Cell::lstm_peephole) {
-    for (Index peephole = 0; peephole < kPeepholes; ++peephole)
-      check(start(sum_peephole<S>, dim3(blocks_for(H(), kSumColumns, 1 << 30)), dim3(kSumColumns * kSumRows),
-                  kSumColumns * kSumRows * sizeof(A), x.stream, block.steps,
-                  static_cast<const S*>(block.d_a.data() + gate_of_peephole(peephole) * H()), row, block.kept,
-                  kept_width(), block.c_before, static_cast<int>(H()), peephole < 2, add,
-                  static_cast<A*>(to.peephole[peephole])),
-            "starting a kernel");
+  for (Index peephole = 0; spec_.cell == Cell::lstm_peephole && peephole < kPeepholes; ++peephole) {
+    const auto products = x.template take<A>(parts * H());
+    check(start(sum_peephole<S>, over_rows(H()), dim3(kSumColumns * kSumRows), shared_bytes, x.stream, block.steps,
+                static_cast<const S*>(block.d_a.data() + gate_of_peephole(peephole) * H()), row, block.kept,
+                kept_width(), block.c_before, static_cast<int>(H()), peephole < 2, products.data()),
+          "starting a kernel");
+    launch(add_parts<A>, 1, H(), x.stream, static_cast<const A*>(products.data()), static_cast<int>(parts), H(),
+           static_cast<int>(H()), add, static_cast<A*>(to.peephole[peephole]));
   }
 }
 

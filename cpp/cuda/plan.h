@@ -1,6 +1,7 @@
 // What is decided before the device gets work.
 #pragma once
 
+#include "gatedrnn/kernel_table.h"
 #include "gatedrnn/spec.h"
 
 namespace gatedrnn::cuda {
@@ -9,6 +10,7 @@ struct Problem {
   Spec spec;
   Index steps = 0, batch = 0;
   Index value_bytes = 4, sum_bytes = 4;  // of a stored value, and of a sum
+  bool reduced_products = false;         // whether cuBLAS may multiply float32 as TF32
 };
 
 // What of the device decides.
@@ -18,13 +20,72 @@ struct DeviceLimits {
   bool cooperative = false;  // whether blocks may wait for each other
 };
 
-struct Plan {
-  bool persistent = false;  // one kernel for a block of steps, instead of cuBLAS and a kernel for each step
-  int grid = 0;             // its blocks, all of them at once
-  int units_per_block = 0;
-  Index forward_shared_bytes = 0, backward_shared_bytes = 0;
-  int forward_staged = 0, backward_staged = 0;  // values of a row of the operand in shared memory at a time
-  Index most_pairs = 0;                         // (step, row) pairs of a block of steps
+constexpr int kWarp = 32, kRecurrenceWarps = 8, kRecurrenceThreads = kRecurrenceWarps * kWarp;
+
+// What a warp stages at a time of a product's rows: so many packs of 16 bytes a lane.
+constexpr int kPackBytes = 16, kStagedPacks = 8, kStagedBytes = kPackBytes * kStagedPacks * kWarp;
+
+// How the warps of a block multiply the rows of its group with its weight vectors.
+//
+// Several rows: a thread makes a tile of `tile_rows` rows and `tile_vectors` vectors; `row_lanes` * `vector_lanes` threads of a warp all
+// of its tiles, and the others of the warp those of other k. A warp has `warp_rows` rows and one of `parts` ranges of k.
+//
+// One row (`tile_rows` is 1): the warps share out the ranges of k while they wait for the values, and then the units; the
+// lanes of a warp take k in turns.
+struct Tiling {
+  int rows = 0;  // in whole tiles, a power of two
+  int tile_rows = 0, tile_vectors = 0;
+  int vector_lanes = 0, row_lanes = 0, warp_rows = 0;
+  int parts = 0;
+
+  constexpr int row_tiles() const { return rows / warp_rows; }
+  // Between the sums of two vectors in a warp's memory, so that lanes that write or read them together do not meet in a bank.
+  constexpr int sum_stride() const { return warp_rows == 4 ? 12 : warp_rows + 4; }
+  // Of k: those that a warp takes at a time, the fewest first.
+  constexpr int k_turn() const { return tile_rows == 1 ? 1 : kWarp / (vector_lanes * row_lanes); }
+};
+Tiling tiling_of(Index rows, Index vectors);
+
+// A product within the persistent kernel: `depth` values of each row with `vectors` weight vectors.
+struct ProductPlan {
+  Tiling tiling;
+  int depth = 0, vectors = 0;  // in whole tiles
+  int part = 0;                // range of k of each part
+  int chunk = 0;               // of k: staged by a warp at a time
+
+  constexpr Index weights() const { return static_cast<Index>(tiling.parts) * part * vectors; }
+};
+
+// Values that the persistent kernel keeps of each row and unit. Forward: the projected inputs, h, and c or what the reset-before GRU
+// passes from its first stage to the second. Backward: what forward kept, the value before, and the gradients of the output,
+// of h and of c.
+constexpr Index forward_slots(Cell cell) {
+  return gate_count(cell) + (is_lstm(cell) || cell == Cell::gru_reset_before ? 2 : 1);
+}
+constexpr Index backward_slots(Cell cell) { return kept_slots(cell) + (is_lstm(cell) ? 4 : 3); }
+
+// One kernel for a block of steps: a grid of groups of rows by groups of units.
+struct RecurrencePlan {
+  bool fits = false;
+  int row_groups = 0, rows = 0;  // rows of each
+  int unit_groups = 0, units = 0;
+  ProductPlan products[2];  // the second is the reset-before GRU's candidate
+  Index warp_bytes = 0;     // shared memory of a warp: what it stages, then what it has summed
+  Index row_bytes = 0;      // shared memory of a block: twice the values of one row
+  Index shared_bytes = 0;
+  double step_ns = 0;  // an estimate
+
+  // Whether blocks count who has sent, instead of reading until all is sent.
+  constexpr bool counts() const { return products[0].tiling.tile_rows == 8; }
+  // Of one row, by a warp.
+  constexpr int units_of_warp() const { return (units + kRecurrenceWarps - 1) / kRecurrenceWarps; }
+  // Of a row and a unit, in whole eights of units where there are several rows.
+  constexpr int pairs() const { return rows == 1 ? units : rows * ((units + 7) / 8 * 8); }
+};
+
+struct Plan {  // a pass whose recurrence does not fit: cuBLAS and a kernel for each step
+  RecurrencePlan forward, backward;
+  Index most_pairs = 0;  // (step, row) pairs of a block of steps
 };
 
 Plan make_plan(const Problem& problem, const DeviceLimits& device);

@@ -1,153 +1,157 @@
-// A whole block of time steps in one kernel: each block of the grid keeps the recurrent weights of its units in shared memory,
-// and all meet after each step. For batches so small that starting kernels and reading weights would take most of the time.
-// (Diamos et al. 2016, Persistent RNNs: stashing recurrent weights on-chip.)
+// A whole block of time steps in one kernel: each block of the grid keeps the recurrent weights of its units in shared memory
+// (Diamos et al. 2016, Persistent RNNs: stashing recurrent weights on-chip). The batch's rows are shared out among groups of
+// blocks; the blocks of a group send each other the h of their rows once a step, and know nothing of other groups.
 #pragma once
 
 #include "cell_kernels.cuh"
+#include "products.cuh"
 
 namespace gatedrnn::cuda {
 
-constexpr int kRecurrenceThreads = 512;
-constexpr int kWarp = 32;
-
-// Meets all blocks of a grid that runs together; `arrived` counts from zero on.
-class GridBarrier {
- public:
-  __device__ explicit GridBarrier(unsigned* arrived) : arrived_(arrived) {}
-
-  __device__ void wait() {
-    __syncthreads();
-    target_ += gridDim.x;
-    if (threadIdx.x == 0) {
-      arrive_release(arrived_);
-      while (load_acquire(arrived_) < target_) wait_a_little();
-    }
-    __syncthreads();
-  }
-
- private:
-  unsigned* arrived_;
-  unsigned target_ = 0;
-};
-
-// 16 bytes of values, which one access of a thread reads.
-template <class S>
-struct alignas(16) Pack {
-  static constexpr int count = 16 / sizeof(S);
-  S values[count];
-};
-
-template <class S>
-__device__ inline int whole_packs(int count) {
-  return (count + Pack<S>::count - 1) / Pack<S>::count * Pack<S>::count;
+// To a thread's own place in shared memory, by await_fetched().
+template <class A, class S>
+__device__ inline void fetch_value(A* to, const S* from) {
+  if constexpr (std::is_same_v<A, S>)
+    fetch(to, from);
+  else
+    *to = converted<A>(*from);
 }
 
-// Rows that other blocks wrote, to shared memory, with zeros up to whole packs.
-template <class S>
-__device__ inline void fetch_rows(const S* from, Index from_stride, int rows, int width, S* to, int to_stride) {
-  using P = Pack<S>;
-  const int filled = whole_packs<S>(width);
-  const bool aligned = from_stride % P::count == 0 && reinterpret_cast<std::uintptr_t>(from) % sizeof(P) == 0;
-  if (width == filled && aligned) {
-    const int packs = width / P::count;
-    for (int i = threadIdx.x; i < rows * packs; i += blockDim.x) {
-      const int row = i / packs, k = i % packs * P::count;
-      fetch_16_bytes(to + row * to_stride + k, from + row * from_stride + k);
-    }
-    await_fetched();
-    return;
-  }
-  for (int i = threadIdx.x; i < rows * filled; i += blockDim.x) {
-    const int row = i / filled, k = i % filled;
-    to[row * to_stride + k] = k < width ? load_from_others(from + row * from_stride + k) : converted<S>(0.0f);
-  }
-}
-
-// Sums each of `count` values over the lanes; afterwards lane l has that of value l * count / kWarp. The order of the sums is
-// that of a butterfly from 16 down to 1, for every count.
-template <int count, int distance = kWarp / 2, class A>
-__device__ inline A sum_over_lanes(A* v, int lane) {
-  if constexpr (distance == 0) {
-    return v[0];
-  } else if constexpr (count == 1) {
-    v[0] += __shfl_xor_sync(0xffffffffu, v[0], distance);
-    return sum_over_lanes<1, distance / 2>(v, lane);
-  } else {
-    constexpr int half = count / 2;
-    const bool upper = lane & distance;
-#pragma unroll
-    for (int i = 0; i < half; ++i) {
-      const A sent = upper ? v[i] : v[i + half], kept = upper ? v[i + half] : v[i];
-      v[i] = kept + __shfl_xor_sync(0xffffffffu, sent, distance);
-    }
-    return sum_over_lanes<half, distance / 2>(v, lane);
-  }
-}
-
-// The products of staged rows and weight vectors, in tiles of `r` rows and `v` vectors, one warp for each: what it reads from
-// shared memory it uses `v` or `r` times. Lanes take packs in turns.
-template <int r, int v, class S>
-__device__ inline void tiles(int rows, int vectors, int depth, const S* staged, int staged_stride, const S* weights,
-                             int weights_stride, bool add, Sum<S>* products) {
+// The part of a persistent kernel's work that a block of the grid does, and its shared memory: the weights of its units; for each
+// warp what it stages, and afterwards its sums; one row's values, twice; `slots` values for each of its pairs of a row and a
+// unit; and constants of its units.
+template <class S, int tile_rows>
+struct Share {
   using A = Sum<S>;
-  using P = Pack<S>;
-  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, warps = blockDim.x / kWarp;
-  const int across = (vectors + v - 1) / v, count = (rows + r - 1) / r * across;
-  for (int tile = warp; tile < count; tile += warps) {
-    const int row = tile / across * r, vector = tile % across * v;
-    A sums[r * v] = {};
-    for (int k = lane * P::count; k < depth; k += kWarp * P::count) {
-      P x[r], w[v];
-#pragma unroll
-      for (int i = 0; i < r; ++i)
-        x[i] = *reinterpret_cast<const P*>(staged + min(row + i, rows - 1) * staged_stride + k);
-#pragma unroll
-      for (int j = 0; j < v; ++j)
-        w[j] = *reinterpret_cast<const P*>(weights + min(vector + j, vectors - 1) * weights_stride + k);
-#pragma unroll
-      for (int e = 0; e < P::count; ++e)
-#pragma unroll
-        for (int i = 0; i < r; ++i)
-#pragma unroll
-          for (int j = 0; j < v; ++j)
-            sums[i * v + j] = ::fma(converted<A>(x[i].values[e]), converted<A>(w[j].values[e]), sums[i * v + j]);
+  static constexpr bool counts = tile_rows == 8;  // who has sent
+  static constexpr bool one_row = tile_rows == 1;
+  const RecurrencePlan& plan;
+  int row_group, first_rank, first_unit;
+  int rows_bits;
+  int units, pairs;  // units of its own; pairs with those that fill up eights
+  S* weights[2];
+  char* warps;
+  S* row;  // one row's values, in turns in its first and its second half
+  A *slots, *constants;
+
+  __device__ Share(const RecurrencePlan& p, int all_units, int slot_count)
+      : plan(p),
+        row_group(blockIdx.x / p.unit_groups),
+        first_rank(row_group * p.rows),
+        first_unit(blockIdx.x % p.unit_groups * p.units),
+        rows_bits(Lanes::bits_of(p.rows)),
+        units(min(p.units, all_units - first_unit)),
+        pairs(p.pairs()) {
+    char* at = shared_memory();
+    for (int i = 0; i < 2; ++i) {
+      weights[i] = reinterpret_cast<S*>(at);
+      at += (p.products[i].weights() * sizeof(S) + 15) / 16 * 16;
     }
-    const A sum = sum_over_lanes<r * v>(sums, lane);
-    constexpr int lanes_each = kWarp / (r * v);
-    const int i = lane / lanes_each / v, j = lane / lanes_each % v;
-    if (lane % lanes_each == 0 && row + i < rows && vector + j < vectors) {
-      A& to = products[(row + i) * vectors + vector + j];
-      to = add ? to + sum : sum;
+    warps = at;
+    row = reinterpret_cast<S*>(at + kRecurrenceWarps * p.warp_bytes);
+    slots = reinterpret_cast<A*>(at + kRecurrenceWarps * p.warp_bytes + p.row_bytes);
+    constants = slots + slot_count * pairs;
+  }
+
+  __device__ A& slot(int number, int pair) const { return slots[number * pairs + pair]; }
+
+  // Calls `visit(pair, row, unit)` for the pairs of this thread; the unit counts from the block's first. A warp has 4 rows of 8 units
+  // at a time, which are neighbours where they are sent and where they are stored; or the units of one row that it sums.
+  template <class Visit>
+  __device__ void for_own_pairs(Visit&& visit) const {
+    for_pairs(static_cast<int>(threadIdx.x) % kWarp, static_cast<int>(threadIdx.x) / kWarp, visit);
+  }
+  // The same for other threads, of the same warp where there is one row: what has time until the next step is left to those that
+  // have the fewest pairs.
+  template <class Visit>
+  __device__ void for_pairs_of_others(Visit&& visit) const {
+    const int warp = static_cast<int>(threadIdx.x) / kWarp;
+    for_pairs(kWarp - 1 - static_cast<int>(threadIdx.x) % kWarp, one_row ? warp : kRecurrenceWarps - 1 - warp, visit);
+  }
+  template <class Visit>
+  __device__ void for_pairs(int lane, int warp, Visit&& visit) const {
+    if constexpr (one_row) {
+      const int first = warp * plan.units_of_warp(), last = min(units, first + plan.units_of_warp());
+      for (int unit = first + lane; unit < last; unit += kWarp) visit(unit, 0, unit);
+    } else {
+      for (int i = warp * kWarp + lane; i < pairs; i += kRecurrenceThreads) {
+        const int row = (i >> 5 << 2 & (plan.rows - 1)) + (i & 3),
+                  unit = (i >> 5 >> (rows_bits - 2) << 3) + (i >> 2 & 7);
+        if (unit < units) visit(i, row, unit);
+      }
     }
   }
-}
 
-// The dot products of `rows` rows of the operand, which other blocks wrote, with `vectors` weight vectors in shared memory; to
-// products[row][vector]. As many values of each row as `staged` has room for are fetched at a time, once for the whole block.
-template <class S>
-__device__ inline void dots(int rows, int vectors, int depth, const S* operand, Index operand_stride, const S* weights,
-                            int weights_stride, S* staged, int staged_stride, Sum<S>* products) {
-  for (int begin = 0; begin < depth; begin += staged_stride) {
-    const int width = min(staged_stride, depth - begin), filled = whole_packs<S>(width);
-    if (begin > 0) __syncthreads();
-    fetch_rows(operand + begin, operand_stride, rows, width, staged, staged_stride);
-    __syncthreads();
-    const S* w = weights + begin;
-    if (rows == 1)
-      tiles<1, 2>(rows, vectors, filled, staged, staged_stride, w, weights_stride, begin > 0, products);
-    else if (rows <= 4)
-      tiles<2, 4>(rows, vectors, filled, staged, staged_stride, w, weights_stride, begin > 0, products);
+  // The products of what others send with the block's weights, for collect(). `turn` counts them.
+  template <int gates>
+  __device__ void multiply(int number, const Lanes& lanes, const S* sent, GroupCounter& counter, int& turn) const {
+    char* own = warps + threadIdx.x / kWarp * plan.warp_bytes;
+    const ProductPlan& product_plan = plan.products[number];
+    if constexpr (one_row) {
+      S* staged = row + (turn++ % 2 == 0 ? 0 : plan.row_bytes / 2 / static_cast<Index>(sizeof(S)));
+      multiply_row<S, gates>(product_plan, units, plan.units_of_warp(), sent, weights[number], staged,
+                             reinterpret_cast<A*>(own));
+    } else {
+      WarpProduct<S, tile_rows> product(product_plan, lanes, plan.rows, sent, weights[number],
+                                        reinterpret_cast<S*>(own));
+      if constexpr (counts) {
+        counter.wait();
+        product.multiply_sent();
+      } else {
+        product.multiply_as_sent();
+      }
+      product.leave_sums();
+    }
+    await_fetched();  // what prefetch() started
+    meet();
+  }
+
+  // Those that share sums and slots.
+  __device__ static void meet() {
+    if constexpr (one_row)
+      __syncwarp();
     else
-      tiles<4, 4>(rows, vectors, filled, staged, staged_stride, w, weights_stride, begin > 0, products);
+      __syncthreads();
   }
-}
 
-// The units of this block of the grid.
-struct UnitRange {
-  int first, count;
-  __device__ static UnitRange own(int units, int per_block) {
-    const int first = static_cast<int>(blockIdx.x) * per_block;
-    return {first, max(0, min(per_block, units - first))};
+  // After all have sent their part; and the warps' memory is free again.
+  __device__ void sent_all(const GroupCounter& counter) const {
+    meet();
+    if constexpr (counts) counter.arrive();
+  }
+
+  // The products of a row with the vectors of a unit, one for each gate: the sums of all parts.
+  template <int gates>
+  __device__ void collect(const Lanes& lanes, int row, int unit, A* products) const {
+    if constexpr (one_row) {
+      const A* sums = reinterpret_cast<const A*>(warps + threadIdx.x / kWarp * plan.warp_bytes) +
+                      (unit - static_cast<int>(threadIdx.x) / kWarp * plan.units_of_warp()) * gates;
+      for (int gate = 0; gate < gates; ++gate) products[gate] = sums[gate];
+      return;
+    }
+    const int part_stride = lanes.row_tiles * static_cast<int>(plan.warp_bytes / sizeof(A));
+    const int gate_stride = plan.units * lanes.sum_stride;
+    const A* sums = reinterpret_cast<const A*>(warps + (row >> lanes.width_bits) * plan.warp_bytes) +
+                    unit * lanes.sum_stride + (row & ((1 << lanes.width_bits) - 1));
+#pragma unroll
+    for (int gate = 0; gate < gates; ++gate) products[gate] = sums[gate * gate_stride];
+    const auto add_part = [&] {
+      sums += part_stride;
+#pragma unroll
+      for (int gate = 0; gate < gates; ++gate) products[gate] += sums[gate * gate_stride];
+    };
+    if constexpr (tile_rows < 8) {  // a warp has all rows
+#pragma unroll
+      for (int part = 1; part < kRecurrenceWarps; ++part) add_part();
+    } else {
+#pragma unroll 4
+      for (int part = 1; part < lanes.parts; ++part) add_part();
+    }
+  }
+
+  // Where the rows of this group are sent in a step: [depth, in whole packs][rows].
+  __device__ S* exchanged(S* all, Index step, int depth) const {
+    return all + (step * plan.row_groups + row_group) * exchanged_values<S>(depth, plan.rows);
   }
 };
 
@@ -155,135 +159,183 @@ template <class S>
 struct Recurrence {
   Step<S> first;  // of the block's first step
   StepBlock block;
-  const S* weights;             // [gates * units][units]
-  S* h[2];                      // h[t-1] is in h[t % 2]
-  int units_per_block, staged;  // as in the plan
-  unsigned* arrived;
+  RecurrencePlan plan;
+  const S* weights;  // [gates * units][units]
+  const S* h_begin;
+  S* h_end[2];             // both get the last h: whoever asks for a row's reads one of them
+  S *sent_h, *sent_reset;  // [step][row group][units][rows]
+  unsigned* arrived;       // [row group][kCounterStride], from zero on
 };
 
-template <class S, Stage stage>
-__device__ inline void run_stage(const Step<S>& step, const UnitRange& own, const S* operand, const S* weights,
-                                 int weights_stride, S* staged, int staged_stride, Sum<S>* products) {
-  constexpr int gates = stage_layout(stage).gates;
-  dots(step.rows, gates * own.count, step.units, operand, step.units,
-       weights + stage_first_gate(stage) * own.count * weights_stride, weights_stride, staged, staged_stride, products);
-  __syncthreads();
-  for (int i = threadIdx.x; i < step.rows * own.count; i += blockDim.x) {
-    const int rank = i / own.count, u = i % own.count;
-    Sum<S> product[gates];
+constexpr int kLoadsAtATime = 8;  // of a thread, while it waits for the first one
 
-    for (int gate = 0; gate < gates; ++gate) product[gate] = products[(rank * gates + gate) * own.count + u];
-    Forward<S, stage>::apply(step, rank, own.first + u, product);
-  }
-}
-
-// Shared memory: the weights, [gate][own unit][units in whole packs], then the staged operand, then the products of a step.
-template <class S, Cell cell>
-__global__ void __launch_bounds__(kRecurrenceThreads, 1) forward_recurrence(Recurrence<S> r) {
-  constexpr int gates = static_cast<int>(gate_count(cell));
-  const int units = r.first.units;
-  const UnitRange own = UnitRange::own(units, r.units_per_block);
-  const int stride = whole_packs<S>(units);
-  auto* weights = reinterpret_cast<S*>(shared_memory());
-  auto* staged = weights + gates * r.units_per_block * stride;
-  auto* products = reinterpret_cast<Sum<S>*>(staged + r.first.rows * r.staged);
-  for (int i = threadIdx.x; i < gates * own.count * stride; i += blockDim.x) {
-    const int vector = i / stride, gate = vector / own.count, unit = own.first + vector % own.count, k = i % stride;
-    weights[i] = k < units ? r.weights[(static_cast<Index>(gate) * units + unit) * units + k] : converted<S>(0.0f);
-  }
-  GridBarrier barrier(r.arrived);
-  __syncthreads();
-  const int begin = r.block.offsets[r.block.begin];
-  for (int t = r.block.begin; t < r.block.end; ++t) {
-    const Index pair = r.block.offsets[t] - begin;
-    Step<S> step = r.first;
-    step.rows = r.block.counts[t];
-    step.projected += pair * gates * units;
-    if (step.kept) step.kept += pair * step.kept_slots * units;
-    step.h = r.h[t % 2];
-    step.h_next = r.h[1 - t % 2];
-    step.step = t;
-    run_stage<S, first_stage(cell)>(step, own, step.h, weights, stride, staged, r.staged, products);
-    if constexpr (cell == Cell::gru_reset_before) {
-      barrier.wait();
-      run_stage<S, Stage::gru_before_candidate>(step, own, step.reset_h, weights, stride, staged, r.staged, products);
+// A block's weights [vector][k] to [k][vector]: eight vectors at a time, so that neither side is read or written one by one. For one row
+// they stay [k], in the order of units.
+template <class S, int tile_rows>
+__device__ inline void load_weights(const Share<S, tile_rows>& share, const ProductPlan& product, const S* from,
+                                    int all_units, int gates, S* to) {
+  using P = Pack<S>;
+  const int vectors = product.vectors, depth = product.tiling.parts * product.part, k_packs = depth / P::count;
+  const int count = (vectors + 7) / 8 * 8 * k_packs;
+  const bool aligned = all_units % P::count == 0 && reinterpret_cast<std::uintptr_t>(from) % sizeof(P) == 0;
+  const auto vector_of = [&](int i) { return i / 8 / k_packs * 8 + i % 8; };
+  const auto k_of = [&](int i) { return i / 8 % k_packs * P::count; };
+  const auto load = [&](int i) {
+    P pack;
+    const int v = vector_of(i), k = k_of(i), gate = v / share.plan.units, unit = v % share.plan.units;
+    const bool exists = i < count && gate < gates && unit < share.units;
+    const S* at = from + ((static_cast<Index>(gate) * all_units + share.first_unit + unit) * all_units + k);
+    if (aligned && exists && k < product.depth) return *reinterpret_cast<const P*>(at);
+#pragma unroll
+    for (int e = 0; e < P::count; ++e) pack.values[e] = exists && k + e < product.depth ? at[e] : converted<S>(0.0f);
+    return pack;
+  };
+  for (int first = threadIdx.x; first < count; first += kLoadsAtATime * kRecurrenceThreads) {
+    P packs[kLoadsAtATime];
+#pragma unroll
+    for (int n = 0; n < kLoadsAtATime; ++n) packs[n] = load(first + n * kRecurrenceThreads);
+#pragma unroll
+    for (int n = 0; n < kLoadsAtATime; ++n) {
+      const int i = first + n * kRecurrenceThreads, v = vector_of(i);
+      if (i >= count || v >= vectors) continue;
+#pragma unroll
+      for (int e = 0; e < P::count; ++e)
+        to[tile_rows == 1 ? (v % share.plan.units * gates + v / share.plan.units) * depth + k_of(i) + e
+                          : (k_of(i) + e) * vectors + v] = packs[n].values[e];
     }
-    barrier.wait();
   }
 }
 
-template <class S>
-struct BackRecurrence {
-  BackStep<S> first;  // its arrays of pairs those of the block's first step
-  StepBlock block;
-  const S* weights;             // [gates * units][units]
-  const Sum<S>* c_at_begin;     // [rank][units]
-  int units_per_block, staged;  // as in the plan
-  unsigned* arrived;
-};
+template <class S, Cell cell, int tile_rows>
+struct ForwardShare : Share<S, tile_rows> {
+  using A = Sum<S>;
+  static constexpr int gates = static_cast<int>(gate_count(cell));
+  static constexpr int h_slot = gates, c_slot = gates + 1, update_slot = gates + 1;
+  static constexpr int slot_count = static_cast<int>(forward_slots(cell));
+  const Recurrence<S>& r;
 
-// Shared memory: the transposed weights, [own unit][gates * units, the candidate's apart where it multiplies something else], then
-// the staged operand, then the products of a step.
-template <class S, Cell cell>
-__global__ void __launch_bounds__(kRecurrenceThreads, 1) backward_recurrence(BackRecurrence<S> r) {
-  constexpr int gates = static_cast<int>(gate_count(cell));
-  const int units = r.first.units;
-  const UnitRange own = UnitRange::own(units, r.units_per_block);
-  constexpr int recurrent = static_cast<int>(recurrent_slots(cell));
-  constexpr bool apart = cell == Cell::gru_reset_before;  // the candidate's, which multiply something else
-  const int recurrent_depth = recurrent * units, candidate_at = whole_packs<S>(recurrent_depth);
-  const int stride_of_weights = candidate_at + (apart ? whole_packs<S>(units) : 0);
-  auto* weights = reinterpret_cast<S*>(shared_memory());
-  auto* staged = weights + r.units_per_block * stride_of_weights;
-  auto* products = reinterpret_cast<Sum<S>*>(staged + r.first.rows * r.staged);
-  for (int i = threadIdx.x; i < own.count * stride_of_weights; i += blockDim.x) {
-    const int u = i % own.count, k = i / own.count;
-    const int from = k < candidate_at ? k : k - candidate_at + recurrent_depth;
-    const bool exists = k < candidate_at ? k < recurrent_depth : from < gates * units;
-    weights[u * stride_of_weights + k] =
-        exists ? r.weights[static_cast<Index>(from) * units + own.first + u] : converted<S>(0.0f);
+  __device__ explicit ForwardShare(const Recurrence<S>& arguments)
+      : Share<S, tile_rows>(arguments.plan, arguments.first.units, slot_count), r(arguments) {}
+
+  __device__ int all_units() const { return r.first.units; }
+  __device__ A& bias(int gate, int unit) const { return this->constants[gate * this->plan.units + unit]; }
+  __device__ A& peephole(int which, int unit) const {
+    return this->constants[(gates + 1 + which) * this->plan.units + unit];
   }
-  GridBarrier barrier(r.arrived);
-  __syncthreads();
-  const int begin = r.block.offsets[r.block.begin];
-  for (int t = r.block.end - 1; t >= r.block.begin; --t) {
-    const Index pair = r.block.offsets[t] - begin;
-    BackStep<S> step = r.first;
-    step.rows = r.block.counts[t];
-    step.step = t;
-    step.d_a += pair * step.slots * units;
-    if (step.h_before) step.h_before += pair * units;
-    if (step.h) step.h += pair * units;
-    if (step.operand) step.operand += pair * units;
-    if (step.kept) {
-      const Index row_size = static_cast<Index>(step.kept_slots) * units;
-      if (is_lstm(cell)) {
-        const bool first = t == r.block.begin;
-        step.c_before =
-            first ? r.c_at_begin : r.first.kept + (r.block.offsets[t - 1] - begin) * row_size + kKeptC * units;
-        step.c_before_stride = first ? units : row_size;
+  __device__ bool exists(int row) const { return this->first_rank + row < r.first.rows; }
+
+  __device__ void begin() const {
+    constexpr int first_gates = stage_layout(first_stage(cell)).gates;
+    load_weights(*this, this->plan.products[0], r.weights, all_units(), first_gates, this->weights[0]);
+    if constexpr (cell == Cell::gru_reset_before)
+      load_weights(*this, this->plan.products[1], r.weights + 2 * static_cast<Index>(all_units()) * all_units(),
+                   all_units(), 1, this->weights[1]);
+    for (int i = threadIdx.x; i < this->units; i += kRecurrenceThreads) {
+      const int unit = this->first_unit + i;
+      for (int gate = 0; gate <= gates; ++gate) bias(gate, i) = r.first.bias[gate * all_units() + unit];
+      if constexpr (cell == Cell::lstm_peephole)
+        for (int which = 0; which < 3; ++which) peephole(which, i) = r.first.peephole[which * all_units() + unit];
+    }
+    S* sent = this->exchanged(r.sent_h, 0, all_units());
+    this->for_own_pairs([&](int pair, int row, int unit) {
+      const Index at = r.first.at(this->first_rank + row, this->first_unit + unit);
+      const S h = exists(row) ? r.h_begin[at] : converted<S>(0.0f);
+      this->slot(h_slot, pair) = converted<A>(h);
+      if constexpr (is_lstm(cell)) this->slot(c_slot, pair) = exists(row) ? r.first.c[at] : A(0);
+      send(sent + (this->first_unit + unit) * this->plan.rows + row, sendable(h));
+    });
+  }
+
+  // The projected inputs of a step, while others send theirs.
+  __device__ void prefetch(int t) const {
+    const int running = running_rows(r.block, t) - this->first_rank;
+    const A* from = r.first.projected + (pairs_before(r.block, t) + this->first_rank) * gates * all_units();
+    this->for_pairs_of_others([&](int pair, int row, int unit) {
+      if (row >= running) return;
+      const A* own = from + (row * gates * all_units() + this->first_unit + unit);
+#pragma unroll
+      for (int gate = 0; gate < gates; ++gate) fetch_value(&this->slot(gate, pair), own + gate * all_units());
+    });
+  }
+
+  template <Stage stage>
+  __device__ void finish_stage(const Step<S>& step, int running, const Lanes& lanes, S* sent) const {
+    constexpr int count = stage_layout(stage).gates, first_gate = stage_first_gate(stage);
+    this->for_own_pairs([&](int pair, int row, int unit) {
+      S* to = sent ? sent + (this->first_unit + unit) * this->plan.rows + row : nullptr;
+      if (row >= running) {  // nobody uses it, but others wait for it
+        if (to) send(to, converted<S>(0.0f));
+        return;
       }
-      step.kept += pair * row_size;
-    }
-    for (int i = threadIdx.x; i < step.rows * own.count; i += blockDim.x)
-      Backward<S, last_back_stage(cell)>::apply(step, i / own.count, own.first + i % own.count);
-    barrier.wait();
-    const Index stride = static_cast<Index>(step.slots) * units;
-    if constexpr (cell == Cell::gru_reset_before) {
-      dots(step.rows, own.count, units, static_cast<const S*>(step.d_a + 2 * units), stride,
-           static_cast<const S*>(weights + candidate_at), stride_of_weights, staged, r.staged, products);
-      __syncthreads();
-      for (int i = threadIdx.x; i < step.rows * own.count; i += blockDim.x)
-        reset_backward(step, i / own.count, own.first + i % own.count, products[i]);
-      barrier.wait();
-    }
-    dots(step.rows, own.count, recurrent_depth, static_cast<const S*>(step.d_a + first_recurrent_slot(cell) * units),
-         stride, static_cast<const S*>(weights), stride_of_weights, staged, r.staged, products);
-    __syncthreads();
-    for (int i = threadIdx.x; i < step.rows * own.count; i += blockDim.x)
-      step.d_h[step.at(i / own.count, own.first + i % own.count)] += products[i];
-    __syncthreads();
+      Unit<A> u;
+      this->template collect<count>(lanes, row, unit, u.product);
+#pragma unroll
+      for (int i = 0; i < count; ++i) u.input[i] = this->slot(first_gate + i, pair) + bias(first_gate + i, unit);
+      if constexpr (is_lstm(stage)) u.c = this->slot(c_slot, pair);
+      if constexpr (is_gru(stage)) u.h = this->slot(h_slot, pair);
+      if constexpr (stage == Stage::gru) u.b_hn = bias(gates, unit);
+      if constexpr (stage == Stage::gru_before_candidate) u.update = this->slot(update_slot, pair);
+      if constexpr (stage == Stage::lstm_peephole)
+        for (int i = 0; i < 3; ++i) u.peephole[i] = peephole(i, unit);
+      go_forward<A, stage>(u);
+      const S h = converted<S>(u.h);
+      if (to) send(to, sendable(h));
+      go_on<A, stage>(u);
+      if constexpr (is_lstm(stage)) this->slot(c_slot, pair) = u.c;
+      if constexpr (stage == Stage::gru_before_gates)
+        this->slot(update_slot, pair) = u.update;
+      else
+        this->slot(h_slot, pair) = converted<A>(h);
+      const int rank = this->first_rank + row, own = this->first_unit + unit;
+      if (step.kept) keep<stage>(step.kept + (rank * step.kept_slots * all_units() + own), all_units(), u);
+      if constexpr (stage != Stage::gru_before_gates) step.put_out(rank, own, h);
+    });
   }
+
+  __device__ void end() const {
+    this->for_own_pairs([&](int pair, int row, int unit) {
+      if (!exists(row)) return;
+      const Index at = r.first.at(this->first_rank + row, this->first_unit + unit);
+      for (S* h : r.h_end) h[at] = converted<S>(this->slot(h_slot, pair));
+      if constexpr (is_lstm(cell)) r.first.c[at] = this->slot(c_slot, pair);
+    });
+  }
+};
+
+template <class S, Cell cell, int tile_rows>
+__global__ void __launch_bounds__(kRecurrenceThreads, 1) forward_recurrence(const __grid_constant__ Recurrence<S> r) {
+  constexpr Stage stage = first_stage(cell);
+  const ForwardShare<S, cell, tile_rows> share(r);
+  const int units = r.first.units, begin = r.block.begin;
+  const Lanes lanes(r.plan.products[0].tiling);
+  const Lanes candidate_lanes(r.plan.products[cell == Cell::gru_reset_before ? 1 : 0].tiling);
+  GroupCounter counter(r.arrived + share.row_group * kCounterStride, r.plan.unit_groups);
+  share.begin();
+  __syncthreads();
+  share.sent_all(counter);
+  int turn = 0;
+  for (int t = begin; t < r.block.end; ++t) {
+    const int running = running_rows(r.block, t) - share.first_rank;
+    if (running <= 0) break;  // nor later
+    Step<S> step = r.first;
+    step.step = t;
+    if (step.kept) step.kept += pairs_before(r.block, t) * step.kept_slots * units;
+    S* next = t + 1 < r.block.end ? share.exchanged(r.sent_h, t + 1 - begin, units) : nullptr;
+    share.prefetch(t);
+    share.template multiply<stage_layout(stage).gates>(0, lanes, share.exchanged(r.sent_h, t - begin, units), counter,
+                                                       turn);
+    if constexpr (cell == Cell::gru_reset_before) {
+      S* reset = share.exchanged(r.sent_reset, t - begin, units);
+      share.template finish_stage<stage>(step, running, lanes, reset);
+      share.sent_all(counter);
+      share.template multiply<1>(1, candidate_lanes, reset, counter, turn);
+      share.template finish_stage<Stage::gru_before_candidate>(step, running, candidate_lanes, next);
+    } else {
+      share.template finish_stage<stage>(step, running, lanes, next);
+    }
+    share.sent_all(counter);
+  }
+  share.end();
 }
 
 }  // namespace gatedrnn::cuda

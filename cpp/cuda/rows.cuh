@@ -36,11 +36,14 @@ __device__ inline void for_own(Index rows, int columns, Visit&& visit) {
       visit(row, static_cast<int>(column));
 }
 
-// The batch's order in the device's memory.
+// The batch's order, in the device's memory; nothing where all rows run for all steps.
 struct Order {
   const int* rows = nullptr;     // by rank
   const int* lengths = nullptr;  // by rank
   int batch = 0, steps = 0;
+
+  __device__ int row(int rank) const { return rows ? rows[rank] : rank; }
+  __device__ int length(int rank) const { return lengths ? lengths[rank] : steps; }
 };
 
 // A block of steps of one direction.
@@ -52,6 +55,15 @@ struct StepBlock {
   bool reverse = false;
   int rows = 0;  // that run in every step, or 0 where their number changes
 };
+
+// The rows that run in a step of a block, and the pairs before it.
+__device__ inline int running_rows(const StepBlock& block, int step) {
+  return block.rows > 0 ? block.rows : block.counts[step];
+}
+__device__ inline Index pairs_before(const StepBlock& block, int step) {
+  return block.rows > 0 ? static_cast<Index>(step - block.begin) * block.rows
+                        : block.offsets[step] - block.offsets[block.begin];
+}
 
 // A pair's step and rank.
 struct Pair {
@@ -72,7 +84,7 @@ __device__ inline Pair pair_of(const StepBlock& block, Index pair) {
 }
 
 __device__ inline int time_of(const Order& order, bool reverse, int step, int rank) {
-  return reverse ? order.lengths[rank] - 1 - step : step;
+  return reverse ? order.length(rank) - 1 - step : step;
 }
 
 // [time][row][width] somewhere, its features next to each other.
@@ -90,7 +102,7 @@ __global__ void gather(StepBlock block, Order order, Features<const From> from, 
   for_own(block.pairs, width, [&](Index i, int column) {
     const Pair pair = pair_of(block, i);
     const int time = time_of(order, block.reverse, pair.step, pair.rank);
-    to[i * width + column] = converted<S>(from.at(time, order.rows[pair.rank])[column]);
+    to[i * width + column] = converted<S>(from.at(time, order.row(pair.rank))[column]);
   });
 }
 
@@ -103,18 +115,19 @@ __global__ void gather_before(StepBlock block, Order order, Features<const S> ou
       to[i * width + column] = h_0[static_cast<Index>(pair.rank) * width + column];
     } else {
       const int time = time_of(order, block.reverse, pair.step - 1, pair.rank);
-      to[i * width + column] = outputs.at(time, order.rows[pair.rank])[column];
+      to[i * width + column] = outputs.at(time, order.row(pair.rank))[column];
     }
   });
 }
 
-// Adds the features of a block's pairs to where they belong.
+// The features of a block's pairs to where they belong, or added to what is there.
 template <class T>
-__global__ void scatter_add(StepBlock block, Order order, const T* from, int width, Features<T> to) {
+__global__ void scatter(StepBlock block, Order order, const T* from, int width, bool add, Features<T> to) {
   for_own(block.pairs, width, [&](Index i, int column) {
     const Pair pair = pair_of(block, i);
     const int time = time_of(order, block.reverse, pair.step, pair.rank);
-    to.at(time, order.rows[pair.rank])[column] += from[i * width + column];
+    T& place = to.at(time, order.row(pair.rank))[column];
+    place = add ? place + from[i * width + column] : from[i * width + column];
   });
 }
 
@@ -123,17 +136,18 @@ template <class To, class From>
 __global__ void copy_features(Order order, Features<const From> from, int width, Features<To> to) {
   for_own(static_cast<Index>(order.steps) * order.batch, width, [&](Index place, int column) {
     const int time = static_cast<int>(place / order.batch), rank = static_cast<int>(place % order.batch);
-    const int row = order.rows[rank];
+    const int row = order.row(rank);
     to.at(time, row)[column] =
-        time < order.lengths[rank] ? converted<To>(from.at(time, row)[column]) : converted<To>(0.0f);
+        time < order.length(rank) ? converted<To>(from.at(time, row)[column]) : converted<To>(0.0f);
   });
 }
 
 // [rows][width] states of one layer and direction between the caller's order and that of ranks.
 template <class To, class From>
-__global__ void copy_by_rank(const int* rows, int count, int width, const From* from, bool to_ranks, To* to) {
-  for_own(count, width, [&](Index rank, int column) {
-    const Index ranked = rank * width + column, own = rows[rank] * static_cast<Index>(width) + column;
+__global__ void copy_by_rank(Order order, int width, const From* from, bool to_ranks, To* to) {
+  for_own(order.batch, width, [&](Index rank, int column) {
+    const Index ranked = rank * width + column;
+    const Index own = order.row(static_cast<int>(rank)) * static_cast<Index>(width) + column;
     if (to_ranks)
       to[ranked] = converted<To>(from[own]);
     else
@@ -164,54 +178,64 @@ template <class S>
 __global__ void choose_last(Order order, int width, const S* even, const S* odd, S* to) {
   for_own(order.batch, width, [&](Index rank, int column) {
     const Index i = rank * width + column;
-    to[i] = (order.lengths[rank] % 2 == 0 ? even : odd)[i];
+    to[i] = (order.length(static_cast<int>(rank)) % 2 == 0 ? even : odd)[i];
   });
 }
 
-// The sums of the columns of a matrix, added to `sums` where `add`. A block of the grid sums 32 columns; each of its 8 rows of
-// threads every eighth row of the matrix, and then one adds the eight: an order that nothing changes.
+// Sums over the rows of a matrix, in parts: each row of the grid sums a range of the matrix' rows, a block of it 32 columns. Each of
+// the block's 8 rows of threads sums every eighth row of the range, and then one adds the eight: an order that nothing changes.
+// add_parts adds up the parts.
 constexpr int kSumColumns = 32, kSumRows = 8;
-template <class S>
-__global__ void sum_columns(const S* matrix, Index rows, Index stride, int columns, bool add, Sum<S>* sums) {
-  auto* parts = reinterpret_cast<Sum<S>*>(shared_memory());  // [kSumRows][kSumColumns]
+constexpr Index kRowsOfPart = 256, kMostParts = 64;
+inline Index sum_parts(Index rows) { return std::clamp<Index>(rows / kRowsOfPart, 1, kMostParts); }
+
+// `visit(row, column)` is what is summed; to parts [gridDim.y][columns].
+template <class A, class Visit>
+__device__ inline void sum_over_rows(Index rows, int columns, A* parts, Visit&& visit) {
+  auto* shared = reinterpret_cast<A*>(shared_memory());  // [kSumRows][kSumColumns]
   const int x = threadIdx.x % kSumColumns, y = threadIdx.x / kSumColumns;
-  const Index column = static_cast<Index>(blockIdx.x) * kSumColumns + x;
-  Sum<S> sum = 0;
+  const int column = static_cast<int>(blockIdx.x) * kSumColumns + x;
+  const Index of_part = (rows + gridDim.y - 1) / gridDim.y, first = blockIdx.y * of_part;
+  A sum = 0;
   if (column < columns)
-    for (Index row = y; row < rows; row += kSumRows) sum += converted<Sum<S>>(matrix[row * stride + column]);
-  parts[y * kSumColumns + x] = sum;
+    for (Index row = first + y; row < min(first + of_part, rows); row += kSumRows) sum += visit(row, column);
+  shared[y * kSumColumns + x] = sum;
   __syncthreads();
   if (y > 0 || column >= columns) return;
-  for (int part = 1; part < kSumRows; ++part) sum += parts[part * kSumColumns + x];
-  sums[column] = add ? sums[column] + sum : sum;
+  for (int other = 1; other < kSumRows; ++other) sum += shared[other * kSumColumns + x];
+  parts[static_cast<Index>(blockIdx.y) * columns + column] = sum;
+}
+
+template <class S>
+__global__ void sum_columns(const S* matrix, Index rows, int columns, Sum<S>* parts) {
+  sum_over_rows(rows, columns, parts,
+                [&](Index row, int column) { return converted<Sum<S>>(matrix[row * columns + column]); });
 }
 
 // The same of a matrix of gradients times c: that before each pair's step, or that after it.
 template <class S>
 __global__ void sum_peephole(StepBlock block, const S* d_a, Index stride, const Sum<S>* kept, Index kept_stride,
-                             const Sum<S>* c_at_begin, int units, bool before, bool add, Sum<S>* sums) {
-  using A = Sum<S>;
-  auto* parts = reinterpret_cast<A*>(shared_memory());  // [kSumRows][kSumColumns]
-  const int x = threadIdx.x % kSumColumns, y = threadIdx.x / kSumColumns;
-  const int unit = static_cast<int>(blockIdx.x) * kSumColumns + x;
-  A sum = 0;
-  if (unit < units)
-    for (Index i = y; i < block.pairs; i += kSumRows) {
-      const A* c = kept + i * kept_stride + kKeptC * units;
-      if (before) {
-        const Pair pair = pair_of(block, i);
-        c = pair.step == block.begin
-                ? c_at_begin + static_cast<Index>(pair.rank) * units
-                : kept + (block.offsets[pair.step - 1] - block.offsets[block.begin] + pair.rank) * kept_stride +
-                      kKeptC * units;
-      }
-      sum += converted<A>(d_a[i * stride + unit]) * c[unit];
+                             const Sum<S>* c_at_begin, int units, bool before, Sum<S>* parts) {
+  sum_over_rows(block.pairs, units, parts, [&](Index i, int unit) {
+    const Sum<S>* c = kept + i * kept_stride + kKeptC * units;
+    if (before) {
+      const Pair pair = pair_of(block, i);
+      c = pair.step == block.begin
+              ? c_at_begin + static_cast<Index>(pair.rank) * units
+              : kept + (pairs_before(block, pair.step - 1) + pair.rank) * kept_stride + kKeptC * units;
     }
-  parts[y * kSumColumns + x] = sum;
-  __syncthreads();
-  if (y > 0 || unit >= units) return;
-  for (int part = 1; part < kSumRows; ++part) sum += parts[part * kSumColumns + x];
-  sums[unit] = add ? sums[unit] + sum : sum;
+    return converted<Sum<S>>(d_a[i * stride + unit]) * c[unit];
+  });
+}
+
+// `parts` are `stride` values apart; to `sums`, or added to them.
+template <class A>
+__global__ void add_parts(const A* parts, int count, Index stride, int columns, bool add, A* sums) {
+  for_own(1, columns, [&](Index, int column) {
+    A sum = parts[column];
+    for (int part = 1; part < count; ++part) sum += parts[part * stride + column];
+    sums[column] = add ? sums[column] + sum : sum;
+  });
 }
 
 }  // namespace gatedrnn::cuda

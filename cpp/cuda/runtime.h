@@ -50,8 +50,8 @@ class DeviceMemory {
  public:
   DeviceMemory() = default;
   DeviceMemory(Index bytes, cudaStream_t stream) : bytes_(bytes), stream_(stream) {
-    check(cudaMallocFromPoolAsync(&data_, static_cast<std::size_t>(std::max<Index>(bytes, 1)), memory_pool(), stream),
-          "taking memory");
+    if (bytes == 0) return;
+    check(cudaMallocFromPoolAsync(&data_, static_cast<std::size_t>(bytes), memory_pool(), stream), "taking memory");
   }
   DeviceMemory(DeviceMemory&& other) noexcept { swap(other); }
   DeviceMemory& operator=(DeviceMemory&& other) noexcept {
@@ -65,6 +65,8 @@ class DeviceMemory {
 
   void* data() const { return data_; }
   Index bytes() const { return bytes_; }
+  // From now on in the order of another stream, which comes after the one before.
+  void follow(cudaStream_t stream) { stream_ = stream; }
 
  private:
   void swap(DeviceMemory& other) {
@@ -98,6 +100,12 @@ template <class T>
 void clear(T* data, Index count, cudaStream_t stream) {
   if (count > 0)
     check(cudaMemsetAsync(data, 0, static_cast<std::size_t>(count) * sizeof(T), stream), "clearing memory");
+}
+
+template <class T>
+void fill_with_ones(T* data, Index count, cudaStream_t stream) {
+  if (count > 0)
+    check(cudaMemsetAsync(data, 0xff, static_cast<std::size_t>(count) * sizeof(T), stream), "filling memory");
 }
 
 inline void copy(void* to, const void* from, Index bytes, cudaMemcpyKind kind, cudaStream_t stream) {

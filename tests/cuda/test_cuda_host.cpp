@@ -3,7 +3,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
-#include <tuple>
+#include <utility>
 
 #include "../cpp/check.h"
 #include "gatedrnn/cells/activations.h"
@@ -32,38 +32,73 @@ Problem problem(Cell cell, Index hidden, Index batch, Index steps, Index proj_si
 
 constexpr DeviceLimits kHopper{132, 227 << 10, true};
 
+// The threads of a block make every sum once, and every k belongs to one of its warps.
+void check_tiling() {
+  for (const Index rows : {1, 2, 4, 7, 8, 16, 33, 64})
+    for (Index vectors = 1; vectors <= 256; ++vectors) {
+      const Tiling t = tiling_of(rows, vectors);
+      if (rows == 1) {
+        CHECK(t.tile_rows == 1 && t.rows == 1 && t.parts == kRecurrenceWarps);
+        continue;
+      }
+      if (t.parts == 0) {
+        CHECK(vectors > 4 * 32);
+        continue;
+      }
+      CHECK(t.rows >= rows && t.rows == t.warp_rows * t.row_tiles());
+      CHECK_EQUAL(kRecurrenceWarps, t.parts * t.row_tiles());
+      CHECK(Index(t.vector_lanes) * t.tile_vectors >= vectors);
+      CHECK_EQUAL(t.warp_rows, t.row_lanes * t.tile_rows);
+      CHECK(kWarp % (t.vector_lanes * t.row_lanes) == 0);
+    }
+}
+
+void check_recurrence(const RecurrencePlan& plan, Index batch, Index hidden, Index depth, Index vectors) {
+  CHECK(Index(plan.row_groups) * plan.unit_groups <= kHopper.processors);
+  CHECK(Index(plan.row_groups) * plan.rows >= batch && Index(plan.row_groups - 1) * plan.rows < batch);
+  CHECK(Index(plan.unit_groups) * plan.units >= hidden && Index(plan.unit_groups - 1) * plan.units < hidden);
+  CHECK(plan.shared_bytes <= kHopper.shared_bytes && plan.step_ns > 0);
+  const ProductPlan& product = plan.products[0];
+  const Tiling& t = product.tiling;
+  CHECK_EQUAL(depth, Index(product.depth));
+  CHECK(product.vectors >= vectors * plan.units && (plan.rows == 1 || product.vectors % 4 == 0));
+  CHECK(Index(t.parts) * product.part >= depth && product.part % t.k_turn() == 0);
+  CHECK(product.chunk > 0 && product.chunk % t.k_turn() == 0);
+  // What a warp stages, and then its sums, fits into its memory; and all weights into the block's.
+  if (plan.rows == 1) {
+    CHECK(plan.row_bytes >= Index(2) * 4 * t.parts * product.part);
+    CHECK(plan.warp_bytes * kRecurrenceWarps >= Index(4) * product.vectors);
+  } else {
+    CHECK(plan.warp_bytes >= Index(4) * t.warp_rows * product.chunk);
+    CHECK(plan.warp_bytes >= Index(4) * t.warp_rows * product.vectors);
+  }
+  CHECK(plan.shared_bytes >= 4 * product.weights() + kRecurrenceWarps * plan.warp_bytes);
+}
+
 void check_plans() {
   for (const Cell cell : {Cell::lstm, Cell::gru, Cell::gru_reset_before, Cell::rnn_tanh})
     for (const Index hidden : {1, 31, 64, 132, 133, 256, 512, 1024, 2048})
-      for (const Index batch : {1, 8, 32, 33, 256}) {
-        const Problem p = problem(cell, hidden, batch, 100);
-        const Plan plan = make_plan(p, kHopper);
+      for (const Index batch : {1, 2, 8, 32, 33, 256, 5000}) {
+        const Plan plan = make_plan(problem(cell, hidden, batch, 100), kHopper);
         CHECK(plan.most_pairs >= batch);
-        if (batch > 32) CHECK(!plan.persistent);
-        if (!plan.persistent) continue;
-        CHECK(plan.grid >= 1 && plan.grid <= kHopper.processors);
-        CHECK(Index(plan.grid) * plan.units_per_block >= hidden);     // every unit has a block
-        CHECK(Index(plan.grid - 1) * plan.units_per_block < hidden);  // and every block a unit
-        CHECK(plan.forward_shared_bytes <= kHopper.shared_bytes && plan.backward_shared_bytes <= kHopper.shared_bytes);
-        CHECK(plan.forward_shared_bytes >= gate_count(cell) * plan.units_per_block * hidden * 4);
-        // Whole packs of 16 bytes of the operand, all of it or whole turns of a warp, beside the weights.
-        const Index recurrent = recurrent_slots(cell) * hidden;
-        for (const auto& [staged, depth, bytes] :
-             {std::tuple(plan.forward_staged, hidden, plan.forward_shared_bytes),
-              std::tuple(plan.backward_staged, recurrent, plan.backward_shared_bytes)}) {
-          CHECK(staged > 0 && staged % 4 == 0);
-          CHECK(staged >= depth || staged % 128 == 0);
-          CHECK(bytes >= (plan.units_per_block * depth + batch * staged) * 4);
-        }
+        const Index first_gates = cell == Cell::gru_reset_before ? 2 : gate_count(cell);
+        if (plan.forward.fits) check_recurrence(plan.forward, batch, hidden, hidden, first_gates);
+        if (plan.backward.fits) check_recurrence(plan.backward, batch, hidden, recurrent_slots(cell) * hidden, 1);
       }
   // The weights of 1024 units fit into the shared memory of all processors together, those of 2048 do not.
-  CHECK(make_plan(problem(Cell::lstm, 1024, 1, 100), kHopper).persistent);
-  CHECK(!make_plan(problem(Cell::lstm, 2048, 1, 100), kHopper).persistent);
-  CHECK(make_plan(problem(Cell::gru, 256, 1, 2), kHopper).persistent);
-  CHECK(!make_plan(problem(Cell::gru, 256, 1, 1), kHopper).persistent);
-  CHECK(!make_plan(problem(Cell::lstm, 256, 1, 100, 64), kHopper).persistent);
-  CHECK(!make_plan(problem(Cell::lstm, 256, 1, 100), {132, 227 << 10, false}).persistent);
-  CHECK(!make_plan(problem(Cell::lstm, 256, 1, 100), {0, 0, true}).persistent);
+  const auto persistent = [](const Problem& p, const DeviceLimits& device) {
+    const Plan plan = make_plan(p, device);
+    return std::pair(plan.forward.fits, plan.backward.fits);
+  };
+  constexpr std::pair both(true, true), none(false, false);
+  CHECK(persistent(problem(Cell::lstm, 1024, 1, 100), kHopper) == both);
+  CHECK(persistent(problem(Cell::lstm, 2048, 1, 100), kHopper) == none);
+  CHECK(persistent(problem(Cell::lstm, 128, 256, 100), kHopper) == both);
+  CHECK(persistent(problem(Cell::gru, 256, 1, 2), kHopper) == both);
+  CHECK(persistent(problem(Cell::gru, 256, 1, 1), kHopper) == none);
+  CHECK(persistent(problem(Cell::lstm, 256, 1, 100, 64), kHopper) == none);
+  CHECK(persistent(problem(Cell::lstm, 256, 1, 100), {132, 227 << 10, false}) == none);
+  CHECK(persistent(problem(Cell::lstm, 256, 1, 100), {0, 0, true}) == none);
 }
 
 // Every value of 16 bits there and back, and what lies between two of them to the nearest, or to the even one.
@@ -129,6 +164,7 @@ void check_arithmetic() {
 
 int main() {
   using namespace gatedrnn::cuda;
+  check_tiling();
   check_plans();
   check_conversions<__half>(10);
   check_conversions<__nv_bfloat16>(7);

@@ -136,9 +136,19 @@ class BoundNetwork {
   py::dict plan(Index steps, Index batch) const {
     const Plan plan = network_->plan(steps, batch);
     py::dict d;
-    d["persistent"] = plan.persistent;
-    d["grid"] = plan.grid;
-    d["units_per_block"] = plan.units_per_block;
+    const auto described = [](const RecurrencePlan& recurrence) {
+      py::dict of;
+      of["persistent"] = recurrence.fits;
+      of["row_groups"] = recurrence.row_groups;
+      of["rows"] = recurrence.rows;
+      of["unit_groups"] = recurrence.unit_groups;
+      of["units"] = recurrence.units;
+      of["shared_bytes"] = recurrence.shared_bytes;
+      of["step_ns"] = recurrence.step_ns;
+      return of;
+    };
+    d["forward"] = described(plan.forward);
+    d["backward"] = described(plan.backward);
     d["most_pairs"] = plan.most_pairs;
     return d;
   }
@@ -207,6 +217,7 @@ class BoundNetwork {
       }
       y = transfer.output_into("out", out, shape, transfer.host() ? host_storage_ : in.storage);
       call.y = out;
+      f.y_may_overlap = true;
     }
     f.x = features_of(in, call.unbatched, batch_first);
     f.y = features_of(y, call.unbatched, batch_first);

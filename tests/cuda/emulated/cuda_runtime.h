@@ -14,6 +14,8 @@
 #define __device__
 #define __host__
 #define __launch_bounds__(...)
+#define __noinline__
+#define __grid_constant__
 
 struct dim3 {
   unsigned x = 1, y = 1, z = 1;
@@ -32,6 +34,7 @@ extern thread_local Place place;  // of the fiber that runs
 void run(const dim3& grid, const dim3& block, std::size_t shared_bytes, bool together,
          const std::function<void()>& thread);
 void meet_block();
+void meet_warp();
 std::uint64_t exchange_in_warp(std::uint64_t value, int lane_mask);
 void give_way();
 char* shared_memory();
@@ -44,6 +47,7 @@ char* shared_memory();
 #define gridDim (emulated::place.blocks)
 
 inline void __syncthreads() { emulated::meet_block(); }
+inline void __syncwarp() { emulated::meet_warp(); }
 template <class T>
 T __shfl_xor_sync(unsigned, T value, int lane_mask) {
   std::uint64_t bits = 0;
@@ -131,8 +135,9 @@ inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int) {
 }
 // Few processors with little memory, so that small networks already share and overflow them.
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr which, int) {
-  *value = which == cudaDevAttrMultiProcessorCount            ? 3
-           : which == cudaDevAttrMaxSharedMemoryPerBlockOptin ? 24 << 10
+  const char* shared = std::getenv("GATEDRNN_EMULATED_SHARED_KB");
+  *value = which == cudaDevAttrMultiProcessorCount            ? 6
+           : which == cudaDevAttrMaxSharedMemoryPerBlockOptin ? (shared ? std::atoi(shared) : 48) << 10
                                                               : 1;
   return cudaSuccess;
 }
@@ -155,7 +160,11 @@ inline cudaError_t cudaStreamIsCapturing(cudaStream_t, cudaStreamCaptureStatus* 
   *status = cudaStreamCaptureStatusNone;
   return cudaSuccess;
 }
-inline cudaError_t cudaEventCreateWithFlags(cudaEvent_t*, unsigned) { return cudaSuccess; }
+inline cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
+  *event = reinterpret_cast<cudaEvent_t>(event);
+  return cudaSuccess;
+}
+inline cudaError_t cudaEventQuery(cudaEvent_t) { return cudaSuccess; }
 inline cudaError_t cudaEventRecord(cudaEvent_t, cudaStream_t) { return cudaSuccess; }
 inline cudaError_t cudaStreamWaitEvent(cudaStream_t, cudaEvent_t, unsigned) { return cudaSuccess; }
 inline cudaError_t cudaEventDestroy(cudaEvent_t) { return cudaSuccess; }

@@ -159,6 +159,11 @@ void run(const dim3& blocks, const dim3& threads, std::size_t shared_bytes, bool
 
 void meet_block() { meet(grid->running->block->meeting); }
 
+void meet_warp() {
+  Fiber* self = grid->running;
+  meet(self->block->warps[self->place.thread.x / kWarp].meeting);
+}
+
 std::uint64_t exchange_in_warp(std::uint64_t value, int lane_mask) {
   Fiber* self = grid->running;
   Warp& warp = self->block->warps[self->place.thread.x / kWarp];

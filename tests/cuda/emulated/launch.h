@@ -27,16 +27,32 @@ cudaError_t allow_shared_bytes(void (*)(Parameters...), std::size_t) {
 inline char* shared_memory() { return emulated::shared_memory(); }
 
 template <class T>
-T load_from_others(const T* place) {
-  return *place;
+void send(T* place, T value) {
+  *place = value;
 }
 
-inline unsigned load_acquire(const unsigned* place) { return *place; }
-
-inline void fetch_16_bytes(void* to, const void* from) { std::memcpy(to, from, 16); }
-inline void await_fetched() {}
-inline void arrive_release(unsigned* place) { ++*place; }
+template <class Pack, class T>
+Pack load_sent(const T* place) {
+  return *reinterpret_cast<const Pack*>(place);
+}
 
 inline void wait_a_little() { emulated::give_way(); }
+
+template <class T>
+void fetch(T* to, const T* from) {
+  *to = *from;
+}
+inline void fetch_16_bytes(void* to, const void* from, bool exists) {
+  if (exists)
+    std::memcpy(to, from, 16);
+  else
+    std::memset(to, 0, 16);
+}
+inline void end_of_fetch() {}
+inline void await_fetched() {}
+inline void await_fetched_but_one() {}
+
+inline void arrive_release(unsigned* place) { ++*place; }
+inline unsigned load_acquire(const unsigned* place) { return *place; }
 
 }  // namespace gatedrnn::cuda
