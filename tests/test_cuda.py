@@ -419,7 +419,10 @@ class Foreign:
 
 
 class ForeignDlpack(Foreign):
+    asked = None
+
     def __dlpack__(self, **options):
+        self.asked = options
         return self.array.__dlpack__(**options)
 
 
@@ -458,6 +461,20 @@ def test_arrays_of_the_device(cell, protocol):
     stream, on_host = module.stream(3), copy.deepcopy(module).stream(3)
     x_t = p.x[:, 0]
     np.testing.assert_array_equal(stream.step(there(x_t)).numpy(), on_host.step(x_t))
+
+
+@on_device
+def test_streams_of_other_libraries():
+    """They are told which stream comes after theirs, and which one ours are made on."""
+    module = make("gru", 3, 4).to("cuda")
+    x = Foreign(normal((5, 2, 3)).astype(np.float32), "dlpack")
+    output, _ = module(x)
+    assert x.asked == {"stream": 1}
+    assert output.__cuda_array_interface__["stream"] == 1
+    for stream in (None, -1, 1, 2):
+        assert "dltensor" in repr(output.__dlpack__(stream=stream, max_version=(1, 0)))
+    with pytest.raises(TypeError):
+        output.__dlpack__(1)
 
 
 @on_device

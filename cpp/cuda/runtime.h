@@ -112,6 +112,15 @@ inline void copy(void* to, const void* from, Index bytes, cudaMemcpyKind kind, c
   if (bytes > 0) check(cudaMemcpyAsync(to, from, static_cast<std::size_t>(bytes), kind, stream), "copying memory");
 }
 
+// What `second` is given from now on comes after what `first` has been given.
+inline void follow(cudaStream_t first, cudaStream_t second) {
+  if (first == second) return;
+  cudaEvent_t event = nullptr;
+  if (cudaEventCreateWithFlags(&event, cudaEventDisableTiming) != cudaSuccess) return;
+  if (cudaEventRecord(event, first) == cudaSuccess) cudaStreamWaitEvent(second, event, 0);
+  cudaEventDestroy(event);
+}
+
 // While it lives, `later` works after what `earlier` had been given, and afterwards the other way round.
 class Following {
  public:
@@ -121,14 +130,6 @@ class Following {
   Following& operator=(const Following&) = delete;
 
  private:
-  static void follow(cudaStream_t first, cudaStream_t second) {
-    if (first == second) return;
-    cudaEvent_t event = nullptr;
-    if (cudaEventCreateWithFlags(&event, cudaEventDisableTiming) != cudaSuccess) return;
-    if (cudaEventRecord(event, first) == cudaSuccess) cudaStreamWaitEvent(second, event, 0);
-    cudaEventDestroy(event);
-  }
-
   cudaStream_t earlier_, later_;
 };
 

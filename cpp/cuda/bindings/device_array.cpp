@@ -43,7 +43,7 @@ const char* name_of(Storage storage) {
   }
 }
 
-Array::Array(std::vector<Index> shape, Storage storage, cudaStream_t stream) {
+Array::Array(std::vector<Index> shape, Storage storage, cudaStream_t stream) : stream_(stream) {
   view_.storage = storage;
   view_.strides = contiguous_strides(shape);
   view_.shape = std::move(shape);
@@ -68,6 +68,7 @@ py::array Array::to_numpy(cudaStream_t stream) const {
   if (view_.storage == Storage::bfloat16) refuse_type("array", "a type that NumPy has", "bfloat16");
   const std::vector<py::ssize_t> shape(view_.shape.begin(), view_.shape.end());
   py::array host(py::dtype(name_of(view_.storage)), shape);
+  follow(stream_, stream);
   copy(host.mutable_data(), view_.data, host.nbytes(), cudaMemcpyDeviceToHost, stream);
   check(cudaStreamSynchronize(stream), "copying from the device");
   return host;
@@ -90,9 +91,22 @@ void check_device(const char* name, int number) {
                  "one on device " + std::to_string(number));
 }
 
-std::shared_ptr<Array> from_dlpack(const char* name, const py::object& object) {
+// Streams in the numbers of DLPack and __cuda_array_interface__: 1 is the legacy default stream, 2 that of the thread.
+std::uintptr_t number_of(cudaStream_t stream) { return stream ? reinterpret_cast<std::uintptr_t>(stream) : 1; }
+cudaStream_t stream_numbered(std::uintptr_t number) {
+  return number == 0 || number == number_of(nullptr) ? nullptr : reinterpret_cast<cudaStream_t>(number);
+}
+
+// Whether calls are given to the current stream of the object's library, so that there is nothing to wait for.
+bool has_its_stream(const py::object& object) {
+  const auto module = py::cast<std::string>(py::str(py::type::of(object).attr("__module__")));
+  return module.rfind("torch", 0) == 0 || module.rfind("cupy", 0) == 0;
+}
+
+std::shared_ptr<Array> from_dlpack(const char* name, const py::object& object, cudaStream_t stream) {
   using namespace py::literals;
-  const auto capsule = object.attr("__dlpack__")("stream"_a = -1);  // no waiting: the same stream
+  const py::object consumer = has_its_stream(object) ? py::int_(-1) : py::int_(number_of(stream));
+  const auto capsule = object.attr("__dlpack__")("stream"_a = consumer);
   auto* managed = static_cast<DLManagedTensor*>(PyCapsule_GetPointer(capsule.ptr(), "dltensor"));
   if (!managed) throw py::error_already_set();
   const DLTensor& tensor = managed->dl_tensor;
@@ -110,7 +124,7 @@ std::shared_ptr<Array> from_dlpack(const char* name, const py::object& object) {
   return std::make_shared<Array>(view, capsule);  // which gives the tensor back when it goes
 }
 
-std::shared_ptr<Array> from_interface(const char* name, const py::object& object) {
+std::shared_ptr<Array> from_interface(const char* name, const py::object& object, cudaStream_t stream) {
   const py::dict interface = object.attr("__cuda_array_interface__");
   const auto type = py::cast<std::string>(interface["typestr"]);
   ArrayView view;
@@ -130,16 +144,22 @@ std::shared_ptr<Array> from_interface(const char* name, const py::object& object
     for (std::size_t axis = 0; axis < view.shape.size(); ++axis)
       view.strides[axis] = py::cast<Index>(strides[axis]) / bytes_of(view.storage);
   }
+  if (interface.contains("stream") && !interface["stream"].is_none())
+    follow(stream_numbered(py::cast<std::uintptr_t>(interface["stream"])), stream);
   return std::make_shared<Array>(view, object);
 }
 
 }  // namespace
 
-std::shared_ptr<Array> Array::shared(const char* name, const py::object& object) {
-  if (py::isinstance<Array>(object)) return py::cast<std::shared_ptr<Array>>(object);
+std::shared_ptr<Array> Array::shared(const char* name, const py::object& object, cudaStream_t stream) {
+  if (py::isinstance<Array>(object)) {
+    const auto array = py::cast<std::shared_ptr<Array>>(object);
+    follow(array->stream(), stream);
+    return array;
+  }
   if (py::isinstance<py::array>(object)) refuse_type(name, "an array on the device, like x", "a NumPy array");
-  if (py::hasattr(object, "__dlpack__")) return from_dlpack(name, object);
-  if (py::hasattr(object, "__cuda_array_interface__")) return from_interface(name, object);
+  if (py::hasattr(object, "__dlpack__")) return from_dlpack(name, object, stream);
+  if (py::hasattr(object, "__cuda_array_interface__")) return from_interface(name, object, stream);
   refuse_type(name, "an array on the device (DLPack or __cuda_array_interface__)", type_name(object));
 }
 
@@ -156,10 +176,13 @@ py::dict Array::array_interface() const {
   interface["typestr"] = "<f" + std::to_string(bytes_of(view_.storage));
   interface["data"] = py::make_tuple(reinterpret_cast<std::uintptr_t>(view_.data), false);
   interface["version"] = 3;
+  interface["stream"] = number_of(stream_);
   return interface;
 }
 
-py::capsule to_dlpack(const std::shared_ptr<Array>& array) {
+py::capsule to_dlpack(const std::shared_ptr<Array>& array, const py::object& stream) {
+  const auto number = stream.is_none() ? std::intptr_t(1) : py::cast<std::intptr_t>(stream);
+  if (number >= 0) follow(array->stream(), stream_numbered(static_cast<std::uintptr_t>(number)));
   struct Managed {
     std::shared_ptr<Array> array;
     DLManagedTensor tensor;

@@ -40,21 +40,24 @@ class Array {
   static std::shared_ptr<Array> from_numpy(const py::array& array, cudaStream_t stream);
   py::array to_numpy(cudaStream_t stream) const;
 
-  // What `object` shares with others. Its producer has been given work on the stream that ours will be on.
-  static std::shared_ptr<Array> shared(const char* name, const py::object& object);
+  // What `object` shares with others. What made its numbers comes before what `stream` is given from now on.
+  static std::shared_ptr<Array> shared(const char* name, const py::object& object, cudaStream_t stream);
 
   const ArrayView& view() const { return view_; }
   int device() const { return device_; }
+  cudaStream_t stream() const { return stream_; }
   py::dict array_interface() const;
 
  private:
   ArrayView view_;
+  cudaStream_t stream_ = nullptr;  // that its numbers are made on
   DeviceMemory memory_;
   py::object owner_;
   int device_ = current_device();
 };
 
-// The capsule named "dltensor" that keeps the array alive.
-py::capsule to_dlpack(const std::shared_ptr<Array>& array);
+// The capsule named "dltensor" that keeps the array alive. `stream` is the consumer's, in DLPack's numbers: what it is given from now
+// on comes after what made the array; -1 asks for no order.
+py::capsule to_dlpack(const std::shared_ptr<Array>& array, const py::object& stream);
 
 }  // namespace gatedrnn::cuda

@@ -50,8 +50,12 @@ PYBIND11_MODULE(_cuda, m) {
       .def("numpy", [](const Array& self) { return self.to_numpy(cudaStreamPerThread); })
       .def_property_readonly("shape", [](const Array& self) { return py::tuple(py::cast(self.view().shape)); })
       .def_property_readonly("dtype", [](const Array& self) { return name_of(self.view().storage); })
-      .def("__dlpack__",
-           [](const std::shared_ptr<Array>& self, const py::args&, const py::kwargs&) { return to_dlpack(self); })
+      .def(
+          "__dlpack__",
+          [](const std::shared_ptr<Array>& self, const py::object& stream, const py::kwargs&) {
+            return to_dlpack(self, stream);
+          },
+          py::kw_only(), py::arg("stream") = py::none())
       .def("__dlpack_device__", [](const Array& self) { return py::make_tuple(2, self.device()); })
       .def_property_readonly("__cuda_array_interface__", &Array::array_interface);
 

@@ -32,7 +32,7 @@ class Transfer {
   // What an argument holds, its features next to each other.
   ArrayView input(const char* name, const py::object& object) {
     if (!host_) {
-      const std::shared_ptr<Array> array = Array::shared(name, object);
+      const std::shared_ptr<Array> array = Array::shared(name, object, stream_);
       kept_.push_back(array);
       const ArrayView& view = array->view();
       if (view.axes() > 0 && view.shape.back() > 1 && view.strides.back() != 1)
@@ -60,7 +60,7 @@ class Transfer {
   // An array of the caller's for a result. On the host it is filled by `finish`.
   ArrayView output_into(const char* name, const py::object& given, const Sizes& shape, Storage storage) {
     if (!host_) {
-      const std::shared_ptr<Array> array = Array::shared(name, given);
+      const std::shared_ptr<Array> array = Array::shared(name, given, stream_);
       const ArrayView& view = array->view();
       if (view.shape != shape) refuse_value(name, "shape " + text(shape), "shape " + text(view.shape));
       if (view.storage != storage) refuse_type(name, name_of(storage), name_of(view.storage));
