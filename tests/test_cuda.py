@@ -13,6 +13,7 @@ import importlib.util
 import os
 import pickle
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -477,6 +478,66 @@ def test_streams_of_other_libraries():
         output.__dlpack__(1)
 
 
+class StandInArray:
+    """An array of CuPy."""
+
+    __module__ = "cupy"
+
+    def __init__(self, array):
+        self.array = array
+
+    def __dlpack__(self, *, stream=None):
+        assert stream == -1  # no waiting: calls are given to CuPy's current stream
+        return self.array.__dlpack__(stream=stream)
+
+
+class StandIn:
+    """What calls use of CuPy, for machines without it."""
+
+    ndarray = StandInArray
+    cuda = types.SimpleNamespace(get_current_stream=lambda: types.SimpleNamespace(ptr=0))
+
+    @staticmethod
+    def asarray(values):
+        return StandInArray(_device.backend().Array(values))
+
+    @staticmethod
+    def from_dlpack(array):
+        assert "dltensor" in repr(array.__dlpack__(stream=1))
+        return StandInArray(array)
+
+    @staticmethod
+    def asnumpy(array):
+        return array.array.numpy()
+
+
+@pytest.fixture
+def cupy(monkeypatch):
+    """CuPy, where it and a device are."""
+    if not EMULATION and importlib.util.find_spec("cupy"):
+        return importlib.import_module("cupy")
+    monkeypatch.setitem(sys.modules, "cupy", StandIn)
+    return StandIn
+
+
+@on_device
+@pytest.mark.parametrize("cell", CELLS_AND_PROJECTION)
+def test_arrays_of_cupy(cell, cupy):
+    p = problem_of(cell, (3, 33, 3, 7, {}), np.float32)
+    _, device = both(p)
+    expected, wanted = device.results(), device.gradients()
+
+    def there(value):
+        return tuple(map(there, value)) if isinstance(value, tuple) else cupy.asarray(value)
+
+    output, state_n, tape = device.module.forward(there(p.x), there(p.state))
+    gradients = named(*device.module.backward(tape, there(p.d_output), there(p.d_state_n)))
+    for actual, e in zip(flat((output, state_n)), flat(expected), strict=True):
+        assert isinstance(actual, cupy.ndarray)
+        np.testing.assert_array_equal(cupy.asnumpy(actual), e)
+    assert_same_gradients({name: cupy.asnumpy(value) for name, value in gradients.items()}, wanted)
+
+
 @on_device
 @pytest.mark.parametrize("dtype", [np.float16, np.float64])
 def test_arrays_of_other_types(dtype):
@@ -566,7 +627,7 @@ def test_errors(case):
 
 
 @on_device
-@pytest.mark.skipif(not EMULATION, reason="the device's tests: PyTorch has the device itself")
+@pytest.mark.skipif(not EMULATION, reason="the device's tests: there is one")
 def test_emulation_without_a_device():
     code = "import json, test_cuda as t; print(json.dumps(t.missing()))"
     environment = {"GATEDRNN_EMULATED_DEVICES": "0"}

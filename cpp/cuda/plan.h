@@ -41,7 +41,7 @@ struct Tiling {
   constexpr int row_tiles() const { return rows / warp_rows; }
   // Between the sums of two vectors in a warp's memory, so that lanes that write or read them together do not meet in a bank.
   constexpr int sum_stride() const { return warp_rows == 4 ? 12 : warp_rows + 4; }
-  // Of k: those that a warp takes at a time, the fewest first.
+  // Of k: those that the lanes of a warp have at a time.
   constexpr int k_turn() const { return tile_rows == 1 ? 1 : kWarp / (vector_lanes * row_lanes); }
 };
 Tiling tiling_of(Index rows, Index vectors);
