@@ -114,9 +114,9 @@ py::dict machine() {
   d["isa"] = active_table().name;
   d["available"] = available;
   d["compiled"] = compiled;
-  d["l1"] = caches().l1;
-  d["l2"] = caches().l2;
-  d["l3"] = caches().l3;
+  d["l1"] = core().l1;
+  d["l2"] = core().l2;
+  d["l3"] = core().l3;
   d["cpu"] = processor_name();
   d["compiler"] = GATEDRNN_COMPILER;
   d["threads"] = num_threads();

@@ -13,9 +13,6 @@ constexpr int kAccumulators = sizeof(Simd<float>::V) == 64 ? 24 : 12;
 // With more than one row tile, this much of the weights stays in the first-level cache across the tiles.
 constexpr Index kSliceBytes = kAccumulators > 12 ? 32 << 10 : 16 << 10;
 
-// Panels of a tile that fit here are found again by the next step, which begins where this one ends.
-constexpr Index kFirstLevelBytes = 48 << 10;
-
 constexpr int kMaxRows = 8;    // a panel has at least three vectors
 constexpr int kMaxPanels = 4;  // more only helps a single row, whose chains four panels already hide
 
@@ -211,19 +208,26 @@ struct Tiling {
   const EvenParts slices;
   const bool far;
 
-  Tiling(Index row_count, Index panel_count, Index depth)
+  Tiling(const Core& core, Index row_count, Index panel_count, Index depth)
       : rows(row_count,
              panel_count * depth * width * static_cast<Index>(sizeof(T)) > kFarBytes ? max_whole_rows(W) : max_rows(W)),
-        panels(panel_count, most_panels(panel_count, depth)),
+        panels(panel_count, most_panels(core, panel_count, depth)),
         vectors(tile_vectors(tallest(), W)),
-        slices(depth,
-               rows.parts == 1 && vectors == W ? depth : slice_bytes() / (vectors * S::lanes * Index(sizeof(T)))),
+        slices(depth, vectors == W && (rows.parts == 1 || second_level_keeps_up(core))
+                          ? depth
+                          : slice_bytes() / (vectors * S::lanes * Index(sizeof(T)))),
         far(panel_count * depth * width * static_cast<Index>(sizeof(T)) > kNearBytes) {}
 
-  Index most_panels(Index count, Index depth) const {
+  // Panels of a tile that fit into the first-level cache are found there by the next step, which begins where this one ends.
+  Index most_panels(const Core& core, Index count, Index depth) const {
     const Index most = max_panels(tallest(), W), panel_bytes = depth * width * Index(sizeof(T));
-    const Index resident = panel_bytes > 0 ? kFirstLevelBytes / panel_bytes : count;
+    const Index resident = panel_bytes > 0 ? core.l1 / panel_bytes : count;
     return resident >= 2 && resident < count && resident < most ? resident : most;
+  }
+  // Where a vector takes a core a cycle and more, as Zen 4 takes for its widest, weights come from the second level as fast as
+  // they are wanted, and sums that stay in registers save more than slices do.
+  static bool second_level_keeps_up(const Core& core) {
+    return core.madd_bytes <= static_cast<Index>(sizeof(typename S::V));
   }
   // Halves of a panel read by a single tile gain nothing from depth, and lose the hardware's prefetching to it.
   Index slice_bytes() const { return rows.parts == 1 ? kSliceBytes / 2 : kSliceBytes; }
@@ -234,11 +238,11 @@ struct Tiling {
 // the weights, once in the first-level cache, serves all rows. The tile arrives with its weights filled in. `panels_reversed` visits
 // the panels from the last to the first.
 template <int W, class S, class Visit>
-GATEDRNN_INLINE void for_each_tile(Index rows, Index first_panel, Index last_panel, Index depth,
+GATEDRNN_INLINE void for_each_tile(const Core& core, Index rows, Index first_panel, Index last_panel, Index depth,
                                    const typename S::T* weights, bool panels_reversed, Visit&& visit) {
   using T = typename S::T;
   if (rows == 0 || first_panel == last_panel) return;
-  const Tiling<W, S> tiling(rows, last_panel - first_panel, depth);
+  const Tiling<W, S> tiling(core, rows, last_panel - first_panel, depth);
   const Index width = tiling.width, panel_size = depth * width;
   const auto part_at = [&](Index i) { return panels_reversed ? tiling.panels.parts - 1 - i : i; };
   for (Index i = 0; i < tiling.panels.parts; ++i) {

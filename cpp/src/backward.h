@@ -230,6 +230,7 @@ class BackwardRun : private BackwardMerge<T> {
 
   BackStepArgs<T> common_args(const Share& share) const {
     BackStepArgs<T> args{};
+    args.core = &network_.core();
     args.products = share.group.products;
     args.products_panel_stride = products_stride();
     args.state_stride = network_.state_stride();

@@ -248,6 +248,7 @@ class BackwardMerge : protected BackwardPlaces<T> {
       if (pair >= begin && pair < end) out[pair - begin] = to.at(time_of(share, step, rank), rank);
     });
     BackStepArgs<T> args{};
+    args.core = &network_.core();
     args.depth = product.depth;
     args.units = product.units;
     args.last_panel = product.panels;

@@ -70,20 +70,54 @@ const KernelTable* choose_table() {
                               "'");
 }
 
-Caches read_caches() {
-  Caches sizes = {32 << 10, 512 << 10, 8 << 20};
-#if defined(__linux__) && defined(_SC_LEVEL1_DCACHE_SIZE)
-  const auto ask = [](int name, Index& size) {
-    const long value = sysconf(name);
-    if (value > 0) size = value;
-  };
-  ask(_SC_LEVEL1_DCACHE_SIZE, sizes.l1);
-  ask(_SC_LEVEL2_CACHE_SIZE, sizes.l2);
-  ask(_SC_LEVEL3_CACHE_SIZE, sizes.l3);
+#if defined(__linux__)
+// Of the first processor, in bytes, as the kernel lists its caches, or else as the C library knows them (which takes all last levels
+// of an AMD processor for one); 0 where neither does.
+Index cache_size(int level) {
+  for (int index = 0; index < 8; ++index) {
+    const std::string folder = "/sys/devices/system/cpu/cpu0/cache/index" + std::to_string(index);
+    std::ifstream level_file(folder + "/level"), type_file(folder + "/type"), size_file(folder + "/size");
+    int listed = 0;
+    std::string type;
+    Index kibibytes = 0;
+    if (!(level_file >> listed) || !(type_file >> type) || !(size_file >> kibibytes)) continue;
+    if (listed == level && type != "Instruction") return kibibytes << 10;
+  }
+#if defined(_SC_LEVEL1_DCACHE_SIZE)
+  constexpr int names[] = {_SC_LEVEL1_DCACHE_SIZE, _SC_LEVEL2_CACHE_SIZE, _SC_LEVEL3_CACHE_SIZE};
+  return std::max<Index>(0, sysconf(names[level - 1]));
+#else
+  return 0;
 #endif
-  sizes.l2 = std::max(sizes.l2, sizes.l1);
-  sizes.l3 = std::max(sizes.l3, sizes.l2);
-  return sizes;
+}
+#else
+Index cache_size(int) { return 0; }
+#endif
+
+#if defined(__x86_64__)
+// Zen 3 and 4 have two units of 32 bytes: a vector of 64 takes both.
+bool is_zen_3_or_4() {
+  __builtin_cpu_init();
+  unsigned a, b, c, d;
+  __cpuid(1, a, b, c, d);
+  const unsigned base = a >> 8 & 0xf, family = base == 0xf ? base + (a >> 20 & 0xff) : base;
+  return __builtin_cpu_is("amd") && family == 0x19;
+}
+#else
+bool is_zen_3_or_4() { return false; }
+#endif
+
+Core read_core() {
+  const auto cache = [](int level, Index otherwise) {
+    const Index size = cache_size(level);
+    return size > 0 ? size : otherwise;
+  };
+  constexpr Index two_widest_vectors = 128;
+  Core core = {cache(1, 32 << 10), cache(2, 512 << 10), cache(3, 8 << 20),
+               is_zen_3_or_4() ? two_widest_vectors / 2 : two_widest_vectors};
+  core.l2 = std::max(core.l2, core.l1);
+  core.l3 = std::max(core.l3, core.l2);
+  return core;
 }
 
 // Control groups limit time rather than processors: quota microseconds of processor time in each period.
@@ -115,9 +149,9 @@ const KernelTable& active_table() {
   return *table;
 }
 
-const Caches& caches() {
-  static const Caches sizes = read_caches();
-  return sizes;
+const Core& core() {
+  static const Core core = read_core();
+  return core;
 }
 
 int usable_processors() {

@@ -40,8 +40,8 @@ void run_planned(PlanFor&& plan_for, RunWith&& run_with) {
 }  // namespace
 
 template <class T>
-Network<T>::Network(const Spec& spec, const Parameters<T>& parameters, const KernelTable& table)
-    : spec_(spec), kernels_(table.of<T>()) {
+Network<T>::Network(const Spec& spec, const Parameters<T>& parameters, const KernelTable& table, const Core& core)
+    : spec_(spec), kernels_(table.of<T>()), core_(core) {
   layers_.reserve(parameters.size());
   for (std::size_t i = 0; i < parameters.size(); ++i)
     layers_.push_back(pack_layer(spec, static_cast<Index>(i) / spec.directions, parameters[i], kernels_.lanes));
@@ -61,7 +61,7 @@ Problem Network<T>::problem(Index steps, Index batch, Index valid) const {
 
 template <class T>
 Plan Network<T>::plan(Index steps, Index batch, Index valid, int max_threads, Team team) const {
-  return make_plan(problem(steps, batch, valid), max_threads, caches(), team);
+  return make_plan(problem(steps, batch, valid), max_threads, core_, team);
 }
 
 template <class T>
@@ -72,7 +72,7 @@ Plan Network<T>::backward_plan(Index steps, Index batch, Index valid, bool recom
   problem.spec.directions = 1;  // one at a time: they add to the same gradients
   problem.backward = true;
   problem.mergers_allowed = !recomputing;
-  return make_plan(problem, max_threads, caches(), team);
+  return make_plan(problem, max_threads, core_, team);
 }
 
 template <class T>
@@ -95,7 +95,7 @@ void Network<T>::forward(const Sequence<T>& sequence, Workspace& workspace, Tape
   Problem problem =
       this->problem(sequence.steps, sequence.batch, valid_steps(sequence.steps, sequence.batch, sequence.lengths));
   if (tape.options.dropout.rate > 0) problem.layers_overlap = false;  // its masks are applied to whole layers
-  run_planned([&](int threads, Team team) { return make_plan(problem, threads, caches(), team); },
+  run_planned([&](int threads, Team team) { return make_plan(problem, threads, core_, team); },
               [&](const Plan& plan) { return forward(sequence, workspace, tape, plan); });
 }
 

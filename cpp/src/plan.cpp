@@ -14,17 +14,17 @@ constexpr double kAsleepCycles = 140000;  // starting and joining threads that h
 constexpr double kAwakeCycles = 4000;     // the same for threads that wait for work
 constexpr double kBarrierCycles = 1200;   // one meeting of all threads of a group
 constexpr double kMeetingCycles = 1800;   // the same after each stage of a step, with what the others have written
-constexpr double kMergersCycles = 30000;  // mergers, in each layer: data change caches, in the next forward too
+constexpr double kMergersCycles = 30000;  // mergers, in each layer: data change core, in the next forward too
 constexpr double kMergersPace = 1.15;     // blocks are short, and come from another cache
 constexpr double kStageCycles = 150;      // calling one stage of a step
 constexpr double kActivationCycles = 40;  // one vector of units through the cell
 constexpr double kGain = 0.9;             // several threads have to be worth it
 constexpr double kChangeover = 1.1;       // overlapping layers that go from thread to thread with their weights
 
-double bytes_per_cycle(double bytes, const Caches& caches) {
-  if (bytes <= 0.75 * caches.l1) return 64;
-  if (bytes <= 0.75 * caches.l2) return 40;
-  if (bytes <= 0.75 * caches.l3) return 12;
+double bytes_per_cycle(double bytes, const Core& core) {
+  if (bytes <= 0.75 * core.l1) return 64;
+  if (bytes <= 0.75 * core.l2) return 40;
+  if (bytes <= 0.75 * core.l3) return 12;
   return 5;
 }
 
@@ -32,13 +32,16 @@ int stage_count(const Spec& spec) {
   return (spec.cell == Cell::gru_reset_before ? 2 : 1) + (spec.proj_size > 0 ? 1 : 0);
 }
 
-double macs_per_cycle(const Problem& p) { return 2.0 * p.lanes; }
+// Two vectors in a cycle, where the core can.
+double macs_per_cycle(const Problem& p, const Core& core) {
+  return std::min(2.0 * p.lanes, static_cast<double>(core.madd_bytes) / p.value_size);
+}
 
 // Of one group of threads.
 Index most_rows(const Problem& p, const Plan& plan) { return ceil_div(p.batch, plan.row_groups); }
 
 // What cannot begin before the step before is done.
-double step_cycles(const Problem& p, const Plan& plan, const Caches& caches) {
+double step_cycles(const Problem& p, const Plan& plan, const Core& core) {
   const Spec& spec = p.spec;
   const double rows = static_cast<double>(most_rows(p, plan));
   const double H = static_cast<double>(spec.hidden_size), units = H / plan.unit_groups;
@@ -47,23 +50,23 @@ double step_cycles(const Problem& p, const Plan& plan, const Caches& caches) {
       gates * units * static_cast<double>(spec.state_size()) + units * static_cast<double>(spec.proj_size);
   const double bytes = recurrent_weights * p.value_size;
 
-  const double multiply = rows * recurrent_weights / macs_per_cycle(p);
-  const double stream = bytes / bytes_per_cycle(bytes, caches);
+  const double multiply = rows * recurrent_weights / macs_per_cycle(p, core);
+  const double stream = bytes / bytes_per_cycle(bytes, core);
   const double activate = rows * units / p.lanes * kActivationCycles;
   const double meet = plan.unit_groups > 1 ? kMeetingCycles : 0;
   return std::max(multiply, stream) + activate + stage_count(spec) * (kStageCycles + meet);
 }
 
 // What is multiplied for many (step, row) pairs at once: forward the inputs, backward the gradients of inputs and of weights.
-double pair_cycles(const Problem& p, Index input_size) {
+double pair_cycles(const Problem& p, Index input_size, const Core& core) {
   const double gradients = static_cast<double>(gate_count(p.spec.cell) * p.spec.hidden_size);
   const Index width = p.backward ? 2 * input_size + p.spec.state_size() : input_size;
-  return gradients * static_cast<double>(width) / macs_per_cycle(p);
+  return gradients * static_cast<double>(width) / macs_per_cycle(p, core);
 }
 
-double layer_cycles(const Problem& p, const Plan& plan, Index input_size, const Caches& caches) {
+double layer_cycles(const Problem& p, const Plan& plan, Index input_size, const Core& core) {
   const double rows = static_cast<double>(p.batch), steps = static_cast<double>(p.valid) / rows;  // of the average row
-  const double step = step_cycles(p, plan, caches), pair = pair_cycles(p, input_size);
+  const double step = step_cycles(p, plan, core), pair = pair_cycles(p, input_size, core);
   if (plan.mergers > 0) {
     const double blocks = std::max(1.0, static_cast<double>(p.valid) / static_cast<double>(plan.block_pairs));
     const double merge = kMergersPace * rows * pair;
@@ -81,23 +84,23 @@ double start_cycles(Team team) { return team == Team::awake ? kAwakeCycles : kAs
 // So many rows that reading the input weights once for all of them costs nothing beside the arithmetic. Fewer where their
 // gates would not stay in the second-level cache until the steps use them up, or where others wait for the block: the next
 // layer, or backward those who merge it.
-Index choose_block_pairs(const Problem& p, const Plan& plan, const Caches& caches) {
+Index choose_block_pairs(const Problem& p, const Plan& plan, const Core& core) {
   constexpr Index most = 128, fewest = 64, fewest_overlapping = 12, overlapping_blocks = 12;
   constexpr Index most_merged = 256, fewest_merged = 32;
   const Index rows = most_rows(p, plan);
   const Index row_bytes = (gate_count(p.spec.cell) + 1) * p.spec.hidden_size * p.value_size;
-  Index wanted = most * row_bytes <= caches.l2 ? most : fewest;
+  Index wanted = most * row_bytes <= core.l2 ? most : fewest;
   if (plan.layer_groups > 1)
     wanted = std::min(wanted, std::max(fewest_overlapping, rows * p.steps / overlapping_blocks));
   if (plan.mergers > 0) wanted = std::clamp(rows * p.steps / overlapping_blocks, fewest_merged, most_merged);
   return std::max(rows, std::min(wanted, rows * p.steps));
 }
 
-double total_cycles(const Problem& p, const Plan& plan, Team team, const Caches& caches) {
+double total_cycles(const Problem& p, const Plan& plan, Team team, const Core& core) {
   const double start = plan.threads() > 1 ? start_cycles(team) : 0;
   double cycles = 0;
   for (Index layer = 0; layer < p.spec.num_layers; ++layer)
-    cycles += layer_cycles(p, plan, p.spec.layer_input_size(layer), caches);
+    cycles += layer_cycles(p, plan, p.spec.layer_input_size(layer), core);
   if (plan.layer_groups == 1) return start + cycles;
   // Blocks of all layers are shared out; at the beginning and the end some groups have none.
   const double groups = plan.layer_groups, layers = static_cast<double>(p.spec.num_layers);
@@ -109,13 +112,13 @@ double total_cycles(const Problem& p, const Plan& plan, Team team, const Caches&
 }
 
 // As many as keep up with the grid, in the first layer.
-int enough_mergers(const Problem& p, const Plan& plan, int most, const Caches& caches) {
-  const double merge = kMergersPace * static_cast<double>(p.batch) * pair_cycles(p, p.spec.input_size);
-  return static_cast<int>(std::min<double>(most, std::ceil(merge / step_cycles(p, plan, caches))));
+int enough_mergers(const Problem& p, const Plan& plan, int most, const Core& core) {
+  const double merge = kMergersPace * static_cast<double>(p.batch) * pair_cycles(p, p.spec.input_size, core);
+  return static_cast<int>(std::min<double>(most, std::ceil(merge / step_cycles(p, plan, core))));
 }
 
 // The best plan with several threads, if it is enough better than one.
-Plan plan_for_several(const Problem& p, const Plan& alone, int max_threads, const Caches& caches, Team team) {
+Plan plan_for_several(const Problem& p, const Plan& alone, int max_threads, const Core& core, Team team) {
   Plan best = alone;
   const Index most_layers = p.layers_overlap ? p.spec.num_layers : 1;
   const Index narrowest_panels = std::max<Index>(1, p.spec.state_size() / (kMostUnitVectors * p.lanes));
@@ -126,11 +129,11 @@ Plan plan_for_several(const Problem& p, const Plan& alone, int max_threads, cons
         for (const int units : {1, static_cast<int>(std::min<Index>(left, narrowest_panels))}) {
           Plan plan{layers, directions, rows, units, 1, 0};
           const int spare = p.mergers_allowed ? max_threads - plan.threads() : 0;
-          for (const int mergers : {0, spare > 0 ? enough_mergers(p, plan, spare, caches) : 0}) {
+          for (const int mergers : {0, spare > 0 ? enough_mergers(p, plan, spare, core) : 0}) {
             plan.mergers = mergers;
             if (plan.threads() == 1) continue;
-            plan.block_pairs = choose_block_pairs(p, plan, caches);
-            plan.cycles = total_cycles(p, plan, team, caches);
+            plan.block_pairs = choose_block_pairs(p, plan, core);
+            plan.cycles = total_cycles(p, plan, team, core);
             if (plan.cycles < best.cycles && plan.cycles < kGain * alone.cycles) best = plan;
           }
         }
@@ -140,14 +143,13 @@ Plan plan_for_several(const Problem& p, const Plan& alone, int max_threads, cons
 
 }  // namespace
 
-Plan make_plan(const Problem& p, int max_threads, const Caches& caches, Team team) {
+Plan make_plan(const Problem& p, int max_threads, const Core& core, Team team) {
   Plan plan;
   if (p.batch > 0 && p.valid > 0) {
-    plan.cycles = total_cycles(p, plan, team, caches);
-    if (max_threads > 1 && plan.cycles > start_cycles(team))
-      plan = plan_for_several(p, plan, max_threads, caches, team);
+    plan.cycles = total_cycles(p, plan, team, core);
+    if (max_threads > 1 && plan.cycles > start_cycles(team)) plan = plan_for_several(p, plan, max_threads, core, team);
   }
-  plan.block_pairs = choose_block_pairs(p, plan, caches);
+  plan.block_pairs = choose_block_pairs(p, plan, core);
   return plan;
 }
 

@@ -279,9 +279,9 @@ class Run {
     for (const PackedStage<T>& stage : stages(share)) {
       if (stage.stage == Stage::linear) continue;
       const auto [first, last] = panels(share, stage.panels);
-      network_.kernels().project[static_cast<int>(stage.stage)]({x, x_at, rows, stage.input_depth, first, last,
-                                                                 turn == 1, stage.input.data(), stage.bias.data(),
-                                                                 gates(share, stage), gates_panel_stride(stage)});
+      network_.kernels().project[static_cast<int>(stage.stage)](
+          {&network_.core(), x, x_at, rows, stage.input_depth, first, last, turn == 1, stage.input.data(),
+           stage.bias.data(), gates(share, stage), gates_panel_stride(stage)});
     }
   }
 
@@ -300,6 +300,7 @@ class Run {
     const Group<T>& group = share.group;
     const bool last_stage = &stage == &stages(share).back();
     StepArgs<T> args;
+    args.core = &network_.core();
     args.rows = rows;
     args.depth = stage.recurrent_depth;
     args.units = stage.units;

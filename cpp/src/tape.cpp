@@ -48,7 +48,7 @@ template <class T>
 void Tape<T>::make_blocks() {
   constexpr Index fewest = 256, most = 1024, parts = 32;
   const Index row_bytes = gradient_slots(spec.cell) * spec.hidden_size * static_cast<Index>(sizeof(T));
-  const Index wanted = std::clamp(caches().l2 / 4 / row_bytes, fewest, most);
+  const Index wanted = std::clamp(core().l2 / 4 / row_bytes, fewest, most);
   const Index most_steps = options.recompute ? std::max<Index>(1, steps / parts) : steps;
   const RowOrder order{rows.data(), lengths.data(), steps};
   blocks = {0};

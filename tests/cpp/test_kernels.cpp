@@ -32,6 +32,7 @@ class KernelTest {
     weights_beyond(kNearBytes, kNearRows, 2);
     weights_beyond(kFarBytes, kFarRows, 1);
     many_long_rows();
+    other_cores();
     options();
     mistakes_are_seen();
   }
@@ -65,9 +66,22 @@ class KernelTest {
 
   // Many slices of many tiles, of inputs and of states.
   void many_long_rows() {
-    constexpr Index long_row = 1026;
-    for (const Index batch : {47, 48, 49, 97}) compare({long_row, 17, 1, batch});
-    compare({1, long_row * (cell_.projection ? 2 : 1), 1, 49});
+    for (const Index batch : {47, 48, 49, 97}) many_rows(1026, batch);
+  }
+  void many_rows(Index long_row, Index batch) {
+    compare({long_row, 17, 1, batch});
+    if (batch == 49) compare({1, long_row * (cell_.projection ? 2 : 1), 1, batch});
+  }
+
+  // Without slices and with no panel in the first-level cache, then the reverse, whatever this machine's core is.
+  void other_cores() {
+    const Core own = core_;
+    for (const Core& other : {Core{4 << 10, own.l2, own.l3, 16}, Core{1 << 20, own.l2, own.l3, 1024}}) {
+      core_ = other;
+      many_rows(301, 49);
+      for (const Index rows : {1, 2, 4, 13}) compare({65, 129, 3, rows});
+    }
+    core_ = own;
   }
 
   void options() {
@@ -90,8 +104,8 @@ class KernelTest {
     }
   }
 
-  static Results<T> computed(const Problem<T>& problem, const KernelTable& table, const Shape& shape) {
-    const Network<T> network(problem.spec, problem.parameters, table);
+  Results<T> computed(const Problem<T>& problem, const KernelTable& table, const Shape& shape) const {
+    const Network<T> network(problem.spec, problem.parameters, table, core_);
     Workspace workspace;
     Results<T> results;
     CHECK(
@@ -129,6 +143,7 @@ class KernelTest {
   }
 
   const NamedCell cell_;
+  Core core_ = core();
 };
 
 }  // namespace

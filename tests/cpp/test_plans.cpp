@@ -77,16 +77,16 @@ void compare_plans(const NamedCell& cell) {
 
 // ---- make_plan ------------------------------------------------------------------------------------------------------------
 
-constexpr Caches kCaches[] = {
-    {32 << 10, 512 << 10, 8 << 20}, {48 << 10, 2 << 20, 32 << 20}, {16 << 10, 16 << 10, 16 << 10}};
+constexpr Core kCores[] = {
+    {32 << 10, 512 << 10, 8 << 20, 64}, {48 << 10, 2 << 20, 32 << 20, 128}, {16 << 10, 16 << 10, 16 << 10, 16}};
 
 struct PlanSpace {
   long several_threads = 0, several_units = 0, several_rows = 0, several_directions = 0, several_layers = 0,
        mergers = 0;
 };
 
-void check_promises(const gatedrnn::Problem& problem, int threads, const Caches& caches, PlanSpace& seen) {
-  const Plan plan = make_plan(problem, threads, caches);
+void check_promises(const gatedrnn::Problem& problem, int threads, const Core& core, PlanSpace& seen) {
+  const Plan plan = make_plan(problem, threads, core);
   const Index batch = std::max<Index>(1, problem.batch);
   CHECK(plan.layer_groups >= 1 && plan.direction_groups >= 1 && plan.row_groups >= 1 && plan.unit_groups >= 1);
   CHECK(plan.threads() <= threads);
@@ -98,7 +98,7 @@ void check_promises(const gatedrnn::Problem& problem, int threads, const Caches&
   CHECK(plan.unit_groups == 1 || plan.unit_groups * kMostUnitVectors * problem.lanes <= problem.spec.state_size());
   CHECK(plan.block_pairs >= (problem.batch + plan.row_groups - 1) / plan.row_groups);
   CHECK(plan.block_pairs <= std::max<Index>(1, problem.batch) * std::max<Index>(1, problem.steps));
-  const Plan alone = make_plan(problem, 1, caches);
+  const Plan alone = make_plan(problem, 1, core);
   CHECK_EQUAL(1, alone.threads());
   CHECK(plan.cycles <= alone.cycles);
   const bool empty = problem.batch == 0 || problem.valid == 0;
@@ -119,42 +119,41 @@ void check_make_plan() {
         for (const Index steps : {0, 1, 25, 1000})
           for (const Index directions : {1, 2})
             for (const int threads : {1, 2, 3, 7, 64})
-              for (const Caches& caches : kCaches)
+              for (const Core& core : kCores)
                 for (const int lanes : {4, 16}) {
                   const Spec spec{cell.cell, hidden, hidden, 2, directions, cell.projection ? (hidden + 1) / 2 : 0};
                   for (const Index valid : {steps * batch, steps * batch / 3}) {
-                    check_promises({spec, steps, batch, valid, 4, lanes, directions == 1}, threads, caches, seen);
+                    check_promises({spec, steps, batch, valid, 4, lanes, directions == 1}, threads, core, seen);
                     if (directions > 1) continue;  // backward goes through one at a time
                     for (const bool mergers : {false, true})
-                      check_promises({spec, steps, batch, valid, 4, lanes, false, true, mergers}, threads, caches,
-                                     seen);
+                      check_promises({spec, steps, batch, valid, 4, lanes, false, true, mergers}, threads, core, seen);
                   }
                 }
   // The sweep reached plans of every kind.
   CHECK(seen.several_threads > 0 && seen.several_units > 0 && seen.several_rows > 0 && seen.several_directions > 0);
   CHECK(seen.several_layers > 0 && seen.mergers > 0);
 
-  const Caches& caches = kCaches[1];
+  const Core& core = kCores[1];
   for (const NamedCell& cell : kCells) {
     const Spec small{cell.cell, 16, 16, 1, 1, cell.projection ? 8 : 0};
-    CHECK_EQUAL(1, make_plan({small, 1, 1, 1, 4, 8}, 64, caches).threads());
-    CHECK_EQUAL(1, make_plan({small, 2, 4, 8, 4, 8}, 64, caches).threads());
+    CHECK_EQUAL(1, make_plan({small, 1, 1, 1, 4, 8}, 64, core).threads());
+    CHECK_EQUAL(1, make_plan({small, 2, 4, 8, 4, 8}, 64, core).threads());
     const Spec large{cell.cell, 1024, 1024, 1, 1, cell.projection ? 512 : 0};
-    CHECK_EQUAL(2, make_plan({large, 25, 64, 25 * 64, 4, 8}, 2, caches).threads());
-    CHECK_EQUAL(2, make_plan({large, 25, 1, 25, 4, 8}, 2, caches).unit_groups);
+    CHECK_EQUAL(2, make_plan({large, 25, 64, 25 * 64, 4, 8}, 2, core).threads());
+    CHECK_EQUAL(2, make_plan({large, 25, 1, 25, 4, 8}, 2, core).unit_groups);
   }
   // One step of some microseconds: not worth waking threads for, but worth those that are awake.
   const gatedrnn::Problem step{Spec{Cell::lstm, 256, 256, 1, 1, 0}, 1, 1, 1, 4, 16};
-  CHECK_EQUAL(1, make_plan(step, 2, caches).threads());
-  CHECK_EQUAL(2, make_plan(step, 2, caches, Team::awake).threads());
+  CHECK_EQUAL(1, make_plan(step, 2, core).threads());
+  CHECK_EQUAL(2, make_plan(step, 2, core, Team::awake).threads());
   // Backward, one long row of a small layer is merged by others, many rows are shared.
   gatedrnn::Problem long_row{Spec{Cell::lstm, 64, 64, 1, 1, 0}, 1000, 1, 1000, 4, 16, false, true, true};
-  CHECK_EQUAL(1, make_plan(long_row, 2, caches).mergers);
-  CHECK_EQUAL(1, make_plan(long_row, 64, caches).mergers);  // who keeps up
+  CHECK_EQUAL(1, make_plan(long_row, 2, core).mergers);
+  CHECK_EQUAL(1, make_plan(long_row, 64, core).mergers);  // who keeps up
   long_row.mergers_allowed = false;
-  CHECK_EQUAL(1, make_plan(long_row, 2, caches).threads());
+  CHECK_EQUAL(1, make_plan(long_row, 2, core).threads());
   const gatedrnn::Problem rows{Spec{Cell::lstm, 64, 64, 1, 1, 0}, 100, 64, 6400, 4, 16, false, true, true};
-  CHECK_EQUAL(2, make_plan(rows, 2, caches).row_groups);
+  CHECK_EQUAL(2, make_plan(rows, 2, core).row_groups);
 }
 
 // ---- No threads -----------------------------------------------------------------------------------------------------------

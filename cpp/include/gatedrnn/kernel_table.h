@@ -61,12 +61,19 @@ constexpr StageLayout stage_layout(Stage stage) {
   }
 }
 
+// One core of the machine, as far as tiles and plans depend on it.
+struct Core {
+  Index l1, l2, l3;  // bytes of its first- and second-level data cache, and of the last level
+  Index madd_bytes;  // of vectors that it multiplies and adds in a cycle
+};
+
 // Unit vectors of the widest panel.
 constexpr int kMostUnitVectors = 4;
 
 // gates[panel][row] = bias[panel] + x[row] W[panel], for the panels first_panel .. last_panel.
 template <class T>
 struct ProjectArgs {
+  const Core* core;
   const T* x;
   const Index* x_at;  // [rows]: where the `depth` values of each row begin, counted from x
   Index rows;
@@ -82,6 +89,7 @@ struct ProjectArgs {
 // One stage of one time step for `rows` rows, for the panels first_panel .. last_panel.
 template <class T>
 struct StepArgs {
+  const Core* core;
   Index rows;
   Index depth;  // length of the recurrent product
   Index units;  // units that exist; the last panel may cover more
@@ -176,6 +184,7 @@ constexpr int kBackVectors = 4;  // unit vectors of a backward panel
 // One stage of one time step for `rows` rows, for the panels first_panel .. last_panel.
 template <class T>
 struct BackStepArgs {
+  const Core* core;
   Index rows;
   Index depth;  // of the product; 0 where there is no step after
   Index units;  // units that exist; the last panel may cover more

@@ -18,10 +18,7 @@ std::vector<const KernelTable*> available_tables();
 // std::invalid_argument when it names none that is available.
 const KernelTable& active_table();
 
-struct Caches {
-  Index l1, l2, l3;  // bytes; of one core's first- and second-level data cache and of the last level
-};
-const Caches& caches();
+const Core& core();
 
 // Processors that this process may use: its affinity mask and its control group's quota.
 int usable_processors();

@@ -36,7 +36,8 @@ struct BackwardCall;
 template <class T>
 class Network {
  public:
-  Network(const Spec& spec, const Parameters<T>& parameters, const KernelTable& table);
+  Network(const Spec& spec, const Parameters<T>& parameters, const KernelTable& table,
+          const Core& core = gatedrnn::core());
   ~Network();
   Network(const Network&) = delete;
   Network& operator=(const Network&) = delete;
@@ -62,6 +63,7 @@ class Network {
 
   const Spec& spec() const { return spec_; }
   const Kernels<T>& kernels() const { return kernels_; }
+  const Core& core() const { return core_; }
   const PackedLayer<T>& layer(Index layer, Index direction) const {
     return layers_[layer * spec_.directions + direction];
   }
@@ -77,6 +79,7 @@ class Network {
 
   Spec spec_;
   const Kernels<T>& kernels_;
+  const Core core_;
   std::vector<PackedLayer<T>> layers_;
   mutable std::atomic<const BackLayers*> back_layers_{nullptr};  // made when first needed
 };

@@ -38,6 +38,6 @@ struct Plan {
   int threads() const { return grid() + mergers; }
 };
 
-Plan make_plan(const Problem& problem, int max_threads, const Caches& caches, Team team = Team::asleep);
+Plan make_plan(const Problem& problem, int max_threads, const Core& core, Team team = Team::asleep);
 
 }  // namespace gatedrnn
