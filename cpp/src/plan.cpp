@@ -11,9 +11,8 @@ namespace {
 // The cost model, in processor cycles. Rough numbers of current x86 server cores: only their order of magnitude matters, and
 // only near the points where one thread and several cost the same.
 constexpr double kAsleepCycles = 140000;  // starting and joining threads that have gone to sleep
-constexpr double kAwakeCycles = 4000;     // the same for threads that wait for work
+constexpr double kAwakeCycles = 2200;     // the same for threads that wait for work, and a meeting
 constexpr double kBarrierCycles = 1200;   // one meeting of all threads of a group
-constexpr double kMeetingCycles = 1800;   // the same after each stage of a step, with what the others have written
 constexpr double kMergersCycles = 30000;  // mergers, in each layer: data change core, in the next forward too
 constexpr double kMergersPace = 1.15;     // blocks are short, and come from another cache
 constexpr double kStageCycles = 150;      // calling one stage of a step
@@ -53,7 +52,7 @@ double step_cycles(const Problem& p, const Plan& plan, const Core& core) {
   const double multiply = rows * recurrent_weights / macs_per_cycle(p, core);
   const double stream = bytes / bytes_per_cycle(bytes, core);
   const double activate = rows * units / p.lanes * kActivationCycles;
-  const double meet = plan.unit_groups > 1 ? kMeetingCycles : 0;
+  const double meet = plan.unit_groups > 1 ? static_cast<double>(core.meeting_cycles) : 0;
   return std::max(multiply, stream) + activate + stage_count(spec) * (kStageCycles + meet);
 }
 
@@ -79,7 +78,9 @@ double layer_cycles(const Problem& p, const Plan& plan, Index input_size, const 
   return directions * steps * (step + static_cast<double>(most_rows(p, plan)) * pair / plan.unit_groups);
 }
 
-double start_cycles(Team team) { return team == Team::awake ? kAwakeCycles : kAsleepCycles; }
+double start_cycles(Team team, const Core& core) {
+  return team == Team::awake ? kAwakeCycles + static_cast<double>(core.meeting_cycles) : kAsleepCycles;
+}
 
 // So many rows that reading the input weights once for all of them costs nothing beside the arithmetic. Fewer where their
 // gates would not stay in the second-level cache until the steps use them up, or where others wait for the block: the next
@@ -97,7 +98,7 @@ Index choose_block_pairs(const Problem& p, const Plan& plan, const Core& core) {
 }
 
 double total_cycles(const Problem& p, const Plan& plan, Team team, const Core& core) {
-  const double start = plan.threads() > 1 ? start_cycles(team) : 0;
+  const double start = plan.threads() > 1 ? start_cycles(team, core) : 0;
   double cycles = 0;
   for (Index layer = 0; layer < p.spec.num_layers; ++layer)
     cycles += layer_cycles(p, plan, p.spec.layer_input_size(layer), core);
@@ -117,16 +118,25 @@ int enough_mergers(const Problem& p, const Plan& plan, int most, const Core& cor
   return static_cast<int>(std::min<double>(most, std::ceil(merge / step_cycles(p, plan, core))));
 }
 
+// So that every thread has a whole panel, however wide the panel. Where all panels are one vector of units, two threads may also
+// share fewer units: those of the smallest networks, which gain most where threads are near each other.
+Index most_unit_groups(const Problem& p) {
+  const Index most = std::max<Index>(1, p.spec.state_size() / (kMostUnitVectors * p.lanes));
+  const bool narrow_panels =
+      !p.backward && p.spec.proj_size == 0 && stage_layout(first_stage(p.spec.cell)).unit_vectors == 1;
+  return narrow_panels ? std::max(most, std::min<Index>(2, p.spec.hidden_size / (2 * p.lanes))) : most;
+}
+
 // The best plan with several threads, if it is enough better than one.
 Plan plan_for_several(const Problem& p, const Plan& alone, int max_threads, const Core& core, Team team) {
   Plan best = alone;
   const Index most_layers = p.layers_overlap ? p.spec.num_layers : 1;
-  const Index narrowest_panels = std::max<Index>(1, p.spec.state_size() / (kMostUnitVectors * p.lanes));
+  const Index most_units = most_unit_groups(p);
   for (int layers = 1; layers <= std::min<Index>(most_layers, max_threads); ++layers)
     for (int directions = 1; directions <= std::min<Index>(p.spec.directions, max_threads / layers); ++directions)
       for (int rows = 1; rows <= std::min<Index>(max_threads / layers / directions, p.batch); ++rows) {
         const int left = max_threads / layers / directions / rows;
-        for (const int units : {1, static_cast<int>(std::min<Index>(left, narrowest_panels))}) {
+        for (const int units : {1, static_cast<int>(std::min<Index>(left, most_units))}) {
           Plan plan{layers, directions, rows, units, 1, 0};
           const int spare = p.mergers_allowed ? max_threads - plan.threads() : 0;
           for (const int mergers : {0, spare > 0 ? enough_mergers(p, plan, spare, core) : 0}) {
@@ -147,7 +157,8 @@ Plan make_plan(const Problem& p, int max_threads, const Core& core, Team team) {
   Plan plan;
   if (p.batch > 0 && p.valid > 0) {
     plan.cycles = total_cycles(p, plan, team, core);
-    if (max_threads > 1 && plan.cycles > start_cycles(team)) plan = plan_for_several(p, plan, max_threads, core, team);
+    if (max_threads > 1 && plan.cycles > start_cycles(team, core))
+      plan = plan_for_several(p, plan, max_threads, core, team);
   }
   plan.block_pairs = choose_block_pairs(p, plan, core);
   return plan;

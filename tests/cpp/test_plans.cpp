@@ -77,8 +77,9 @@ void compare_plans(const NamedCell& cell) {
 
 // ---- make_plan ------------------------------------------------------------------------------------------------------------
 
-constexpr Core kCores[] = {
-    {32 << 10, 512 << 10, 8 << 20, 64}, {48 << 10, 2 << 20, 32 << 20, 128}, {16 << 10, 16 << 10, 16 << 10, 16}};
+constexpr Core kCores[] = {{32 << 10, 512 << 10, 8 << 20, 64, 600},
+                           {48 << 10, 2 << 20, 32 << 20, 128, 1800},
+                           {16 << 10, 16 << 10, 16 << 10, 16, 1}};
 
 struct PlanSpace {
   long several_threads = 0, several_units = 0, several_rows = 0, several_directions = 0, several_layers = 0,
@@ -94,8 +95,11 @@ void check_promises(const gatedrnn::Problem& problem, int threads, const Core& c
   CHECK(plan.layer_groups <= (problem.layers_overlap ? problem.spec.num_layers : 1));
   CHECK(plan.direction_groups <= problem.spec.directions);
   CHECK(plan.row_groups <= batch);
-  // Every thread has a whole panel, however wide the panel.
-  CHECK(plan.unit_groups == 1 || plan.unit_groups * kMostUnitVectors * problem.lanes <= problem.spec.state_size());
+  // Every thread has a whole panel, however wide the panel; two share what is one vector wide.
+  const Index vectors = problem.spec.state_size() / problem.lanes;
+  const bool one_vector = gate_count(problem.spec.cell) > 1 && problem.spec.cell != Cell::gru_reset_before;
+  const bool small = plan.unit_groups == 2 && one_vector && !problem.backward && vectors >= 4;
+  CHECK(plan.unit_groups == 1 || plan.unit_groups * kMostUnitVectors <= vectors || small);
   CHECK(plan.block_pairs >= (problem.batch + plan.row_groups - 1) / plan.row_groups);
   CHECK(plan.block_pairs <= std::max<Index>(1, problem.batch) * std::max<Index>(1, problem.steps));
   const Plan alone = make_plan(problem, 1, core);
@@ -146,6 +150,10 @@ void check_make_plan() {
   const gatedrnn::Problem step{Spec{Cell::lstm, 256, 256, 1, 1, 0}, 1, 1, 1, 4, 16};
   CHECK_EQUAL(1, make_plan(step, 2, core).threads());
   CHECK_EQUAL(2, make_plan(step, 2, core, Team::awake).threads());
+  // A small network's row, where threads are near each other.
+  const gatedrnn::Problem small_row{Spec{Cell::gru, 64, 64, 1, 1, 0}, 100, 1, 100, 4, 16};
+  CHECK_EQUAL(1, make_plan(small_row, 2, core, Team::awake).threads());
+  CHECK_EQUAL(2, make_plan(small_row, 64, kCores[0], Team::awake).unit_groups);
   // Backward, one long row of a small layer is merged by others, many rows are shared.
   gatedrnn::Problem long_row{Spec{Cell::lstm, 64, 64, 1, 1, 0}, 1000, 1, 1000, 4, 16, false, true, true};
   CHECK_EQUAL(1, make_plan(long_row, 2, core).mergers);
