@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import gc
 import importlib
 import importlib.util
 import os
 import pickle
 import sys
 import types
+import weakref
 
 import numpy as np
 import pytest
@@ -491,11 +493,27 @@ class StandInArray:
         return self.array.__dlpack__(stream=stream)
 
 
+class StandInStream:
+    """A stream of CuPy: current within a `with` block, and gone with its object."""
+
+    current = None
+    ptr = 0
+
+    def __enter__(self):
+        StandInStream.current = self
+        return self
+
+    def __exit__(self, *_):
+        StandInStream.current = None
+
+
 class StandIn:
     """What calls use of CuPy, for machines without it."""
 
     ndarray = StandInArray
-    cuda = types.SimpleNamespace(get_current_stream=lambda: types.SimpleNamespace(ptr=0))
+    cuda = types.SimpleNamespace(
+        Stream=StandInStream, get_current_stream=lambda: StandInStream.current or StandInStream()
+    )
 
     @staticmethod
     def asarray(values):
@@ -536,6 +554,27 @@ def test_arrays_of_cupy(cell, cupy):
         assert isinstance(actual, cupy.ndarray)
         np.testing.assert_array_equal(cupy.asnumpy(actual), e)
     assert_same_gradients({name: cupy.asnumpy(value) for name, value in gradients.items()}, wanted)
+
+
+@on_device
+@pytest.mark.parametrize("of", ["output", "state", "tape", "gradients"])
+def test_streams_of_cupy_outlive_what_was_made_on_them(of, cupy):
+    module = make("gru", 3, 4).to("cuda")
+    stream = cupy.cuda.Stream()
+    alive = weakref.ref(stream)
+    with stream:
+        x = cupy.asarray(normal((5, 2, 3)).astype(np.float32))
+        output, state, tape = module.forward(x)
+        made = {"output": output, "state": state, "tape": tape}
+        if of == "gradients":
+            made[of] = module.backward(tape, output)[2]["weight_hh_l0"]
+    kept = made.pop(of)
+    del stream, x, output, state, tape, made
+    gc.collect()
+    assert alive() is not None
+    del kept
+    gc.collect()
+    assert alive() is None
 
 
 @on_device

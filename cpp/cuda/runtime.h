@@ -112,20 +112,27 @@ inline void copy(void* to, const void* from, Index bytes, cudaMemcpyKind kind, c
   if (bytes > 0) check(cudaMemcpyAsync(to, from, static_cast<std::size_t>(bytes), kind, stream), "copying memory");
 }
 
+inline cudaError_t try_to_follow(cudaStream_t first, cudaStream_t second) {
+  if (first == second) return cudaSuccess;
+  cudaEvent_t event = nullptr;
+  cudaError_t status = cudaEventCreateWithFlags(&event, cudaEventDisableTiming);
+  if (status != cudaSuccess) return status;
+  status = cudaEventRecord(event, first);
+  if (status == cudaSuccess) status = cudaStreamWaitEvent(second, event, 0);
+  cudaEventDestroy(event);
+  return status;
+}
+
 // What `second` is given from now on comes after what `first` has been given.
 inline void follow(cudaStream_t first, cudaStream_t second) {
-  if (first == second) return;
-  cudaEvent_t event = nullptr;
-  if (cudaEventCreateWithFlags(&event, cudaEventDisableTiming) != cudaSuccess) return;
-  if (cudaEventRecord(event, first) == cudaSuccess) cudaStreamWaitEvent(second, event, 0);
-  cudaEventDestroy(event);
+  check(try_to_follow(first, second), "putting streams in order");
 }
 
 // While it lives, `later` works after what `earlier` had been given, and afterwards the other way round.
 class Following {
  public:
   Following(cudaStream_t earlier, cudaStream_t later) : earlier_(earlier), later_(later) { follow(earlier, later); }
-  ~Following() { follow(later_, earlier_); }
+  ~Following() { try_to_follow(later_, earlier_); }  // what fails here fails in the next call too
   Following(const Following&) = delete;
   Following& operator=(const Following&) = delete;
 

@@ -51,17 +51,22 @@ def described() -> bool | str | list[str]:
 
 
 class _Place:
-    """Where a call's arrays are, by its first one: the library they are of, and its current stream."""
+    """Where a call's arrays are, by its first one: the library they are of, and its current stream.
+
+    CuPy's streams end with their objects, so what is given back in a stream's order keeps its object.
+    """
 
     def __init__(self, array: object) -> None:
         self.library = type(array).__module__.partition(".")[0]
         self.stream = 0
+        self.stream_owner: object = None
         if self.library == "torch":
             torch = importlib.import_module("torch")
             on_device: Any = array
             self.stream = torch.cuda.current_stream(on_device.device).cuda_stream if on_device.is_cuda else 0
         elif self.library == "cupy":
-            self.stream = importlib.import_module("cupy").cuda.get_current_stream().ptr
+            current: Any = importlib.import_module("cupy").cuda.get_current_stream()
+            self.stream_owner, self.stream = current, current.ptr
 
     def given(self, results: _Result) -> _Result:
         """Turn our arrays into the library's, which share their memory."""
@@ -71,6 +76,7 @@ class _Place:
             return {name: self.given(result) for name, result in results.items()}
         if results is None or self.library not in ("torch", "cupy") or not _is_ours(results):
             return results
+        results.keep(self.stream_owner)
         return importlib.import_module(self.library).from_dlpack(results)
 
 
@@ -86,6 +92,8 @@ class Tape:
     def __init__(self, tape: Any, place: _Place | None) -> None:
         self.tape = tape
         self.place = place
+        if place is not None:
+            tape.keep(place.stream_owner)
 
     @property
     def nbytes(self) -> int:

@@ -12,6 +12,7 @@ using bindings::type_name;
 
 class BoundTape {
  public:
+  py::object stream_owner;  // comes first and so goes last: see Array::keep
   std::unique_ptr<Tape> tape;
   std::shared_ptr<Network> network;
   AnyFeatures x;

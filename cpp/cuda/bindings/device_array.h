@@ -43,6 +43,9 @@ class Array {
   // What `object` shares with others. What made its numbers comes before what `stream` is given from now on.
   static std::shared_ptr<Array> shared(const char* name, const py::object& object, cudaStream_t stream);
 
+  // What owns the stream lives as long as the memory, which is given back in its order.
+  void keep(py::object stream_owner) { owner_ = std::move(stream_owner); }
+
   const ArrayView& view() const { return view_; }
   int device() const { return device_; }
   cudaStream_t stream() const { return stream_; }
@@ -51,8 +54,8 @@ class Array {
  private:
   ArrayView view_;
   cudaStream_t stream_ = nullptr;  // that its numbers are made on
-  DeviceMemory memory_;
   py::object owner_;
+  DeviceMemory memory_;
   int device_ = current_device();
 };
 

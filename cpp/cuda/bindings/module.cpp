@@ -56,10 +56,15 @@ PYBIND11_MODULE(_cuda, m) {
             return to_dlpack(self, stream);
           },
           py::kw_only(), py::arg("stream") = py::none())
+      .def("keep", &Array::keep, py::arg("stream_owner"))
       .def("__dlpack_device__", [](const Array& self) { return py::make_tuple(2, self.device()); })
       .def_property_readonly("__cuda_array_interface__", &Array::array_interface);
 
-  py::class_<BoundTape>(m, "Tape").def_property_readonly("nbytes", &BoundTape::bytes);
+  py::class_<BoundTape>(m, "Tape")
+      .def_property_readonly("nbytes", &BoundTape::bytes)
+      .def(
+          "keep", [](BoundTape& self, py::object owner) { self.stream_owner = std::move(owner); },
+          py::arg("stream_owner"));
 
   py::class_<BoundStream>(m, "Stream")
       .def("step", &BoundStream::step, py::arg("x"), py::arg("out") = py::none(), py::arg("stream") = 0)
