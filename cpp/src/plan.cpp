@@ -13,7 +13,7 @@ namespace {
 constexpr double kAsleepCycles = 140000;  // starting and joining threads that have gone to sleep
 constexpr double kAwakeCycles = 2200;     // the same for threads that wait for work, and a meeting
 constexpr double kBarrierCycles = 1200;   // one meeting of all threads of a group
-constexpr double kMergersCycles = 30000;  // mergers, in each layer: data change core, in the next forward too
+constexpr double kMergersCycles = 30000;  // mergers, in each layer: data change caches, in the next forward too
 constexpr double kMergersPace = 1.15;     // blocks are short, and come from another cache
 constexpr double kStageCycles = 150;      // calling one stage of a step
 constexpr double kActivationCycles = 40;  // one vector of units through the cell
