@@ -11,7 +11,7 @@ namespace {
 // The cost model, in processor cycles. Rough numbers of current x86 server cores: only their order of magnitude matters, and
 // only near the points where one thread and several cost the same.
 constexpr double kAsleepCycles = 140000;  // starting and joining threads that have gone to sleep
-constexpr double kAwakeCycles = 2200;     // the same for threads that wait for work, and a meeting
+constexpr double kAwakeCycles = 2200;     // the same for threads that wait for work, beside a meeting
 constexpr double kBarrierCycles = 1200;   // one meeting of all threads of a group
 constexpr double kMergersCycles = 30000;  // mergers, in each layer: data change caches, in the next forward too
 constexpr double kMergersPace = 1.15;     // blocks are short, and come from another cache
