@@ -225,16 +225,25 @@ def test_plans_differ():
 GROUPS = [(130, 1), (24, 3), (40, 12), (40, 33), (72, 33), (9, 130), (9, 200)]
 
 
+# (H, B), for blocks that have all units: one row or two, more blocks than processors, all units there may be.
+UNDIVIDED = [(1, 1), (7, 3), (33, 7), (66, 2), (9, 129), (128, 5), (31, 13)]
+
+
 @pytest.fixture
 def more_memory(monkeypatch):
     monkeypatch.setenv("GATEDRNN_EMULATED_SHARED_KB", "160")
+
+
+@pytest.fixture
+def no_registers(monkeypatch):
+    monkeypatch.setenv("GATEDRNN_EMULATED_REGISTERS", "0")
 
 
 @on_device
 @pytest.mark.parametrize("cell", ["lstm", "lstm_peephole", "gru", "gru_reset_before", "rnn_tanh"])
 @pytest.mark.parametrize("ragged", [False, True])
 @pytest.mark.parametrize("shape", GROUPS)
-@pytest.mark.usefixtures("more_memory")
+@pytest.mark.usefixtures("more_memory", "no_registers")
 def test_groups_of_rows(cell, ragged, shape):
     hidden, batch = shape
     lengths = (np.arange(batch) * 7 + 1) % 4 if ragged else None
@@ -242,7 +251,7 @@ def test_groups_of_rows(cell, ragged, shape):
 
 
 @on_device
-@pytest.mark.usefixtures("more_memory")
+@pytest.mark.usefixtures("more_memory", "no_registers")
 def test_groups_differ():
     """The shapes above have groups of all kinds."""
     plans = [gr.GRU(3, hidden, device="cuda")._packed().plan(3, batch) for hidden, batch in GROUPS]
@@ -250,6 +259,28 @@ def test_groups_differ():
     assert {1, 4, 16, 32, 64} <= {group["rows"] for group in groups if group["persistent"]} or not EMULATION
     assert max(group["row_groups"] for group in groups) >= 4
     assert max(group["unit_groups"] for group in groups) >= 3
+
+
+@on_device
+@pytest.mark.parametrize("cell", [cell for cell in CELLS if "projected" not in cell])
+@pytest.mark.parametrize("ragged", [False, True])
+@pytest.mark.parametrize("shape", UNDIVIDED)
+@pytest.mark.usefixtures("more_memory")
+def test_undivided(cell, ragged, shape):
+    hidden, batch = shape
+    lengths = (np.arange(batch) * 7 + 1) % 4 if ragged else None
+    compare(problem_of(cell, (3, hidden, batch, 3, {"bidirectional": ragged}), np.float32, lengths=lengths))
+
+
+@on_device
+@pytest.mark.usefixtures("more_memory")
+def test_undivided_differ():
+    """The shapes above are of all kinds."""
+    plans = [gr.LSTM(3, hidden, device="cuda")._packed().plan(3, batch) for hidden, batch in UNDIVIDED]
+    for direction in ("forward", "backward"):
+        groups = [plan[direction] for plan in plans if plan[direction]["undivided"]]
+        assert {group["rows"] for group in groups} == {1, 2} or not EMULATION
+        assert {group["units"] for group in groups} == {hidden for hidden, _ in UNDIVIDED}
 
 
 @on_device

@@ -8,7 +8,7 @@
 
 #include "gatedrnn/row_order.h"
 #include "network.h"
-#include "recurrence_backward.cuh"
+#include "undivided.cuh"
 
 namespace gatedrnn::cuda {
 
@@ -490,6 +490,17 @@ class TypedNetwork final : public Network {
     }
   }
 
+  // With a block's rows as a constant too.
+  template <class Visit>
+  void with_undivided_rows(const RecurrencePlan& plan, Visit&& visit) const {
+    with_cell([&](auto cell) {
+      if (plan.rows == 1)
+        visit(cell, std::integral_constant<int, 1>());
+      else
+        visit(cell, std::integral_constant<int, 2>());
+    });
+  }
+
   // With the rows of a thread's tile as a constant too.
   template <class Visit>
   void with_tile(const RecurrencePlan& plan, Visit&& visit) const {
@@ -516,6 +527,15 @@ class TypedNetwork final : public Network {
   }
 
   template <class Arguments>
+  void start_undivided(const Context& x, void (*kernel)(Arguments), const Arguments& arguments) const {
+    const RecurrencePlan& plan = arguments.plan;
+    check(allow_shared_bytes(kernel, static_cast<std::size_t>(limits_.shared_bytes)), "asking for shared memory");
+    check(start(kernel, dim3(static_cast<unsigned>(plan.row_groups)),
+                dim3(static_cast<unsigned>(plan.undivided_threads())), static_cast<std::size_t>(plan.shared_bytes),
+                x.stream, arguments),
+          "starting a persistent kernel");
+  }
+  template <class Arguments>
   void start_recurrence(const Context& x, void (*kernel)(Arguments), const Arguments& arguments) const {
     // All there is: another call of the same kernel may need more than this one.
     check(allow_shared_bytes(kernel, static_cast<std::size_t>(limits_.shared_bytes)), "asking for shared memory");
@@ -535,6 +555,10 @@ class TypedNetwork final : public Network {
     arguments.weights = weights.weight_hh.data();
     arguments.h_begin = state.h[block.begin % 2].data();
     for (int i = 0; i < 2; ++i) arguments.h_end[i] = state.h[i].data();
+    if (arguments.plan.undivided)
+      return with_undivided_rows(arguments.plan, [&](auto cell, auto rows) {
+        start_undivided(x, forward_undivided<S, decltype(cell)::value, decltype(rows)::value>, arguments);
+      });
     arguments.sent_h = unsent(x, x.plan.forward, block, H()).data();
     if (two_stages) arguments.sent_reset = unsent(x, x.plan.forward, block, H()).data();
     arguments.arrived = none_arrived(x, x.plan.forward).data();

@@ -155,6 +155,10 @@ void TypedNetwork<S>::back_steps(const Context& x, const Track& track, const Bac
     arguments.plan = x.plan.backward;
     arguments.weights = weights.weight_hh.data();
     arguments.c_at_begin = block.c_before;
+    if (arguments.plan.undivided)
+      return with_undivided_rows(arguments.plan, [&](auto cell, auto rows) {
+        start_undivided(x, backward_undivided<S, decltype(cell)::value, decltype(rows)::value>, arguments);
+      });
     arguments.sent_d_a = unsent(x, x.plan.backward, block.steps, recurrent_slots(spec_.cell) * H()).data();
     if (spec_.cell == Cell::gru_reset_before)
       arguments.sent_candidate = unsent(x, x.plan.backward, block.steps, H()).data();

@@ -25,6 +25,8 @@ constexpr double kRowStep = 1050, kSharedSector = 250, kRowLoad = 1.2, kRowUnit 
 constexpr double kCountingStep = 1060, kCountingGroup = 7.75;
 constexpr double kFma = 1.36, kCountingSum = 4.8, kConflictingSum = 3.3;  // cycles
 constexpr double kChunk = 388, kPair = 541;  // a chunk that is fetched; a row and unit of each thread
+// Where a block has all units, cycles: a product and what follows, and what multiplying and loading add to their own.
+constexpr double kUndividedStep = 1050, kUndividedFma = 1.5, kUndividedLoad = 0.8;
 // Where cuBLAS makes each product, and a kernel follows.
 constexpr double kLaunchedStep = 12000, kLaunchedPair = 0.02;
 constexpr double kOperations = 40e3, kReducedOperations = 200e3;  // a ns, in float32 and in smaller types
@@ -138,6 +140,33 @@ RecurrencePlan best_for(const Problem& p, const Shape& shape, const DeviceLimits
   return best;
 }
 
+// Each block with all units.
+RecurrencePlan undivided_for(const Problem& p, Index operands, int rows, const DeviceLimits& device) {
+  RecurrencePlan plan;
+  if (p.spec.hidden_size > kMostUndividedUnits) return plan;
+  plan.undivided = true;
+  plan.units = static_cast<int>(p.spec.hidden_size);
+  plan.unit_groups = 1;
+  plan.rows = rows;
+  plan.row_groups = static_cast<int>(ceil_div(p.batch, rows));
+  const Index vectors = gate_count(p.spec.cell), threads = plan.undivided_threads();
+  const Index fours = plan.fours() * kUnitsOfLanes * vectors,
+              shared_fours = std::max<Index>(0, fours - fours_in_registers(vectors, rows, p.sum_bytes));
+  const Index values = 2 * operands * rows * kMostUndividedUnits;
+  plan.shared_bytes = (shared_fours * 4 * kMostUndividedThreads + values) * p.sum_bytes;
+  const Index registers = threads * kUndividedRegisters;
+  plan.fits = plan.shared_bytes <= device.shared_bytes && registers <= device.registers;
+  if (!plan.fits) return plan;
+  const Index blocks = ceil_div(plan.row_groups, device.processors);  // of a processor, some of them at a time
+  const Index together = std::min(device.registers / registers, device.shared_bytes / plan.shared_bytes);
+  const double products = p.spec.cell == Cell::gru_reset_before ? 2 : 1;
+  const double multiplied = kUndividedFma * static_cast<double>(threads * fours * 4 * rows) / 128 +
+                            kUndividedLoad * static_cast<double>(threads * shared_fours * 4 * p.sum_bytes) / 128;
+  plan.step_ns = kCycle * (static_cast<double>(ceil_div(blocks, together)) * kUndividedStep * products +
+                           static_cast<double>(blocks) * multiplied);
+  return plan;
+}
+
 double launched_ns(const Problem& p, Index products) {
   const bool reduced = p.reduced_products || p.value_bytes == 2;
   const auto pairs = static_cast<double>(p.batch * p.spec.hidden_size);
@@ -169,13 +198,20 @@ Plan make_plan(const Problem& problem, const DeviceLimits& device) {
   Plan plan;
   plan.most_pairs =
       std::max<Index>(problem.batch, kBlockBytes / std::max<Index>(1, gates * spec.hidden_size * problem.sum_bytes));
-  if (!device.cooperative || device.processors < 1 || spec.proj_size > 0 || problem.batch < 1 || problem.steps < 2)
-    return plan;
-  plan.forward = best_for(problem, forward_shape(spec), device);
-  plan.backward = best_for(problem, backward_shape(spec), device);
+  if (device.processors < 1 || spec.proj_size > 0 || problem.batch < 1 || problem.steps < 2) return plan;
   const double launched = launched_ns(problem, spec.cell == Cell::gru_reset_before ? 2 : 1);
-  plan.forward.fits &= plan.forward.step_ns < launched;
-  plan.backward.fits &= plan.backward.step_ns < launched;
+  const auto fastest = [&](const Shape& shape, Index operands) {
+    RecurrencePlan divided = device.cooperative ? best_for(problem, shape, device) : RecurrencePlan();
+    divided.fits &= divided.step_ns < launched;
+    RecurrencePlan best = divided;
+    for (const int rows : {1, 2}) {
+      const RecurrencePlan undivided = undivided_for(problem, operands, rows, device);
+      if (undivided.fits && undivided.step_ns < (best.fits ? best.step_ns : launched)) best = undivided;
+    }
+    return best;
+  };
+  plan.forward = fastest(forward_shape(spec), undivided_operands_forward(spec.cell));
+  plan.backward = fastest(backward_shape(spec), undivided_operands_backward(spec.cell));
   return plan;
 }
 

@@ -17,10 +17,25 @@ struct Problem {
 struct DeviceLimits {
   int processors = 0;        // streaming multiprocessors
   Index shared_bytes = 0;    // that a block of the grid may have
+  Index registers = 0;       // likewise
   bool cooperative = false;  // whether blocks may wait for each other
 };
 
 constexpr int kWarp = 32, kRecurrenceWarps = 8, kRecurrenceThreads = kRecurrenceWarps * kWarp;
+
+// A block that has all units (undivided.cuh): its eights of lanes multiply the weights of four units each, in fours of k.
+constexpr int kLanesOfUnits = 8, kUnitsOfLanes = 4, kUnitsOfWarp = kWarp / kLanesOfUnits * kUnitsOfLanes;
+constexpr int kMostFours = 4, kMostUndividedUnits = kMostFours * kLanesOfUnits * 4;
+constexpr int kMostUndividedThreads = kMostUndividedUnits / kUnitsOfWarp * kWarp, kUndividedRegisters = 256;
+// Of a thread's fours of weights, `vectors` for each unit, those in registers: as many as leave room for the sums of so many rows.
+constexpr Index fours_in_registers(Index vectors, Index rows, Index sum_bytes) {
+  const Index all = kMostFours * kUnitsOfLanes * vectors,
+              registers = (vectors < 4 ? 192 : 168) - (rows == 1     ? 0
+                                                       : vectors < 4 ? 16
+                                                                     : 24),
+              fours = registers / sum_bytes;
+  return all < fours ? all : fours;
+}
 
 // What a warp stages at a time of a product's rows: so many packs of 16 bytes a lane.
 constexpr int kPackBytes = 16, kStagedPacks = 8, kStagedBytes = kPackBytes * kStagedPacks * kWarp;
@@ -64,9 +79,15 @@ constexpr Index forward_slots(Cell cell) {
 }
 constexpr Index backward_slots(Cell cell) { return kept_slots(cell) + (is_lstm(cell) ? 4 : 3); }
 
+// What the products of a step multiply, where a block has all units, for each row and unit.
+constexpr Index undivided_operands_forward(Cell cell) { return cell == Cell::gru_reset_before ? 2 : 1; }
+constexpr Index undivided_operands_backward(Cell cell) { return gate_count(cell); }
+
 // One kernel for a block of steps: a grid of groups of rows by groups of units.
 struct RecurrencePlan {
   bool fits = false;
+  bool undivided =
+      false;  // all units are one group, of one or two rows; there may be more groups of rows than processors
   int row_groups = 0, rows = 0;  // rows of each
   int unit_groups = 0, units = 0;
   ProductPlan products[2];  // the second is the reset-before GRU's candidate
@@ -74,6 +95,10 @@ struct RecurrencePlan {
   Index row_bytes = 0;      // shared memory of a block: twice the values of one row
   Index shared_bytes = 0;
   double step_ns = 0;  // an estimate
+
+  // Where units are undivided: a thread's fours of weights for each vector, and a block's threads.
+  constexpr int fours() const { return (units + 4 * kLanesOfUnits - 1) / (4 * kLanesOfUnits); }
+  constexpr int undivided_threads() const { return (units + kUnitsOfWarp - 1) / kUnitsOfWarp * kWarp; }
 
   // Whether blocks count who has sent, instead of reading until all is sent.
   constexpr bool counts() const { return products[0].tiling.tile_rows == 8; }

@@ -172,7 +172,7 @@ inline DeviceLimits limits_of(int number) {
     return value;
   };
   return {attribute(cudaDevAttrMultiProcessorCount), attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin),
-          attribute(cudaDevAttrCooperativeLaunch) != 0};
+          attribute(cudaDevAttrMaxRegistersPerBlock), attribute(cudaDevAttrCooperativeLaunch) != 0};
 }
 
 }  // namespace gatedrnn::cuda

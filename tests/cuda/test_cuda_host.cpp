@@ -30,7 +30,8 @@ Problem problem(Cell cell, Index hidden, Index batch, Index steps, Index proj_si
   return p;
 }
 
-constexpr DeviceLimits kHopper{132, 227 << 10, true};
+constexpr DeviceLimits kHopper{132, 227 << 10, 65536, true};
+constexpr DeviceLimits kFewRegisters{132, 227 << 10, 0, true};
 
 // The threads of a block make every sum once, and every k belongs to one of its warps.
 void check_tiling() {
@@ -54,10 +55,16 @@ void check_tiling() {
 }
 
 void check_recurrence(const RecurrencePlan& plan, Index batch, Index hidden, Index depth, Index vectors) {
-  CHECK(Index(plan.row_groups) * plan.unit_groups <= kHopper.processors);
   CHECK(Index(plan.row_groups) * plan.rows >= batch && Index(plan.row_groups - 1) * plan.rows < batch);
   CHECK(Index(plan.unit_groups) * plan.units >= hidden && Index(plan.unit_groups - 1) * plan.units < hidden);
   CHECK(plan.shared_bytes <= kHopper.shared_bytes && plan.step_ns > 0);
+  if (plan.undivided) {
+    CHECK(plan.unit_groups == 1 && plan.fours() * 4 * kLanesOfUnits >= hidden);
+    CHECK(plan.undivided_threads() <= kMostUndividedThreads);
+    CHECK(plan.undivided_threads() * kUnitsOfWarp >= hidden * kWarp);
+    return;
+  }
+  CHECK(Index(plan.row_groups) * plan.unit_groups <= kHopper.processors);
   const ProductPlan& product = plan.products[0];
   const Tiling& t = product.tiling;
   CHECK_EQUAL(depth, Index(product.depth));
@@ -78,13 +85,15 @@ void check_recurrence(const RecurrencePlan& plan, Index batch, Index hidden, Ind
 void check_plans() {
   for (const Cell cell : {Cell::lstm, Cell::gru, Cell::gru_reset_before, Cell::rnn_tanh})
     for (const Index hidden : {1, 31, 64, 132, 133, 256, 512, 1024, 2048})
-      for (const Index batch : {1, 2, 8, 32, 33, 256, 5000}) {
-        const Plan plan = make_plan(problem(cell, hidden, batch, 100), kHopper);
-        CHECK(plan.most_pairs >= batch);
-        const Index first_gates = cell == Cell::gru_reset_before ? 2 : gate_count(cell);
-        if (plan.forward.fits) check_recurrence(plan.forward, batch, hidden, hidden, first_gates);
-        if (plan.backward.fits) check_recurrence(plan.backward, batch, hidden, recurrent_slots(cell) * hidden, 1);
-      }
+      for (const Index batch : {1, 2, 8, 32, 33, 256, 5000})
+        for (const DeviceLimits& device : {kHopper, kFewRegisters}) {
+          const Plan plan = make_plan(problem(cell, hidden, batch, 100), device);
+          CHECK(plan.most_pairs >= batch);
+          CHECK(device.registers > 0 || (!plan.forward.undivided && !plan.backward.undivided));
+          const Index first_gates = cell == Cell::gru_reset_before ? 2 : gate_count(cell);
+          if (plan.forward.fits) check_recurrence(plan.forward, batch, hidden, hidden, first_gates);
+          if (plan.backward.fits) check_recurrence(plan.backward, batch, hidden, recurrent_slots(cell) * hidden, 1);
+        }
   // The weights of 1024 units fit into the shared memory of all processors together, those of 2048 do not.
   const auto persistent = [](const Problem& p, const DeviceLimits& device) {
     const Plan plan = make_plan(p, device);
@@ -97,8 +106,8 @@ void check_plans() {
   CHECK(persistent(problem(Cell::gru, 256, 1, 2), kHopper) == both);
   CHECK(persistent(problem(Cell::gru, 256, 1, 1), kHopper) == none);
   CHECK(persistent(problem(Cell::lstm, 256, 1, 100, 64), kHopper) == none);
-  CHECK(persistent(problem(Cell::lstm, 256, 1, 100), {132, 227 << 10, false}) == none);
-  CHECK(persistent(problem(Cell::lstm, 256, 1, 100), {0, 0, true}) == none);
+  CHECK(persistent(problem(Cell::lstm, 256, 1, 100), {132, 227 << 10, 0, false}) == none);
+  CHECK(persistent(problem(Cell::lstm, 256, 1, 100), {0, 0, 0, true}) == none);
 }
 
 // Every value of 16 bits there and back, and what lies between two of them to the nearest, or to the even one.

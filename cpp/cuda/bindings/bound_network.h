@@ -140,6 +140,7 @@ class BoundNetwork {
     const auto described = [](const RecurrencePlan& recurrence) {
       py::dict of;
       of["persistent"] = recurrence.fits;
+      of["undivided"] = recurrence.undivided;
       of["row_groups"] = recurrence.row_groups;
       of["rows"] = recurrence.rows;
       of["unit_groups"] = recurrence.unit_groups;

@@ -70,6 +70,7 @@ enum cudaMemcpyKind { cudaMemcpyHostToDevice = 1, cudaMemcpyDeviceToHost, cudaMe
 enum cudaDeviceAttr {
   cudaDevAttrMultiProcessorCount,
   cudaDevAttrMaxSharedMemoryPerBlockOptin,
+  cudaDevAttrMaxRegistersPerBlock,
   cudaDevAttrCooperativeLaunch,
   cudaDevAttrComputeCapabilityMajor,
   cudaDevAttrComputeCapabilityMinor
@@ -135,9 +136,11 @@ inline cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int) {
 }
 // Few processors with little memory, so that small networks already share and overflow them.
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr which, int) {
-  const char* shared = std::getenv("GATEDRNN_EMULATED_SHARED_KB");
+  const char *shared = std::getenv("GATEDRNN_EMULATED_SHARED_KB"),
+             *registers = std::getenv("GATEDRNN_EMULATED_REGISTERS");
   *value = which == cudaDevAttrMultiProcessorCount            ? 6
            : which == cudaDevAttrMaxSharedMemoryPerBlockOptin ? (shared ? std::atoi(shared) : 48) << 10
+           : which == cudaDevAttrMaxRegistersPerBlock         ? (registers ? std::atoi(registers) : 65536)
                                                               : 1;
   return cudaSuccess;
 }
