@@ -113,11 +113,8 @@ Core read_core() {
     return size > 0 ? size : otherwise;
   };
   constexpr Index two_widest_vectors = 128;
-  // Measured on two virtual processors of a Zen 4, a meeting took 600 cycles at most times, and for moments four times as many, as
-  // where they are on cores without a common last level. 1200 leaves to two threads what gains, or loses nothing, with either.
-  const bool zen = is_zen_3_or_4();
   Core core = {cache(1, 32 << 10), cache(2, 512 << 10), cache(3, 8 << 20),
-               zen ? two_widest_vectors / 2 : two_widest_vectors, zen ? 1200 : 1800};
+               is_zen_3_or_4() ? two_widest_vectors / 2 : two_widest_vectors};
   core.l2 = std::max(core.l2, core.l1);
   core.l3 = std::max(core.l3, core.l2);
   return core;

@@ -24,16 +24,25 @@ bool start(Run& run, Workspace& workspace) {
   return run.start();
 }
 
-// Runs with the plan for now, and if its threads cannot be had, with one. `plan_for(threads, team)` makes a plan.
+// The plan for threads that are awake. Where several would pay if they are near each other, it is measured how near they are.
+template <class PlanFor>
+Plan plan_for_awake(PlanFor&& plan_for, int threads) {
+  const Plan near = plan_for(threads, Team::awake, kLeastMeetingCycles);
+  if (near.threads() == 1) return near;
+  const double measured = meeting_cycles(near.threads());
+  return measured > 0 ? plan_for(threads, Team::awake, measured) : near;
+}
+
+// Runs with the plan for now, and if its threads cannot be had, with one. `plan_for(threads, team, meeting)` makes a plan.
 template <class PlanFor, class RunWith>
 void run_planned(PlanFor&& plan_for, RunWith&& run_with) {
   const int threads = num_threads();
-  const Plan wanted = plan_for(threads, Team::awake);
+  const Plan wanted = plan_for_awake(plan_for, threads);
   const bool asleep = wanted.threads() > 1 && team_of(wanted.threads()) == Team::asleep;
-  const Plan chosen = asleep ? plan_for(threads, Team::asleep) : wanted;
+  const Plan chosen = asleep ? plan_for(threads, Team::asleep, kUsualMeetingCycles) : wanted;
   const bool missed = asleep && chosen.threads() == 1;
   const auto begun = missed ? std::chrono::steady_clock::now() : std::chrono::steady_clock::time_point();
-  if (!run_with(chosen)) run_with(plan_for(1, Team::asleep));
+  if (!run_with(chosen)) run_with(plan_for(1, Team::asleep, kUsualMeetingCycles));
   if (missed) miss_team(wanted.threads(), begun);
 }
 
@@ -60,26 +69,27 @@ Problem Network<T>::problem(Index steps, Index batch, Index valid) const {
 }
 
 template <class T>
-Plan Network<T>::plan(Index steps, Index batch, Index valid, int max_threads, Team team) const {
-  return make_plan(problem(steps, batch, valid), max_threads, core_, team);
+Plan Network<T>::plan(Index steps, Index batch, Index valid, int max_threads, Team team, double meeting) const {
+  return make_plan(problem(steps, batch, valid), max_threads, core_, team, meeting);
 }
 
 template <class T>
-Plan Network<T>::backward_plan(Index steps, Index batch, Index valid, bool recomputing, int max_threads,
-                               Team team) const {
+Plan Network<T>::backward_plan(Index steps, Index batch, Index valid, bool recomputing, int max_threads, Team team,
+                               double meeting) const {
   Problem problem = this->problem(steps, batch, valid);
   problem.layers_overlap = false;
   problem.spec.directions = 1;  // one at a time: they add to the same gradients
   problem.backward = true;
   problem.mergers_allowed = !recomputing;
-  return make_plan(problem, max_threads, core_, team);
+  return make_plan(problem, max_threads, core_, team, meeting);
 }
 
 template <class T>
 void Network<T>::run(const Sequence<T>& sequence, Workspace& workspace) const {
   if (sequence.batch == 0) return;
   const Index valid = valid_steps(sequence.steps, sequence.batch, sequence.lengths);
-  run_planned([&](int threads, Team team) { return plan(sequence.steps, sequence.batch, valid, threads, team); },
+  run_planned([&](int threads, Team team,
+                  double meeting) { return plan(sequence.steps, sequence.batch, valid, threads, team, meeting); },
               [&](const Plan& plan) { return run(sequence, workspace, plan); });
 }
 
@@ -95,7 +105,7 @@ void Network<T>::forward(const Sequence<T>& sequence, Workspace& workspace, Tape
   Problem problem =
       this->problem(sequence.steps, sequence.batch, valid_steps(sequence.steps, sequence.batch, sequence.lengths));
   if (tape.options.dropout.rate > 0) problem.layers_overlap = false;  // its masks are applied to whole layers
-  run_planned([&](int threads, Team team) { return make_plan(problem, threads, core_, team); },
+  run_planned([&](int threads, Team team, double meeting) { return make_plan(problem, threads, core_, team, meeting); },
               [&](const Plan& plan) { return forward(sequence, workspace, tape, plan); });
 }
 
@@ -109,8 +119,8 @@ template <class T>
 void Network<T>::backward(const Tape<T>& tape, const BackwardCall<T>& call, Workspace& workspace) const {
   const Index valid = valid_steps(tape.steps, tape.batch, tape.lengths.data());
   run_planned(
-      [&](int threads, Team team) {
-        return backward_plan(tape.steps, tape.batch, valid, tape.recomputing(), threads, team);
+      [&](int threads, Team team, double meeting) {
+        return backward_plan(tape.steps, tape.batch, valid, tape.recomputing(), threads, team, meeting);
       },
       [&](const Plan& plan) { return backward(tape, call, workspace, plan); });
 }

@@ -11,7 +11,8 @@ namespace {
 // The cost model, in processor cycles. Rough numbers of current x86 server cores: only their order of magnitude matters, and
 // only near the points where one thread and several cost the same.
 constexpr double kAsleepCycles = 140000;  // starting and joining threads that have gone to sleep
-constexpr double kAwakeCycles = 2200;     // the same for threads that wait for work, beside a meeting
+constexpr double kAwakeCycles = 400;      // the same for threads that wait for work, beside meetings:
+constexpr double kAwakeMeetings = 3.5;    // the job's lines go back and forth
 constexpr double kBarrierCycles = 1200;   // one meeting of all threads of a group
 constexpr double kMergersCycles = 30000;  // mergers, in each layer: data change caches, in the next forward too
 constexpr double kMergersPace = 1.15;     // blocks are short, and come from another cache
@@ -27,6 +28,15 @@ double bytes_per_cycle(double bytes, const Core& core) {
   return 5;
 }
 
+// The core, and its threads' meetings.
+struct Machine {
+  const Core& core;
+  Team team;
+  double meeting;
+
+  double start_cycles() const { return team == Team::awake ? kAwakeCycles + kAwakeMeetings * meeting : kAsleepCycles; }
+};
+
 int stage_count(const Spec& spec) {
   return (spec.cell == Cell::gru_reset_before ? 2 : 1) + (spec.proj_size > 0 ? 1 : 0);
 }
@@ -40,7 +50,7 @@ double macs_per_cycle(const Problem& p, const Core& core) {
 Index most_rows(const Problem& p, const Plan& plan) { return ceil_div(p.batch, plan.row_groups); }
 
 // What cannot begin before the step before is done.
-double step_cycles(const Problem& p, const Plan& plan, const Core& core) {
+double step_cycles(const Problem& p, const Plan& plan, const Machine& machine) {
   const Spec& spec = p.spec;
   const double rows = static_cast<double>(most_rows(p, plan));
   const double H = static_cast<double>(spec.hidden_size), units = H / plan.unit_groups;
@@ -49,10 +59,10 @@ double step_cycles(const Problem& p, const Plan& plan, const Core& core) {
       gates * units * static_cast<double>(spec.state_size()) + units * static_cast<double>(spec.proj_size);
   const double bytes = recurrent_weights * p.value_size;
 
-  const double multiply = rows * recurrent_weights / macs_per_cycle(p, core);
-  const double stream = bytes / bytes_per_cycle(bytes, core);
+  const double multiply = rows * recurrent_weights / macs_per_cycle(p, machine.core);
+  const double stream = bytes / bytes_per_cycle(bytes, machine.core);
   const double activate = rows * units / p.lanes * kActivationCycles;
-  const double meet = plan.unit_groups > 1 ? static_cast<double>(core.meeting_cycles) : 0;
+  const double meet = plan.unit_groups > 1 ? machine.meeting : 0;
   return std::max(multiply, stream) + activate + stage_count(spec) * (kStageCycles + meet);
 }
 
@@ -63,9 +73,18 @@ double pair_cycles(const Problem& p, Index input_size, const Core& core) {
   return gradients * static_cast<double>(width) / macs_per_cycle(p, core);
 }
 
-double layer_cycles(const Problem& p, const Plan& plan, Index input_size, const Core& core) {
+// Of a step's rows, forward: the weights are read once for a block of steps.
+double project_cycles(const Problem& p, const Plan& plan, Index input_size, const Core& core) {
+  const auto rows = static_cast<double>(most_rows(p, plan)), groups = static_cast<double>(plan.unit_groups);
+  const double bytes =
+      static_cast<double>(gate_count(p.spec.cell) * p.spec.hidden_size * input_size * p.value_size) / groups;
+  const double steps = std::clamp(static_cast<double>(plan.block_pairs) / rows, 1.0, static_cast<double>(p.steps));
+  return std::max(rows * pair_cycles(p, input_size, core) / groups, bytes / bytes_per_cycle(bytes, core) / steps);
+}
+
+double layer_cycles(const Problem& p, const Plan& plan, Index input_size, const Machine& machine) {
   const double rows = static_cast<double>(p.batch), steps = static_cast<double>(p.valid) / rows;  // of the average row
-  const double step = step_cycles(p, plan, core), pair = pair_cycles(p, input_size, core);
+  const double step = step_cycles(p, plan, machine), pair = pair_cycles(p, input_size, machine.core);
   if (plan.mergers > 0) {
     const double blocks = std::max(1.0, static_cast<double>(p.valid) / static_cast<double>(plan.block_pairs));
     const double merge = kMergersPace * rows * pair;
@@ -75,11 +94,7 @@ double layer_cycles(const Problem& p, const Plan& plan, Index input_size, const 
   }
   if (p.backward) return steps * (step + rows * pair / plan.threads());
   const double directions = std::max(1.0, static_cast<double>(p.spec.directions / plan.direction_groups));
-  return directions * steps * (step + static_cast<double>(most_rows(p, plan)) * pair / plan.unit_groups);
-}
-
-double start_cycles(Team team, const Core& core) {
-  return team == Team::awake ? kAwakeCycles + static_cast<double>(core.meeting_cycles) : kAsleepCycles;
+  return directions * steps * (step + project_cycles(p, plan, input_size, machine.core));
 }
 
 // So many rows that reading the input weights once for all of them costs nothing beside the arithmetic. Fewer where their
@@ -97,11 +112,11 @@ Index choose_block_pairs(const Problem& p, const Plan& plan, const Core& core) {
   return std::max(rows, std::min(wanted, rows * p.steps));
 }
 
-double total_cycles(const Problem& p, const Plan& plan, Team team, const Core& core) {
-  const double start = plan.threads() > 1 ? start_cycles(team, core) : 0;
+double total_cycles(const Problem& p, const Plan& plan, const Machine& machine) {
+  const double start = plan.threads() > 1 ? machine.start_cycles() : 0;
   double cycles = 0;
   for (Index layer = 0; layer < p.spec.num_layers; ++layer)
-    cycles += layer_cycles(p, plan, p.spec.layer_input_size(layer), core);
+    cycles += layer_cycles(p, plan, p.spec.layer_input_size(layer), machine);
   if (plan.layer_groups == 1) return start + cycles;
   // Blocks of all layers are shared out; at the beginning and the end some groups have none.
   const double groups = plan.layer_groups, layers = static_cast<double>(p.spec.num_layers);
@@ -113,9 +128,9 @@ double total_cycles(const Problem& p, const Plan& plan, Team team, const Core& c
 }
 
 // As many as keep up with the grid, in the first layer.
-int enough_mergers(const Problem& p, const Plan& plan, int most, const Core& core) {
-  const double merge = kMergersPace * static_cast<double>(p.batch) * pair_cycles(p, p.spec.input_size, core);
-  return static_cast<int>(std::min<double>(most, std::ceil(merge / step_cycles(p, plan, core))));
+int enough_mergers(const Problem& p, const Plan& plan, int most, const Machine& machine) {
+  const double merge = kMergersPace * static_cast<double>(p.batch) * pair_cycles(p, p.spec.input_size, machine.core);
+  return static_cast<int>(std::min<double>(most, std::ceil(merge / step_cycles(p, plan, machine))));
 }
 
 // So that every thread has a whole panel, however wide the panel. Where all panels are one vector of units, two threads may also
@@ -128,7 +143,7 @@ Index most_unit_groups(const Problem& p) {
 }
 
 // The best plan with several threads, if it is enough better than one.
-Plan plan_for_several(const Problem& p, const Plan& alone, int max_threads, const Core& core, Team team) {
+Plan plan_for_several(const Problem& p, const Plan& alone, int max_threads, const Machine& machine) {
   Plan best = alone;
   const Index most_layers = p.layers_overlap ? p.spec.num_layers : 1;
   const Index most_units = most_unit_groups(p);
@@ -139,11 +154,11 @@ Plan plan_for_several(const Problem& p, const Plan& alone, int max_threads, cons
         for (const int units : {1, static_cast<int>(std::min<Index>(left, most_units))}) {
           Plan plan{layers, directions, rows, units, 1, 0};
           const int spare = p.mergers_allowed ? max_threads - plan.threads() : 0;
-          for (const int mergers : {0, spare > 0 ? enough_mergers(p, plan, spare, core) : 0}) {
+          for (const int mergers : {0, spare > 0 ? enough_mergers(p, plan, spare, machine) : 0}) {
             plan.mergers = mergers;
             if (plan.threads() == 1) continue;
-            plan.block_pairs = choose_block_pairs(p, plan, core);
-            plan.cycles = total_cycles(p, plan, team, core);
+            plan.block_pairs = choose_block_pairs(p, plan, machine.core);
+            plan.cycles = total_cycles(p, plan, machine);
             if (plan.cycles < best.cycles && plan.cycles < kGain * alone.cycles) best = plan;
           }
         }
@@ -153,14 +168,14 @@ Plan plan_for_several(const Problem& p, const Plan& alone, int max_threads, cons
 
 }  // namespace
 
-Plan make_plan(const Problem& p, int max_threads, const Core& core, Team team) {
+Plan make_plan(const Problem& p, int max_threads, const Core& core, Team team, double meeting) {
+  const Machine machine{core, team, meeting};
   Plan plan;
-  if (p.batch > 0 && p.valid > 0) {
-    plan.cycles = total_cycles(p, plan, team, core);
-    if (max_threads > 1 && plan.cycles > start_cycles(team, core))
-      plan = plan_for_several(p, plan, max_threads, core, team);
-  }
   plan.block_pairs = choose_block_pairs(p, plan, core);
+  if (p.batch > 0 && p.valid > 0) {
+    plan.cycles = total_cycles(p, plan, machine);
+    if (max_threads > 1 && plan.cycles > machine.start_cycles()) plan = plan_for_several(p, plan, max_threads, machine);
+  }
   return plan;
 }
 

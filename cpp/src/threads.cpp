@@ -27,8 +27,9 @@ using Clock = std::chrono::steady_clock;
 
 constexpr int kSpins = 300;  // some ten microseconds
 // Calls that follow one upon the other as fast as this are a stream: workers wait for the next one awake. (Between forward and
-// backward PyTorch takes some 100 microseconds for itself.)
-constexpr auto kBusyStream = std::chrono::microseconds(200);
+// backward PyTorch takes some 100 microseconds for itself.) Those that come for a call which began without them wait until
+// it must be over.
+constexpr auto kBusyStream = std::chrono::microseconds(200), kLongestCall = std::chrono::microseconds(800);
 
 int default_threads() {
   int count = usable_processors();
@@ -77,9 +78,11 @@ class Pool {
   }
 
   void miss_team(int count, Clock::time_point begun) {
-    const Clock::rep now = Clock::now().time_since_epoch().count();
-    const Clock::duration last(missed_at_.exchange(now, std::memory_order_relaxed));
+    const Clock::time_point now = Clock::now();
+    const Clock::duration last(missed_at_.exchange(now.time_since_epoch().count(), std::memory_order_relaxed));
     if (begun.time_since_epoch() - last > kBusyStream) return;
+    const Clock::duration call = now - begun;
+    stay_.store(kBusyStream + std::min<Clock::duration>(call + call / 4, kLongestCall), std::memory_order_relaxed);
     const std::unique_lock owner(owner_, std::try_to_lock);
     if (!owner || !hire(count - 1)) return;
     {
@@ -168,6 +171,7 @@ class Pool {
     for (;;) {
       await_work();
       if (const int share = claim()) {
+        stay_.store(kBusyStream, std::memory_order_relaxed);
         wait_until([&] { return decision_.load(std::memory_order_acquire) != Decision::open; });
         if (decision_.load(std::memory_order_relaxed) == Decision::go) function_(context_, share);
         finished_.fetch_add(1, std::memory_order_acq_rel);
@@ -183,7 +187,7 @@ class Pool {
         if (work()) return;
         relax();
       }
-    } while (Clock::now() - start < kBusyStream);
+    } while (Clock::now() - start < stay_.load(std::memory_order_relaxed));
     std::unique_lock lock(mutex_);
     sleepers_.fetch_add(1);
     wake_.wait(lock, [&, heard = calls_to_wake_] { return work() || heard != calls_to_wake_; });
@@ -200,9 +204,29 @@ class Pool {
   alignas(64) std::atomic<Decision> decision_{Decision::open};
   std::atomic<int> hired_{0}, sleepers_{0};
   std::atomic<Clock::rep> missed_at_{0};  // when the last call that would have used a team was over
+  std::atomic<Clock::duration> stay_{Clock::duration(kBusyStream)};  // how long workers wait for work awake
   std::mutex mutex_;
   unsigned calls_to_wake_ = 0;
   std::condition_variable wake_;
+};
+
+// What a team's meetings took when that was last measured.
+class MeasuredMeeting {
+ public:
+  // Or 0 where it is not known, or no longer.
+  double cycles() const {
+    const Clock::duration at(at_.load(std::memory_order_acquire));
+    return Clock::now().time_since_epoch() - at < kLasts ? cycles_.load(std::memory_order_relaxed) : 0;
+  }
+  void set_cycles(double cycles) {
+    cycles_.store(cycles, std::memory_order_relaxed);
+    at_.store(Clock::now().time_since_epoch().count(), std::memory_order_release);
+  }
+
+ private:
+  static constexpr auto kLasts = std::chrono::milliseconds(50);
+  std::atomic<double> cycles_{0};
+  std::atomic<Clock::rep> at_{0};
 };
 
 // Threads of an OpenMP runtime, one job at a time.
@@ -301,6 +325,33 @@ Team team_of(int count) {
   if (count == 1) return Team::asleep;
   if (const BorrowedTeam* const borrowed = borrowed_for(count)) return borrowed->team();
   return pool().team_of(count);
+}
+
+double meeting_cycles(int count) {
+  // Larger teams' meetings take as long as that of the largest here.
+  constexpr int most = 16, first_rounds = 2, rounds = 8;
+  constexpr double patience = 20;
+  // A barrier's time in cycles of a server's core, and as much again for the lines that others wrote.
+  constexpr double cycles_of_ns = 2 * 3.5;
+  static MeasuredMeeting measured[most];
+  count = std::min(count, most);
+  MeasuredMeeting& meeting = measured[count - 1];
+  if (const double known = meeting.cycles(); known > 0 || team_of(count) == Team::asleep) return known;
+
+  struct Rounds {
+    Barrier barrier;
+    std::chrono::duration<double, std::nano> taken{0};
+    void run(int thread) {
+      for (int round = 0; round < first_rounds; ++round) barrier.wait();
+      const Clock::time_point start = Clock::now();
+      for (int round = 0; round < rounds; ++round) barrier.wait();
+      if (thread == 0) taken = Clock::now() - start;
+    }
+  } all{Barrier(count)};
+  const auto run = [](void* self, int thread) { static_cast<Rounds*>(self)->run(thread); };
+  const bool met = run_team(count, Shares::together, patience, run, &all);
+  meeting.set_cycles(met ? std::max(1.0, cycles_of_ns * all.taken.count() / rounds) : kUsualMeetingCycles);
+  return meeting.cycles();
 }
 
 void miss_team(int count, Clock::time_point begun) {

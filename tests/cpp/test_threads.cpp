@@ -162,6 +162,29 @@ void check_waking() {
   CHECK(comes_to(Team::asleep, nothing));
 }
 
+// Measured when a team is awake, and then known for a while.
+void check_meetings() {
+  const auto nothing = [] { std::this_thread::sleep_for(std::chrono::milliseconds(5)); };
+  const auto forgotten = [] { std::this_thread::sleep_for(std::chrono::milliseconds(60)); };
+  CHECK(comes_to(Team::asleep, nothing));
+  forgotten();
+  CHECK_EQUAL(0.0, meeting_cycles(2));
+  const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(60);
+  double cycles = 0;
+  while (cycles == 0 && std::chrono::steady_clock::now() < end) {
+    miss_team(2, std::chrono::steady_clock::now());
+    cycles = meeting_cycles(2);
+  }
+  CHECK(cycles > 0);
+  // A process that was stopped for longer than a measure lasts has to measure again.
+  bool same = false;
+  while (!same && std::chrono::steady_clock::now() < end) same = meeting_cycles(2) == meeting_cycles(2);
+  CHECK(same);
+  CHECK(comes_to(Team::asleep, nothing));
+  forgotten();
+  CHECK_EQUAL(0.0, meeting_cycles(2));
+}
+
 void check_thread_setting() {
   const int before = num_threads();
   CHECK(before >= 1);
@@ -408,6 +431,7 @@ int main(int argc, char** argv) {
   check_impatient_teams();
   check_teams_at_once();
   check_waking();
+  check_meetings();
   check_flush_denormals();
   check_mode_after_run();
   check_fork();

@@ -63,9 +63,8 @@ constexpr StageLayout stage_layout(Stage stage) {
 
 // One core of the machine, as far as tiles and plans depend on it.
 struct Core {
-  Index l1, l2, l3;      // bytes of its first- and second-level data cache, and of the last level
-  Index madd_bytes;      // of vectors that it multiplies and adds in a cycle
-  Index meeting_cycles;  // until what one of two threads has written is what the other works on
+  Index l1, l2, l3;  // bytes of its first- and second-level data cache, and of the last level
+  Index madd_bytes;  // of vectors that it multiplies and adds in a cycle
 };
 
 // Unit vectors of the widest panel.

@@ -42,9 +42,10 @@ class Network {
   Network(const Network&) = delete;
   Network& operator=(const Network&) = delete;
 
-  Plan plan(Index steps, Index batch, Index valid, int max_threads, Team team = Team::asleep) const;
-  Plan backward_plan(Index steps, Index batch, Index valid, bool recomputing, int max_threads,
-                     Team team = Team::asleep) const;
+  Plan plan(Index steps, Index batch, Index valid, int max_threads, Team team = Team::asleep,
+            double meeting = kUsualMeetingCycles) const;
+  Plan backward_plan(Index steps, Index batch, Index valid, bool recomputing, int max_threads, Team team = Team::asleep,
+                     double meeting = kUsualMeetingCycles) const;
   // Runs with as many threads as pay; with a plan of one's own, returns false where run_team does.
   void run(const Sequence<T>& sequence, Workspace& workspace) const;
   bool run(const Sequence<T>& sequence, Workspace& workspace, const Plan& plan) const;

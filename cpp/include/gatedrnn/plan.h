@@ -38,6 +38,8 @@ struct Plan {
   int threads() const { return grid() + mergers; }
 };
 
-Plan make_plan(const Problem& problem, int max_threads, const Core& core, Team team = Team::asleep);
+// `meeting`: see meeting_cycles.
+Plan make_plan(const Problem& problem, int max_threads, const Core& core, Team team = Team::asleep,
+               double meeting = kUsualMeetingCycles);
 
 }  // namespace gatedrnn

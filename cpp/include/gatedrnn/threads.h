@@ -71,6 +71,12 @@ Team team_of(int count);
 // as the steps of a busy stream do, the team wakes up for the next one. Borrowed threads are left alone.
 void miss_team(int count, std::chrono::steady_clock::time_point begun);
 
+// Processor cycles until what one thread of an awake team of `count` has written is what the others work on. Measured on the spot,
+// but not again for a while; 0 where no such team is awake. Virtual processors move: on one machine it was 700 at most times, and
+// for seconds 2600.
+double meeting_cycles(int count);
+constexpr double kUsualMeetingCycles = 1800, kLeastMeetingCycles = 600;
+
 // Tells the processor that this thread waits for another.
 void relax();
 
