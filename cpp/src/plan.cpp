@@ -11,8 +11,9 @@ namespace {
 // The cost model, in processor cycles. Rough numbers of current x86 server cores: only their order of magnitude matters, and
 // only near the points where one thread and several cost the same.
 constexpr double kAsleepCycles = 140000;  // starting and joining threads that have gone to sleep
-constexpr double kAwakeCycles = 400;      // the same for threads that wait for work, beside meetings:
-constexpr double kAwakeMeetings = 3.5;    // the job's lines go back and forth
+constexpr double kAwakeCycles = 400;      // the same for threads that wait for work, beside
+constexpr double kAwakeMeetings = 5;      // what lines of the job take on their way, so many times
+constexpr double kMeetingAlone = 200;     // of a meeting: what it takes where no line has a way
 constexpr double kBarrierCycles = 1200;   // one meeting of all threads of a group
 constexpr double kMergersCycles = 30000;  // mergers, in each layer: data change caches, in the next forward too
 constexpr double kMergersPace = 1.15;     // blocks are short, and come from another cache
@@ -23,7 +24,7 @@ constexpr double kChangeover = 1.1;       // overlapping layers that go from thr
 
 double bytes_per_cycle(double bytes, const Core& core) {
   if (bytes <= 0.75 * core.l1) return 64;
-  if (bytes <= 0.75 * core.l2) return 40;
+  if (bytes <= 0.75 * core.l2) return std::min(40.0, 0.5 * static_cast<double>(core.madd_bytes));
   if (bytes <= 0.75 * core.l3) return 12;
   return 5;
 }
@@ -34,7 +35,11 @@ struct Machine {
   Team team;
   double meeting;
 
-  double start_cycles() const { return team == Team::awake ? kAwakeCycles + kAwakeMeetings * meeting : kAsleepCycles; }
+  double start_cycles() const {
+    return team == Team::awake ? kAwakeCycles + kAwakeMeetings * std::max(0.0, meeting - kMeetingAlone) : kAsleepCycles;
+  }
+  // Whether several threads may pay, even with twice as much of the cache for each.
+  bool may_pay(double alone, int threads) const { return (kGain - 0.5 / threads) * alone > start_cycles(); }
 };
 
 int stage_count(const Spec& spec) {
@@ -154,8 +159,8 @@ Plan plan_for_several(const Problem& p, const Plan& alone, int max_threads, cons
         for (const int units : {1, static_cast<int>(std::min<Index>(left, most_units))}) {
           Plan plan{layers, directions, rows, units, 1, 0};
           const int spare = p.mergers_allowed ? max_threads - plan.threads() : 0;
-          for (const int mergers : {0, spare > 0 ? enough_mergers(p, plan, spare, machine) : 0}) {
-            plan.mergers = mergers;
+          const int mergers = spare > 0 ? enough_mergers(p, plan, spare, machine) : 0;
+          for (plan.mergers = 0; plan.mergers <= mergers; plan.mergers += std::max(1, mergers)) {
             if (plan.threads() == 1) continue;
             plan.block_pairs = choose_block_pairs(p, plan, machine.core);
             plan.cycles = total_cycles(p, plan, machine);
@@ -174,7 +179,8 @@ Plan make_plan(const Problem& p, int max_threads, const Core& core, Team team, d
   plan.block_pairs = choose_block_pairs(p, plan, core);
   if (p.batch > 0 && p.valid > 0) {
     plan.cycles = total_cycles(p, plan, machine);
-    if (max_threads > 1 && plan.cycles > machine.start_cycles()) plan = plan_for_several(p, plan, max_threads, machine);
+    if (max_threads > 1 && machine.may_pay(plan.cycles, max_threads))
+      plan = plan_for_several(p, plan, max_threads, machine);
   }
   return plan;
 }

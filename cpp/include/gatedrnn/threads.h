@@ -75,7 +75,7 @@ void miss_team(int count, std::chrono::steady_clock::time_point begun);
 // but not again for a while; 0 where no such team is awake. Virtual processors move: on one machine it was 700 at most times, and
 // for seconds 2600.
 double meeting_cycles(int count);
-constexpr double kUsualMeetingCycles = 1800, kLeastMeetingCycles = 600;
+constexpr double kUsualMeetingCycles = 1800, kLeastMeetingCycles = 700;
 
 // Tells the processor that this thread waits for another.
 void relax();
