@@ -27,13 +27,14 @@ constexpr int kWarp = 32, kRecurrenceWarps = 8, kRecurrenceThreads = kRecurrence
 constexpr int kLanesOfUnits = 8, kUnitsOfLanes = 4, kUnitsOfWarp = kWarp / kLanesOfUnits * kUnitsOfLanes;
 constexpr int kMostFours = 4, kMostUndividedUnits = kMostFours * kLanesOfUnits * 4;
 constexpr int kMostUndividedThreads = kMostUndividedUnits / kUnitsOfWarp * kWarp, kUndividedRegisters = 256;
-// Of a thread's fours of weights, `vectors` for each unit, those in registers: as many as leave room for the sums of so many rows.
+// Of a thread's 255 registers, those that weights may have: all but what the sums of so many rows and a cell need.
+constexpr Index weight_registers(Index vectors, Index rows) {
+  if (vectors < 4) return rows == 1 ? 192 : 176;
+  return rows == 1 ? 168 : 144;
+}
+// Of its fours of weights, `vectors` for each unit, as many.
 constexpr Index fours_in_registers(Index vectors, Index rows, Index sum_bytes) {
-  const Index all = kMostFours * kUnitsOfLanes * vectors,
-              registers = (vectors < 4 ? 192 : 168) - (rows == 1     ? 0
-                                                       : vectors < 4 ? 16
-                                                                     : 24),
-              fours = registers / sum_bytes;
+  const Index all = kMostFours * kUnitsOfLanes * vectors, fours = weight_registers(vectors, rows) / sum_bytes;
   return all < fours ? all : fours;
 }
 
@@ -86,8 +87,7 @@ constexpr Index undivided_operands_backward(Cell cell) { return gate_count(cell)
 // One kernel for a block of steps: a grid of groups of rows by groups of units.
 struct RecurrencePlan {
   bool fits = false;
-  bool undivided =
-      false;  // all units are one group, of one or two rows; there may be more groups of rows than processors
+  bool undivided = false;  // all units are one group, of a row or two; there may be more groups of rows than processors
   int row_groups = 0, rows = 0;  // rows of each
   int unit_groups = 0, units = 0;
   ProductPlan products[2];  // the second is the reset-before GRU's candidate

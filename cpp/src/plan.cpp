@@ -11,10 +11,10 @@ namespace {
 // The cost model, in processor cycles. Rough numbers of current x86 server cores: only their order of magnitude matters, and
 // only near the points where one thread and several cost the same.
 constexpr double kAsleepCycles = 140000;  // starting and joining threads that have gone to sleep
-constexpr double kAwakeCycles = 400;      // the same for threads that wait for work, beside
-constexpr double kAwakeMeetings = 5;      // what lines of the job take on their way, so many times
-constexpr double kMeetingAlone = 200;     // of a meeting: what it takes where no line has a way
-constexpr double kBarrierCycles = 1200;   // one meeting of all threads of a group
+constexpr double kAwakeCycles = 400;     // the same for threads that wait for work, beside the ways of lines of memory:
+constexpr double kAwakeMeetings = 5;     // as many as so many meetings have
+constexpr double kMeetingAlone = 200;    // of a meeting, what is no line's way
+constexpr double kBarrierCycles = 1200;  // one meeting of all threads of a group
 constexpr double kMergersCycles = 30000;  // mergers, in each layer: data change caches, in the next forward too
 constexpr double kMergersPace = 1.15;     // blocks are short, and come from another cache
 constexpr double kStageCycles = 150;      // calling one stage of a step
