@@ -221,8 +221,13 @@ def test_plans_differ():
     assert persistent == {True, False} or not EMULATION
 
 
-# (H, B), for groups of one row and of many, several of them, and products in several chunks.
-GROUPS = [(130, 1), (24, 3), (40, 12), (40, 33), (72, 33), (9, 130), (9, 200)]
+# (H, B), for groups of one row and of many, several of them, and products in several chunks. With more
+# units on a device, whose blocks would have all of so few.
+MORE_UNITS = 0 if EMULATION else 128
+GROUPS = [
+    (hidden + MORE_UNITS, batch)
+    for hidden, batch in [(130, 1), (24, 3), (40, 12), (40, 33), (72, 33), (9, 130), (9, 200)]
+]
 
 
 # (H, B), for blocks that have all units: one row or two, more blocks than processors, all units there may be.
@@ -257,6 +262,7 @@ def test_groups_differ():
     plans = [gr.GRU(3, hidden, device="cuda")._packed().plan(3, batch) for hidden, batch in GROUPS]
     groups = [plan[direction] for plan in plans for direction in ("forward", "backward")]
     assert {1, 4, 16, 32, 64} <= {group["rows"] for group in groups if group["persistent"]} or not EMULATION
+    assert not any(group["undivided"] for group in groups)
     assert max(group["row_groups"] for group in groups) >= 4
     assert max(group["unit_groups"] for group in groups) >= 3
 
