@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 
 import numpy as np
@@ -522,6 +523,26 @@ def test_a_tape_keeps_its_weights(cell, recompute, how):
     after = p.gradients()
     assert not np.array_equal(after["x"], expected["x"])
     assert_same_gradients(named(*p.module.backward(tape, p.d_output, p.d_state_n)), expected)
+
+
+@cells
+def test_tapes_of_several_updates(cell):
+    """Packs of old weights give their memory to new ones only when no tape wants them any more."""
+    p = problem(cell, 9, 17, 3, 10, num_layers=2)
+    parameters = p.module.parameters()
+    tapes, expected = [], []
+    for update in range(6):
+        tapes.append(p.forward()[2])
+        fresh = dataclasses.replace(p, module=copy.copy(p.module))
+        expected.append(fresh.gradients())
+        for parameter in parameters.values():
+            parameter *= 0.9
+        if update % 2:
+            tapes[update // 2] = None
+    for tape, gradients in zip(tapes, expected, strict=True):
+        if tape is not None:
+            assert_same_gradients(named(*p.module.backward(tape, p.d_output, p.d_state_n)), gradients)
+    assert sum(tape is None for tape in tapes) == 3
 
 
 @cells

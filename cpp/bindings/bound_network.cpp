@@ -10,8 +10,8 @@
 #include "gatedrnn/reference.h"
 #include "gil_release.h"
 #include "named_parameters.h"
+#include "pools.h"
 #include "stream_in_use.h"
-#include "workspace_pool.h"
 
 namespace gatedrnn::bindings {
 namespace {
@@ -66,7 +66,7 @@ template <class T>
 class TypedTape final : public BoundTape {
  public:
   TypedTape(std::shared_ptr<const Network<T>> network, const Call<T>& call, const TapeOptions& options,
-            std::shared_ptr<Pools> pools, bool bias)
+            std::shared_ptr<Pools<T>> pools, bool bias)
       : network(std::move(network)),
         bias(bias),
         x(call.x),
@@ -85,7 +85,7 @@ class TypedTape final : public BoundTape {
   const Layout layout;
 
  private:
-  std::shared_ptr<Pools> pools_;
+  std::shared_ptr<Pools<T>> pools_;
   WorkspacePool::Borrowed memory_;
 
  public:
@@ -212,11 +212,11 @@ template <class T>
 class TypedNetwork final : public BoundNetwork {
  public:
   TypedNetwork(const Spec& spec, bool bias, const py::dict& parameters,
-               std::shared_ptr<Pools> pools = std::make_shared<Pools>())
+               std::shared_ptr<Pools<T>> pools = std::make_shared<Pools<T>>())
       : bias_(bias),
         arrays_(parameters.attr("copy")()),
         parameters_(find_parameters<T>(spec, bias, arrays_)),
-        network_(std::make_shared<const Network<T>>(spec, parameters_, active_table())),
+        network_(make_network(spec, parameters_, pools)),
         step_work_(multiply_adds(spec)),
         pools_(std::move(pools)) {}
 
@@ -324,7 +324,7 @@ class TypedNetwork final : public BoundNetwork {
   Parameters<T> parameters_;
   std::shared_ptr<const Network<T>> network_;
   double step_work_;
-  std::shared_ptr<Pools> pools_;
+  std::shared_ptr<Pools<T>> pools_;
 };
 
 }  // namespace

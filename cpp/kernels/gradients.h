@@ -69,24 +69,6 @@ void outer(const OuterArgs<typename S::T>& a) noexcept {
 }
 
 template <class S>
-void pack_rows(const PackRowsArgs<typename S::T>& a) noexcept {
-  typename S::T* to = a.to;
-  for (Index n = 0; n < a.count; ++n)
-    for (int v = 0; v < a.vectors; ++v, to += S::lanes)
-      S::store(to, load_first<S>(a.rows[n] + a.first + v * S::lanes, a.width - v * S::lanes));
-}
-
-template <class S>
-void pack_columns(const PackColumnsArgs<typename S::T>& a) noexcept {
-  typename S::T* to = a.to;
-  for (Index group = 0; group < a.groups; ++group) {
-    const typename S::T* from = a.from + group * kOuterColumns;
-    for (Index n = 0; n < a.count; ++n, from += a.stride, to += kOuterColumns)
-      __builtin_memcpy(to, from, kOuterColumns * sizeof(typename S::T));
-  }
-}
-
-template <class S>
 void sum_columns(const ColumnArgs<typename S::T>& a) noexcept {
   for (Index unit = 0; unit < a.units; unit += S::lanes) {
     auto sum = S::load(a.sums + unit);

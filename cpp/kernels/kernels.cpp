@@ -2,6 +2,7 @@
 #include "back_step.h"
 #include "fingerprint.h"
 #include "gradients.h"
+#include "pack.h"
 #include "probe.h"
 #include "project.h"
 #include "step.h"
@@ -36,6 +37,7 @@ constexpr Kernels<T> kernels() {
           {back_step<S, BackStage::lstm>, back_step<S, BackStage::lstm_peephole>, back_step<S, BackStage::gru>,
            back_step<S, BackStage::gru_before_candidate>, back_step<S, BackStage::gru_before_reset>,
            back_step<S, BackStage::rnn_tanh>, back_step<S, BackStage::rnn_relu>, back_step<S, BackStage::linear>},
+          pack_units<S>,
           pack_rows<S>,
           pack_columns<S>,
           outer<S>,

@@ -45,6 +45,8 @@ struct Simd {
   static GATEDRNN_INLINE V where_positive(V condition, V value) {
     return packet::pand(packet::pcmp_lt(set(0), condition), value);
   }
+  struct Block : packet::PacketBlock<V, lanes> {};  // as many vectors as lanes
+  static GATEDRNN_INLINE void transpose(Block& block) { packet::ptranspose(block); }
   template <int bits>
   static GATEDRNN_INLINE V shift_left(V a) {
     return V(BitVector(a) << bits);

@@ -50,10 +50,15 @@ void run_planned(PlanFor&& plan_for, RunWith&& run_with) {
 
 template <class T>
 Network<T>::Network(const Spec& spec, const Parameters<T>& parameters, const KernelTable& table, const Core& core)
-    : spec_(spec), kernels_(table.of<T>()), core_(core) {
-  layers_.reserve(parameters.size());
+    : spec_(spec), kernels_(table.of<T>()), core_(core), layers_(parameters.size()) {
+  renew(parameters);
+}
+
+template <class T>
+void Network<T>::renew(const Parameters<T>& parameters) {
+  delete spare_.exchange(back_layers_.exchange(nullptr));
   for (std::size_t i = 0; i < parameters.size(); ++i)
-    layers_.push_back(pack_layer(spec, static_cast<Index>(i) / spec.directions, parameters[i], kernels_.lanes));
+    pack_layer(spec_, static_cast<Index>(i) / spec_.directions, parameters[i], kernels_, layers_[i]);
 }
 
 template <class T>
@@ -137,16 +142,18 @@ bool Network<T>::backward(const Tape<T>& tape, const BackwardCall<T>& call, Work
 template <class T>
 void Network<T>::pack_for_backward(const Parameters<T>& parameters) const {
   if (packed_for_backward()) return;
-  auto packed = std::make_unique<BackLayers>();
+  std::unique_ptr<BackLayers> packed(spare_.exchange(nullptr));
+  if (!packed) packed = std::make_unique<BackLayers>(parameters.size());
   for (std::size_t i = 0; i < parameters.size(); ++i)
-    packed->push_back(pack_back_layer(spec_, static_cast<Index>(i) / spec_.directions, parameters[i], kernels_.lanes));
-  const BackLayers* expected = nullptr;
+    pack_back_layer(spec_, static_cast<Index>(i) / spec_.directions, parameters[i], kernels_.lanes, (*packed)[i]);
+  BackLayers* expected = nullptr;
   if (back_layers_.compare_exchange_strong(expected, packed.get(), std::memory_order_acq_rel)) packed.release();
 }
 
 template <class T>
 Network<T>::~Network() {
   delete back_layers_.load();
+  delete spare_.load();
 }
 
 template class Network<float>;

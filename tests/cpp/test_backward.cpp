@@ -98,6 +98,7 @@ class BackwardTest {
     compare({9, 17, 3, 4, 1, 2, {0, 0, 0, 0}});
     without_some();
     plans();
+    renewed();
     ring();
     mistakes_are_seen();
   }
@@ -155,6 +156,11 @@ class BackwardTest {
                                const TapeOptions& options = {}, T initial = 0) {
     const Network<T> network(c.problem.spec, c.problem.parameters, table);
     network.pack_for_backward(c.problem.parameters);
+    return computed_by(network, c, forward, backward, options, initial);
+  }
+
+  static Gradients<T> computed_by(const Network<T>& network, const Case& c, const Plan& forward, const Plan& backward,
+                                  const TapeOptions& options = {}, T initial = 0) {
     Workspace workspace, memory;
     Results<T> results, inference;
     const Sequence<T> sequence = c.problem.sequence(results);
@@ -217,6 +223,26 @@ class BackwardTest {
         for (const bool recompute : {false, true})
           CHECK_NOTHING_WRONG(expected.difference(computed(c, table, plan, alone(c), {{}, recompute}), 0),
                               "overlapping layers, " + c.problem.name());
+    }
+  }
+
+  // A network that gets other parameters, in the same memory, is as good as a new one.
+  void renewed() {
+    const Case c(cell_, {9, 33, 5, 7, 2, 2});
+    const Problem<T> before(cell_, c.shape, 2);
+    for (const KernelTable* table : tested_tables()) {
+      Network<T> network(before.spec, before.parameters, *table);
+      network.pack_for_backward(before.parameters);
+      const T* const weights = network.layer(1, 1).stages.back().recurrent.data();
+      const T* const transposed = network.back_layer(1, 1).recurrent.weights.data();
+      network.renew(c.problem.parameters);
+      CHECK(!network.packed_for_backward());
+      network.pack_for_backward(c.problem.parameters);
+      CHECK(network.layer(1, 1).stages.back().recurrent.data() == weights);
+      CHECK(network.back_layer(1, 1).recurrent.weights.data() == transposed);
+      const Gradients<T> expected = computed(c, *table, alone(c), alone(c));
+      CHECK_NOTHING_WRONG(expected.difference(computed_by(network, c, alone(c), alone(c)), 0),
+                          "renewed, " + c.problem.name());
     }
   }
 

@@ -1,6 +1,8 @@
 // A vector of 64 bytes made of scalars, so that the tiles, panels and tails of AVX-512 are tested on any machine.
 #pragma once
 
+#include <utility>
+
 #include "gatedrnn/cells/scalar.h"
 
 namespace gatedrnn::GATEDRNN_ISA {
@@ -61,6 +63,13 @@ struct Simd {
   }
   static V where_positive(V condition, V value) {
     return each([&](int i) { return One::where_positive(condition.lane[i], value.lane[i]); });
+  }
+  struct Block {
+    V packet[lanes];
+  };
+  static void transpose(Block& block) {
+    for (int i = 0; i < lanes; ++i)
+      for (int j = 0; j < i; ++j) std::swap(block.packet[i].lane[j], block.packet[j].lane[i]);
   }
   template <int bits>
   static V shift_left(V a) {

@@ -265,6 +265,16 @@ struct ColumnArgs {
 constexpr int kFmaChains = 12;
 constexpr int kReadVectors = 8;
 
+// Packs the weights of the units of one vector, for one gate of a panel.
+template <class T>
+struct PackUnitsArgs {
+  const T* from;  // [units][depth]
+  Index units;    // that exist, the rest of the lanes being zero
+  Index depth;
+  T* to;  // [depth][to_stride], one vector each
+  Index to_stride;
+};
+
 template <class T>
 struct Kernels {
   int lanes;
@@ -272,6 +282,7 @@ struct Kernels {
   void (*step[static_cast<int>(Stage::count)])(const StepArgs<T>&) noexcept;
   void (*step_keeping[static_cast<int>(Stage::count)])(const StepArgs<T>&) noexcept;  // the same for training
   void (*back_step[static_cast<int>(BackStage::count)])(const BackStepArgs<T>&) noexcept;
+  void (*pack_units)(const PackUnitsArgs<T>&) noexcept;
   void (*pack_rows)(const PackRowsArgs<T>&) noexcept;
   void (*pack_columns)(const PackColumnsArgs<T>&) noexcept;
   void (*outer)(const OuterArgs<T>&) noexcept;

@@ -44,6 +44,11 @@ class Buffer {
     data_.reset(static_cast<T*>(allocate_block(static_cast<std::size_t>(checked_bytes<T>(size) + 1))));
   }
 
+  // Values of no meaning; in the same memory where the size is the same.
+  void resize(Index size) {
+    if (size != size_) *this = Buffer(size);
+  }
+
   T* data() { return data_.get(); }
   const T* data() const { return data_.get(); }
   Index size() const { return size_; }

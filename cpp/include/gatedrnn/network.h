@@ -39,6 +39,8 @@ class Network {
   Network(const Spec& spec, const Parameters<T>& parameters, const KernelTable& table,
           const Core& core = gatedrnn::core());
   ~Network();
+  // Packs other parameters into the same memory, while nobody uses the network.
+  void renew(const Parameters<T>& parameters);
   Network(const Network&) = delete;
   Network& operator=(const Network&) = delete;
 
@@ -82,7 +84,8 @@ class Network {
   const Kernels<T>& kernels_;
   const Core core_;
   std::vector<PackedLayer<T>> layers_;
-  mutable std::atomic<const BackLayers*> back_layers_{nullptr};  // made when first needed
+  mutable std::atomic<BackLayers*> back_layers_{nullptr};  // made when first needed
+  mutable std::atomic<BackLayers*> spare_{nullptr};        // memory for them, from before the network was renewed
 };
 
 }  // namespace gatedrnn

@@ -11,12 +11,12 @@ namespace gatedrnn {
 
 template <class T>
 struct PackedStage {
-  Stage stage;
-  StageLayout layout;
-  int lanes;
-  Index units;   // that exist
-  Index panels;  // that cover them
-  Index input_depth, recurrent_depth;
+  Stage stage{};
+  StageLayout layout{};
+  int lanes = 0;
+  Index units = 0;   // that exist
+  Index panels = 0;  // that cover them
+  Index input_depth = 0, recurrent_depth = 0;
   Buffer<T> input, recurrent, bias, peephole;
 
   Index units_per_panel() const { return Index(layout.unit_vectors) * lanes; }
@@ -49,10 +49,12 @@ struct PackedBackLayer {
 // Width of a slot in a row of gradients.
 inline Index slot_stride(Index units, int lanes) { return round_up(units, lanes); }
 
+// Both pack into what is there: where it was packed for the same layer before, into the same memory.
 template <class T>
-PackedBackLayer<T> pack_back_layer(const Spec& spec, Index layer, const LayerParameters<T>& parameters, int lanes);
+void pack_layer(const Spec& spec, Index layer, const LayerParameters<T>& from, const Kernels<T>& kernels,
+                PackedLayer<T>& to);
 
 template <class T>
-PackedLayer<T> pack_layer(const Spec& spec, Index layer, const LayerParameters<T>& parameters, int lanes);
+void pack_back_layer(const Spec& spec, Index layer, const LayerParameters<T>& from, int lanes, PackedBackLayer<T>& to);
 
 }  // namespace gatedrnn
