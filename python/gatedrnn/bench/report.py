@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -119,43 +119,73 @@ def _ratio(ratio: float | None) -> str:
 
 # ----------------------------------------------------------------------------------------------------
 def summary(rows: Iterable[Row], names: Sequence[str]) -> dict[str, Any]:
-    """Geometric means per contender and of the fastest, the smallest ratio, the median share of the limit."""
+    """Geometric means per contender and of the fastest, the smallest ratio, the median share of the limit.
+
+    ``at_the_limit`` has what means and smallest ratio would be if our time were the limit at every shape.
+    """
     timed = [row for row in rows if not row.skipped and row.ours.seconds is not None]
-    result: dict[str, Any] = {"shapes": len(timed), "geometric_mean": {}, "shapes_with": {}}
+    result: dict[str, Any] = {"shapes": len(timed), "shapes_with": {}}
     for name in names:
-        ratios = [entry.ratio for row in timed for entry in row.entries if entry.name == name and entry.ratio]
-        if ratios:
-            result["geometric_mean"][name] = statistics.geometric_mean(ratios)
-            result["shapes_with"][name] = len(ratios)
-    fastest = [
-        (entry.ratio, row.shape.label, entry.name)
-        for row in timed
-        if (entry := row.fastest()) and entry.ratio
-    ]
-    if fastest:
-        ratio, label, name = min(fastest)
-        result["geometric_mean_fastest"] = statistics.geometric_mean(entry[0] for entry in fastest)
-        result["smallest"] = {"ratio": ratio, "shape": label, "peer": name}
+        count = sum(_ratio_to(row, name) is not None for row in timed)
+        if count:
+            result["shapes_with"][name] = count
+    result |= _means(timed, result["shapes_with"], lambda row: 1.0)
     shares = [row.share_of_limit for row in timed if row.share_of_limit is not None]
     if shares:
         result["median_share_of_limit"] = statistics.median(shares)
+        result["at_the_limit"] = _means(timed, result["shapes_with"], lambda row: row.share_of_limit or 1.0)
     return result
+
+
+def _ratio_to(row: Row, name: str) -> float | None:
+    return next((entry.ratio for entry in row.entries if entry.name == name and entry.ratio), None)
+
+
+def _means(rows: Sequence[Row], names: Iterable[str], share: Callable[[Row], float]) -> dict[str, Any]:
+    """What the ratios come to if our own times were `share(row)` of what they are."""
+    means = {
+        name: statistics.geometric_mean(
+            ratio / share(row) for row in rows if (ratio := _ratio_to(row, name)) is not None
+        )
+        for name in names
+    }
+    fastest = [
+        (entry.ratio / share(row), row.shape.label, entry.name)
+        for row in rows
+        if (entry := row.fastest()) and entry.ratio
+    ]
+    if not fastest:
+        return {"geometric_mean": means}
+    ratio, label, name = min(fastest)
+    return {
+        "geometric_mean": means,
+        "geometric_mean_fastest": statistics.geometric_mean(entry[0] for entry in fastest),
+        "smallest": {"ratio": ratio, "shape": label, "peer": name},
+    }
 
 
 def summary_text(result: Mapping[str, Any]) -> str:
     """The lines below a table."""
-    count = result["shapes"]
+    count, limit = result["shapes"], result.get("at_the_limit", {})
     lines = [f"{count} shapes; ratio = the other's time / gatedrnn's, so above 1 gatedrnn is faster"]
+    if limit:
+        lines.append("in brackets what it would be if gatedrnn reached the machine's limit at every shape")
     for name, mean in result["geometric_mean"].items():
         part = result["shapes_with"][name]
         lines.append(
             f"  geometric mean against {name:<18} {mean:6.2f}"
+            + (f" ({limit['geometric_mean'][name]:.2f})" if limit else "")
             + (f"  ({part} shapes)" if part < count else "")
         )
     if "smallest" in result:
+        mean, best = result["geometric_mean_fastest"], limit.get("geometric_mean_fastest")
+        lines.append(
+            f"  geometric mean against the fastest peer {mean:4.2f}" + (f" ({best:.2f})" if best else "")
+        )
         smallest = result["smallest"]
-        lines.append(f"  geometric mean against the fastest peer {result['geometric_mean_fastest']:4.2f}")
-        lines.append(f"  smallest ratio {smallest['ratio']:.2f} ({smallest['shape']}, {smallest['peer']})")
+        where = f"{smallest['shape']}, {smallest['peer']}"
+        best = f" ({limit['smallest']['ratio']:.2f})" if limit else ""
+        lines.append(f"  smallest ratio {smallest['ratio']:.2f}{best}: {where}")
     if "median_share_of_limit" in result:
         lines.append(f"  median share of the machine's limit {result['median_share_of_limit']:.0%}")
     return "\n".join(lines)
