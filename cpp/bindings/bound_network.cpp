@@ -224,7 +224,7 @@ class TypedNetwork final : public BoundNetwork {
     return std::make_unique<TypedNetwork>(network_->spec(), bias_, parameters, pools_);
   }
 
-  py::tuple forward(py::handle x, py::handle state, py::handle lengths, py::handle out, bool batch_first) override {
+  py::tuple infer(py::handle x, py::handle state, py::handle lengths, py::handle out, bool batch_first) override {
     Call<T> call = check_call<T>(network_->spec(), x, state, lengths, out, batch_first);
     const double work =
         step_work_ * static_cast<double>(call.sequence.steps) * static_cast<double>(call.sequence.batch);

@@ -29,7 +29,7 @@ class BoundNetwork {
   virtual ~BoundNetwork() = default;
   // The same network with other parameters.
   virtual std::unique_ptr<BoundNetwork> renewed(const py::dict& parameters) const = 0;
-  virtual py::tuple forward(py::handle x, py::handle state, py::handle lengths, py::handle out, bool batch_first) = 0;
+  virtual py::tuple infer(py::handle x, py::handle state, py::handle lengths, py::handle out, bool batch_first) = 0;
   // While the parameters are those that it was made of: makes ready for record.
   virtual void pack_for_backward() = 0;
   virtual bool packed_for_backward() const = 0;

@@ -133,7 +133,7 @@ PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
            py::arg("hidden_size"), py::arg("num_layers"), py::arg("bidirectional"), py::arg("bias"),
            py::arg("proj_size"), py::arg("dtype"))
       .def("renewed", &BoundNetwork::renewed, py::arg("parameters"))
-      .def("__call__", &BoundNetwork::forward, py::arg("x"), py::arg("state"), py::arg("lengths"), py::arg("out"),
+      .def("infer", &BoundNetwork::infer, py::arg("x"), py::arg("state"), py::arg("lengths"), py::arg("out"),
            py::arg("batch_first"))
       .def("pack_for_backward", &BoundNetwork::pack_for_backward)
       .def_property_readonly("packed_for_backward", &BoundNetwork::packed_for_backward)

@@ -17,32 +17,32 @@ Index valid_steps(Index steps, Index batch, const Index* lengths) {
 // Carves the run's memory from the workspace, then starts it.
 template <class Run>
 bool start(Run& run, Workspace& workspace) {
-  Arena measure;
-  run.carve(measure);
-  Arena arena(workspace.reserve(measure.used()));
-  run.carve(arena);
+  workspace.carve([&](Arena& arena) { run.carve(arena); });
   return run.start();
 }
 
 // The plan for threads that are awake. Where several would pay if they are near each other, it is measured how near they are.
-template <class PlanFor>
-Plan plan_for_awake(PlanFor&& plan_for, int threads) {
-  const Plan near = plan_for(threads, Team::awake, kLeastMeetingCycles);
+Plan plan_for_awake(const Problem& problem, int threads, const Core& core) {
+  const Plan near = make_plan(problem, threads, core, Team::awake, kLeastMeetingCycles);
   if (near.threads() == 1) return near;
   const double measured = meeting_cycles(near.threads());
-  return measured > 0 ? plan_for(threads, Team::awake, measured) : near;
+  return measured > 0 ? make_plan(problem, threads, core, Team::awake, measured) : near;
 }
 
-// Runs with the plan for now, and if its threads cannot be had, with one. `plan_for(threads, team, meeting)` makes a plan.
-template <class PlanFor, class RunWith>
-void run_planned(PlanFor&& plan_for, RunWith&& run_with) {
+// Runs with the plan for now, and if its threads cannot be had, with one.
+template <class RunWith>
+void run_planned(const Problem& problem, const Core& core, RunWith&& run_with) {
   const int threads = num_threads();
-  const Plan wanted = plan_for_awake(plan_for, threads);
+  if (threads == 1) {
+    run_with(plan_alone(problem, core));
+    return;
+  }
+  const Plan wanted = plan_for_awake(problem, threads, core);
   const bool asleep = wanted.threads() > 1 && team_of(wanted.threads()) == Team::asleep;
-  const Plan chosen = asleep ? plan_for(threads, Team::asleep, kUsualMeetingCycles) : wanted;
+  const Plan chosen = asleep ? make_plan(problem, threads, core, Team::asleep) : wanted;
   const bool missed = asleep && chosen.threads() == 1;
   const auto begun = missed ? std::chrono::steady_clock::now() : std::chrono::steady_clock::time_point();
-  if (!run_with(chosen)) run_with(plan_for(1, Team::asleep, kUsualMeetingCycles));
+  if (!run_with(chosen)) run_with(plan_alone(problem, core));
   if (missed) miss_team(wanted.threads(), begun);
 }
 
@@ -74,6 +74,16 @@ Problem Network<T>::problem(Index steps, Index batch, Index valid) const {
 }
 
 template <class T>
+Problem Network<T>::backward_problem(Index steps, Index batch, Index valid, bool recomputing) const {
+  Problem problem = this->problem(steps, batch, valid);
+  problem.layers_overlap = false;
+  problem.spec.directions = 1;  // one at a time: they add to the same gradients
+  problem.backward = true;
+  problem.mergers_allowed = !recomputing;
+  return problem;
+}
+
+template <class T>
 Plan Network<T>::plan(Index steps, Index batch, Index valid, int max_threads, Team team, double meeting) const {
   return make_plan(problem(steps, batch, valid), max_threads, core_, team, meeting);
 }
@@ -81,20 +91,14 @@ Plan Network<T>::plan(Index steps, Index batch, Index valid, int max_threads, Te
 template <class T>
 Plan Network<T>::backward_plan(Index steps, Index batch, Index valid, bool recomputing, int max_threads, Team team,
                                double meeting) const {
-  Problem problem = this->problem(steps, batch, valid);
-  problem.layers_overlap = false;
-  problem.spec.directions = 1;  // one at a time: they add to the same gradients
-  problem.backward = true;
-  problem.mergers_allowed = !recomputing;
-  return make_plan(problem, max_threads, core_, team, meeting);
+  return make_plan(backward_problem(steps, batch, valid, recomputing), max_threads, core_, team, meeting);
 }
 
 template <class T>
 void Network<T>::run(const Sequence<T>& sequence, Workspace& workspace) const {
   if (sequence.batch == 0) return;
   const Index valid = valid_steps(sequence.steps, sequence.batch, sequence.lengths);
-  run_planned([&](int threads, Team team,
-                  double meeting) { return plan(sequence.steps, sequence.batch, valid, threads, team, meeting); },
+  run_planned(problem(sequence.steps, sequence.batch, valid), core_,
               [&](const Plan& plan) { return run(sequence, workspace, plan); });
 }
 
@@ -110,8 +114,7 @@ void Network<T>::forward(const Sequence<T>& sequence, Workspace& workspace, Tape
   Problem problem =
       this->problem(sequence.steps, sequence.batch, valid_steps(sequence.steps, sequence.batch, sequence.lengths));
   if (tape.options.dropout.rate > 0) problem.layers_overlap = false;  // its masks are applied to whole layers
-  run_planned([&](int threads, Team team, double meeting) { return make_plan(problem, threads, core_, team, meeting); },
-              [&](const Plan& plan) { return forward(sequence, workspace, tape, plan); });
+  run_planned(problem, core_, [&](const Plan& plan) { return forward(sequence, workspace, tape, plan); });
 }
 
 template <class T>
@@ -123,11 +126,8 @@ bool Network<T>::forward(const Sequence<T>& sequence, Workspace& workspace, Tape
 template <class T>
 void Network<T>::backward(const Tape<T>& tape, const BackwardCall<T>& call, Workspace& workspace) const {
   const Index valid = valid_steps(tape.steps, tape.batch, tape.lengths.data());
-  run_planned(
-      [&](int threads, Team team, double meeting) {
-        return backward_plan(tape.steps, tape.batch, valid, tape.recomputing(), threads, team, meeting);
-      },
-      [&](const Plan& plan) { return backward(tape, call, workspace, plan); });
+  run_planned(backward_problem(tape.steps, tape.batch, valid, tape.recomputing()), core_,
+              [&](const Plan& plan) { return backward(tape, call, workspace, plan); });
 }
 
 template <class T>

@@ -173,10 +173,15 @@ Plan plan_for_several(const Problem& p, const Plan& alone, int max_threads, cons
 
 }  // namespace
 
-Plan make_plan(const Problem& p, int max_threads, const Core& core, Team team, double meeting) {
-  const Machine machine{core, team, meeting};
+Plan plan_alone(const Problem& p, const Core& core) {
   Plan plan;
   plan.block_pairs = choose_block_pairs(p, plan, core);
+  return plan;
+}
+
+Plan make_plan(const Problem& p, int max_threads, const Core& core, Team team, double meeting) {
+  const Machine machine{core, team, meeting};
+  Plan plan = plan_alone(p, core);
   if (p.batch > 0 && p.valid > 0) {
     plan.cycles = total_cycles(p, plan, machine);
     if (max_threads > 1 && machine.may_pay(plan.cycles, max_threads))

@@ -12,11 +12,7 @@ Tape<T>::Tape(const Spec& spec, const Sequence<T>& sequence, const TapeOptions& 
   if (sequence.lengths) lengths.assign(sequence.lengths, sequence.lengths + batch);
   RowOrder::sort(lengths.data(), batch, rows.data());
   make_blocks();
-  Arena measure;
-  carve(measure);
-  bytes_ = measure.used();
-  Arena arena(memory.reserve(bytes_));
-  carve(arena);
+  bytes_ = memory.carve([&](Arena& arena) { carve(arena); });
 }
 
 template <class T>

@@ -31,7 +31,7 @@ class Network:
     def renewed(self, parameters: dict[str, _Array]) -> Network:
         """The same network with other parameters; scratch and the memory of tapes go on to it."""
 
-    def __call__(
+    def infer(
         self, x: _Array, state: Any, lengths: npt.ArrayLike | None, out: _Array | None, batch_first: bool
     ) -> tuple[_Array, Any]: ...
     @property

@@ -55,7 +55,7 @@ class Network:
         dtype: np.dtype[Any],
         precision: str,
     ) -> None: ...
-    def __call__(
+    def infer(
         self,
         x: _Array,
         state: Any,

@@ -113,12 +113,12 @@ class Network:
     ) -> None:
         self._network = backend().Network(cell, parameters, precision=precision or "", **options)
 
-    def __call__(self, x: Any, state: Any, lengths: Any, out: Any, batch_first: bool) -> tuple[Any, Any]:
+    def infer(self, x: Any, state: Any, lengths: Any, out: Any, batch_first: bool) -> tuple[Any, Any]:
         """Run over whole sequences; keep nothing."""
         if isinstance(x, np.ndarray):
-            return self._network(x, state, lengths, out, batch_first)  # type: ignore[no-any-return]
+            return self._network.infer(x, state, lengths, out, batch_first)  # type: ignore[no-any-return]
         place = _Place(x)
-        output, state_n = self._network(x, state, lengths, out, batch_first, place.stream)
+        output, state_n = self._network.infer(x, state, lengths, out, batch_first, place.stream)
         return place.given(output), place.given(state_n)
 
     def pack_for_backward(self) -> None:

@@ -190,7 +190,7 @@ class _Recurrent(Generic[_State, _Given]):
             ValueError: An argument has the wrong shape or value. In both cases nothing was written.
         """
         network = self._network or self._packed()
-        result: tuple[Array, _State] = network(x, state, lengths, out, self._batch_first)
+        result: tuple[Array, _State] = network.infer(x, state, lengths, out, self._batch_first)
         return result
 
     def forward(

@@ -120,7 +120,7 @@ void check_arena() {
   Arena measure;
   const Index measured = carve(measure, nullptr);
   Buffer<char> block(measured);
-  Arena arena(block.data());
+  Arena arena(block.data(), block.size());
   CHECK_EQUAL(measured, carve(arena, block.data()));
 
   for (const Index count : {kLargest, kLargest - 1, kLargest / 8, kLargest / 8 + 1, kLargest / 4}) {
@@ -144,6 +144,25 @@ void check_workspace() {
   CHECK_THROWS(std::bad_alloc, workspace.reserve(kLargest));
   CHECK_THROWS(std::bad_alloc, workspace.reserve(kLargest / 2));
   CHECK(workspace.reserve(1000) == large);  // the failure left it as it was
+
+  int calls = 0;
+  double *first = nullptr, *second = nullptr;
+  const auto take = [&](Index count) {
+    return workspace.carve([&](Arena& taken) {
+      ++calls;
+      first = taken.take<double>(8);
+      second = taken.take<double>(count);
+    });
+  };
+  CHECK_EQUAL(Index(896), take(100));
+  CHECK_EQUAL(1, calls);
+  CHECK(reinterpret_cast<char*>(first) == large && second == first + 8);
+  CHECK_EQUAL(Index(64 + 8000), take(1000));  // more than there is
+  CHECK_EQUAL(3, calls);
+  CHECK_EQUAL(Index(64 + 8000), workspace.size());
+  CHECK(second == first + 8);
+  CHECK_EQUAL(Index(64 + 8000), take(1000));
+  CHECK_EQUAL(4, calls);
 }
 
 template <class T>

@@ -49,8 +49,8 @@ class BoundNetwork {
   const std::shared_ptr<Network>& network() const { return network_; }
   Storage host_storage() const { return host_storage_; }
 
-  py::tuple forward(const py::object& x, const py::object& state, const py::object& lengths, const py::object& out,
-                    bool batch_first, std::uintptr_t stream) {
+  py::tuple infer(const py::object& x, const py::object& state, const py::object& lengths, const py::object& out,
+                  bool batch_first, std::uintptr_t stream) {
     Transfer transfer(x, host_storage_, stream);
     Call call;
     prepare(call, transfer, x, state, lengths, out, batch_first);

@@ -78,7 +78,7 @@ PYBIND11_MODULE(_cuda, m) {
            py::arg("cell"), py::arg("parameters"), py::kw_only(), py::arg("input_size"), py::arg("hidden_size"),
            py::arg("num_layers"), py::arg("bidirectional"), py::arg("bias"), py::arg("proj_size"), py::arg("dtype"),
            py::arg("precision"))
-      .def("__call__", &BoundNetwork::forward, py::arg("x"), py::arg("state"), py::arg("lengths"), py::arg("out"),
+      .def("infer", &BoundNetwork::infer, py::arg("x"), py::arg("state"), py::arg("lengths"), py::arg("out"),
            py::arg("batch_first"), py::arg("stream") = 0)
       .def("record", &BoundNetwork::record, py::arg("x"), py::arg("state"), py::arg("lengths"), py::arg("batch_first"),
            py::arg("dropout"), py::arg("dropout_seed"), py::arg("recompute"), py::arg("owner") = py::none(),

@@ -61,22 +61,24 @@ class Buffer {
   Index size_ = 0;
 };
 
-// Hands out aligned pieces of one block. With no block it only counts, so that the same code measures and carves.
+// Hands out aligned pieces of one block, as long as there is room. After that it only counts, so that the same code measures and
+// carves.
 class Arena {
  public:
-  explicit Arena(char* block = nullptr) : block_(block) {}
+  Arena() = default;
+  Arena(char* block, Index size) : block_(block), size_(size) {}
 
   template <class T>
   T* take(Index count) {
     const Index at = used_;
     used_ = checked_bytes<char>(round_up(at + checked_bytes<T>(count), kAlignment));
-    return block_ ? reinterpret_cast<T*>(block_ + at) : nullptr;
+    return block_ && used_ <= size_ ? reinterpret_cast<T*>(block_ + at) : nullptr;
   }
   Index used() const { return used_; }
 
  private:
-  char* block_;
-  Index used_ = 0;
+  char* block_ = nullptr;
+  Index size_ = 0, used_ = 0;
 };
 
 // Memory that no one sees after a call; grows to the largest call and then stays.
@@ -87,6 +89,19 @@ class Workspace {
     return buffer_.data();
   }
   Index size() const { return buffer_.size(); }
+
+  // `carve(arena)` takes what it needs; once more where there was not enough. Returns how many bytes that were.
+  template <class Carve>
+  Index carve(Carve&& carve) {
+    Arena arena(buffer_.data(), buffer_.size());
+    carve(arena);
+    const Index bytes = arena.used();
+    if (bytes > size()) {
+      arena = Arena(reserve(bytes), bytes);
+      carve(arena);
+    }
+    return bytes;
+  }
 
   // Calls in turns walk through the weights up and down: what exceeds a cache is then partly found still there.
   int next_turn() { return turn_ ^= 1; }

@@ -77,6 +77,7 @@ class Network {
 
  private:
   Problem problem(Index steps, Index batch, Index valid) const;
+  Problem backward_problem(Index steps, Index batch, Index valid, bool recomputing) const;
 
   using BackLayers = std::vector<PackedBackLayer<T>>;
 

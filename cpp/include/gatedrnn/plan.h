@@ -38,6 +38,9 @@ struct Plan {
   int threads() const { return grid() + mergers; }
 };
 
+// For one thread; without what it costs.
+Plan plan_alone(const Problem& problem, const Core& core);
+
 // `meeting`: see meeting_cycles.
 Plan make_plan(const Problem& problem, int max_threads, const Core& core, Team team = Team::asleep,
                double meeting = kUsualMeetingCycles);

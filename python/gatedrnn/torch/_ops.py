@@ -108,7 +108,7 @@ def _run(call: Call, x: Tensor, state: Any) -> tuple[Array, Any]:
     if call.sequence_packed:
         places, padded = _places(lengths, x)
         array = _pad(array, places, padded)
-    output, state_n = call.cached.network(array, state, lengths, None, call.batch_first)
+    output, state_n = call.cached.network.infer(array, state, lengths, None, call.batch_first)
     return _unpad(output, places) if call.sequence_packed else output, state_n
 
 
