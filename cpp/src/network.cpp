@@ -84,14 +84,13 @@ Problem Network<T>::backward_problem(Index steps, Index batch, Index valid, bool
 }
 
 template <class T>
-Plan Network<T>::plan(Index steps, Index batch, Index valid, int max_threads, Team team, double meeting) const {
-  return make_plan(problem(steps, batch, valid), max_threads, core_, team, meeting);
+Plan Network<T>::plan(Index steps, Index batch, Index valid, int max_threads) const {
+  return make_plan(problem(steps, batch, valid), max_threads, core_);
 }
 
 template <class T>
-Plan Network<T>::backward_plan(Index steps, Index batch, Index valid, bool recomputing, int max_threads, Team team,
-                               double meeting) const {
-  return make_plan(backward_problem(steps, batch, valid, recomputing), max_threads, core_, team, meeting);
+Plan Network<T>::backward_plan(Index steps, Index batch, Index valid, bool recomputing, int max_threads) const {
+  return make_plan(backward_problem(steps, batch, valid, recomputing), max_threads, core_);
 }
 
 template <class T>

@@ -29,7 +29,7 @@ class Network:
         dtype: np.dtype[Any],
     ) -> None: ...
     def renewed(self, parameters: dict[str, _Array]) -> Network:
-        """The same network with other parameters; scratch and the memory of tapes go on to it."""
+        """The same network with other parameters; scratch, tapes and old packs leave it their memory."""
 
     def infer(
         self, x: _Array, state: Any, lengths: npt.ArrayLike | None, out: _Array | None, batch_first: bool

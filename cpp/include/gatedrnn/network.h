@@ -1,5 +1,5 @@
-// A stack of recurrent layers with its weights packed for one instruction set. Immutable: any number of threads may run it
-// at once, each with a workspace of its own.
+// A stack of recurrent layers with its weights packed for one instruction set. It does not change while it is used: any
+// number of threads may run it at once, each with a workspace of its own.
 #pragma once
 
 #include <atomic>
@@ -44,10 +44,9 @@ class Network {
   Network(const Network&) = delete;
   Network& operator=(const Network&) = delete;
 
-  Plan plan(Index steps, Index batch, Index valid, int max_threads, Team team = Team::asleep,
-            double meeting = kUsualMeetingCycles) const;
-  Plan backward_plan(Index steps, Index batch, Index valid, bool recomputing, int max_threads, Team team = Team::asleep,
-                     double meeting = kUsualMeetingCycles) const;
+  // For threads that are asleep.
+  Plan plan(Index steps, Index batch, Index valid, int max_threads) const;
+  Plan backward_plan(Index steps, Index batch, Index valid, bool recomputing, int max_threads) const;
   // Runs with as many threads as pay; with a plan of one's own, returns false where run_team does.
   void run(const Sequence<T>& sequence, Workspace& workspace) const;
   bool run(const Sequence<T>& sequence, Workspace& workspace, const Plan& plan) const;

@@ -174,21 +174,22 @@ def summary_text(result: Mapping[str, Any]) -> str:
         part = result["shapes_with"][name]
         lines.append(
             f"  geometric mean against {name:<18} {mean:6.2f}"
-            + (f" ({limit['geometric_mean'][name]:.2f})" if limit else "")
+            + _in_brackets(limit.get("geometric_mean", {}).get(name))
             + (f"  ({part} shapes)" if part < count else "")
         )
     if "smallest" in result:
-        mean, best = result["geometric_mean_fastest"], limit.get("geometric_mean_fastest")
-        lines.append(
-            f"  geometric mean against the fastest peer {mean:4.2f}" + (f" ({best:.2f})" if best else "")
-        )
-        smallest = result["smallest"]
+        mean, best = result["geometric_mean_fastest"], _in_brackets(limit.get("geometric_mean_fastest"))
+        lines.append(f"  geometric mean against the fastest peer {mean:4.2f}{best}")
+        smallest, best = result["smallest"], _in_brackets(limit.get("smallest", {}).get("ratio"))
         where = f"{smallest['shape']}, {smallest['peer']}"
-        best = f" ({limit['smallest']['ratio']:.2f})" if limit else ""
         lines.append(f"  smallest ratio {smallest['ratio']:.2f}{best}: {where}")
     if "median_share_of_limit" in result:
         lines.append(f"  median share of the machine's limit {result['median_share_of_limit']:.0%}")
     return "\n".join(lines)
+
+
+def _in_brackets(ratio: float | None) -> str:
+    return "" if ratio is None else f" ({ratio:.2f})"
 
 
 def details(rows: Iterable[Row]) -> str:
