@@ -152,6 +152,7 @@ PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
         py::arg("max_threads"));
   m.def("machine", &machine);
   m.def("copy_all", &copy_all, py::arg("pairs"));
+  m.def("aligned_array", &aligned_array, py::arg("count"), py::arg("dtype"));
   m.def("fingerprint", &fingerprint, py::arg("arrays"));
   m.def("sigmoid", &gatedrnn::bindings::sigmoid, py::arg("x"));
   m.def("tanh", &gatedrnn::bindings::tanh, py::arg("x"));

@@ -123,6 +123,8 @@ py::dict machine() {
   return d;
 }
 
+py::array aligned_array(py::ssize_t count, const py::dtype& dtype) { return new_aligned_array(dtype, {count}); }
+
 std::uint64_t fingerprint(const std::vector<py::array>& arrays) {
   constexpr Index most = 64 << 10;
   std::vector<Bytes> pieces;

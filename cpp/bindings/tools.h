@@ -18,6 +18,7 @@ py::dict machine();
 // sees a part of it.
 void copy_all(const std::vector<std::pair<py::array, py::array>>& pairs);
 
+py::array aligned_array(py::ssize_t count, const py::dtype& dtype);
 std::uint64_t fingerprint(const std::vector<py::array>& arrays);
 py::array sigmoid(const py::array& x);
 py::array tanh(const py::array& x);

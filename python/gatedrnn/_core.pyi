@@ -104,6 +104,9 @@ def borrow_threads(parallel: int, thread_num: int, num_threads: int, max_threads
 def copy_all(pairs: Sequence[tuple[npt.NDArray[Any], npt.NDArray[Any]]]) -> None:
     """Copy (to, from) of each pair of contiguous arrays; nobody sees a part of it done."""
 
+def aligned_array(count: int, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    """Allocate a 1-d array that begins with a cache line; the numbers are undefined."""
+
 def fingerprint(arrays: Sequence[npt.NDArray[Any]]) -> int:
     """Hash the bytes of contiguous arrays to 64 bits."""
 

@@ -82,7 +82,7 @@ class ParameterStore:
 
     def like(self) -> dict[str, Array]:
         """New arrays of the same names, shapes and dtype; the numbers are undefined."""
-        flat = np.empty_like(self.flat)
+        flat = _core.aligned_array(self.flat.size, self.flat.dtype)
         return {
             name: flat[start : start + view.size].reshape(view.shape)
             for start, (name, view) in zip(self._starts, self.views.items(), strict=True)

@@ -86,7 +86,7 @@ class CachedNetwork(NamedTuple):
 
         They share one piece of memory: given back piece by piece, it would go to the system each time.
         """
-        flat = np.empty(self.places[-1][1].stop, self.dtype)
+        flat = _core.aligned_array(self.places[-1][1].stop, self.dtype)
         return {name: flat[place].reshape(shape) for name, place, shape in self.places}
 
     def is_of(self, stack: Stack, weights: Sequence[Tensor]) -> bool:
