@@ -44,6 +44,7 @@ struct BackPlace {
   GATEDRNN_INLINE void store(T* array, V value) const { S::store(array + row * a.state_stride + unit, value); }
   GATEDRNN_INLINE void store_d_a(int slot, V value) const {
     S::store(a.d_a + row * a.d_a_stride + slot * a.slot_stride + unit, value);
+    if (a.streamed_d_a) S::stream(a.streamed_d_a + row * a.streamed_d_a_stride + slot * a.slot_stride + unit, value);
   }
   GATEDRNN_INLINE void store_operand_of_weights(V value) const {
     S::store(a.operand_of_weights + row * a.operand_of_weights_stride + unit, value);

@@ -22,4 +22,11 @@ GATEDRNN_INLINE void store_first(typename S::T* p, typename S::V value, Index co
   for (Index i = 0; i < count; ++i) p[i] = values[i];
 }
 
+// Past the caches where the vector is a line of them; a part of a line would go to memory on its own.
+template <class S>
+GATEDRNN_INLINE void stream_first(typename S::T* p, typename S::V value, Index count) {
+  const bool whole_line = sizeof(value) == 64 && count >= S::lanes && reinterpret_cast<std::uintptr_t>(p) % 64 == 0;
+  return whole_line ? S::stream(p, value) : store_first<S>(p, value, count);
+}
+
 }  // namespace gatedrnn::GATEDRNN_ISA

@@ -26,7 +26,12 @@ struct UnitVector {
   // h[t], to the state and to the caller's output, which has no room for lanes past the last unit.
   GATEDRNN_INLINE void store_h(V h) const {
     store(a.h_next, h);
-    if (a.y) store_first<S>(a.y[row] + unit, h, a.units - unit);
+    if (!a.y) return;
+    T* const y = a.y[row] + unit;
+    if (a.stream_y)
+      stream_first<S>(y, h, a.units - unit);
+    else
+      store_first<S>(y, h, a.units - unit);
   }
 
   GATEDRNN_INLINE void keep(int slot, V value) const {

@@ -35,6 +35,7 @@ class BackwardRun : private BackwardMerge<T> {
     this->carve_groups(arena, tape_.recomputing() ? Base::Forward::replay : Base::Forward::no, [&](Group<T>& group) {
       group.carry = arena.take<T>(state);
       if (is_lstm(spec_.cell)) group.d_c = arena.take<T>(state);
+      for (T*& d_a : group.d_a) d_a = arena.take<T>(plan_.far ? this->most_rows() * d_a_stride() : 0);
       group.products = arena.take<T>(panels * products_stride());
     });
   }
@@ -56,9 +57,10 @@ class BackwardRun : private BackwardMerge<T> {
   using Base::batch_, Base::between_, Base::call_, Base::everyone_, Base::kept_, Base::network_, Base::order_,
       Base::plan_, Base::spec_, Base::tape_;
   using Base::block_count, Base::c_before, Base::d_h_stride, Base::d_input_of, Base::d_output_of, Base::d_a_stride,
-      Base::h_after, Base::h_before, Base::has_operand_of_weights, Base::input_of, Base::kept, Base::lanes,
-      Base::length, Base::list, Base::list_of_places, Base::meet, Base::merge, Base::most_steps, Base::panel_count,
-      Base::rank, Base::row_count, Base::running, Base::slot, Base::state_at, Base::take_block, Base::time;
+      Base::h_after, Base::h_before, Base::has_operand_of_weights, Base::input_of, Base::kept, Base::kept_pairs,
+      Base::kept_stride, Base::lanes, Base::length, Base::list, Base::list_of_places, Base::meet, Base::merge,
+      Base::most_steps, Base::panel_count, Base::rank, Base::row_count, Base::running, Base::slot, Base::state_at,
+      Base::take_block, Base::time;
 
   Index products_stride() const { return odd_lines<T>(this->most_rows() * kBackVectors * lanes()); }
   bool is_rnn() const { return spec_.cell == Cell::rnn_tanh || spec_.cell == Cell::rnn_relu; }
@@ -109,7 +111,7 @@ class BackwardRun : private BackwardMerge<T> {
       meet(share);
     }
     Index* offsets = offsets_ + share.thread * (most_steps() + 1);
-    const T* next = nullptr;  // the gradients of the pre-activations of the step after, of rank 0
+    Strided next{nullptr, 0};
     Index ring_end = 0;
     const Index blocks = block_count();
     for (Index b = 0; b < blocks; ++b) {
@@ -118,6 +120,7 @@ class BackwardRun : private BackwardMerge<T> {
       if (in_grid(share.thread)) {
         await_mergers(handed_over - 1);  // who are one block behind at most, as the ring has room for
         next = go_back(share, block, offsets, next);
+        if (plan_.far) publish_streamed();
       }
       if (plan_.mergers == 0 || b == blocks - 1) {
         everyone_.wait();
@@ -137,14 +140,12 @@ class BackwardRun : private BackwardMerge<T> {
     everyone_.wait();
   }
 
-  // The recurrence of one block: returns the last gradients of pre-activations.
-  const T* go_back(const Share& share, const Block& block, const Index* offsets, const T* next) {
+  // The recurrence of one block. `next` and what comes back: the gradients of the pre-activations of the step after, of the
+  // share's rows.
+  Strided go_back(const Share& share, const Block& block, const Index* offsets, Strided next) {
     if (tape_.recomputing()) recompute(share, block);
-    for (Index step = block.end - 1; step >= block.begin; --step) {
-      const Index offset = offsets[block.end - 1 - step];
-      take_step(share, block, step, offset, next);
-      next = block.d_a + offset * d_a_stride();
-    }
+    for (Index step = block.end - 1; step >= block.begin; --step)
+      next = take_step(share, block, step, offsets[block.end - 1 - step], next);
     return next;
   }
 
@@ -169,13 +170,13 @@ class BackwardRun : private BackwardMerge<T> {
         std::copy_n(c.data + rank(share, i) * c.stride, spec_.hidden_size, share.group.c + i * network_.state_stride());
     }
     meet(share);
-    const Passage passage{input_of(share.layer), {}, kept_, block.begin, tape_.kept_width()};
+    Passage passage{input_of(share.layer), {}, kept_, block.begin, tape_.kept_width(), kept_pairs()};
     this->replay(share, passage, block.begin, block.end,
                  [&](Index step, Index i) { return h_before(share, step, rank(share, i)); });
   }
 
   // ---- One step ----------------------------------------------------------------------------------------------------------
-  void take_step(const Share& share, const Block& block, Index step, Index offset, const T* next) const {
+  Strided take_step(const Share& share, const Block& block, Index step, Index offset, const Strided& next) const {
     const PackedBackLayer<T>& layer = network_.back_layer(share.layer, share.direction);
     const Index now = running(share, step, row_count(share)), old = running(share, step + 1, now);
     const Index first_pair = offset + share.row_group;
@@ -193,10 +194,14 @@ class BackwardRun : private BackwardMerge<T> {
     args.h = h;
     args.d_a = block.d_a + first_pair * d_a_stride();
     args.d_a_stride = plan_.row_groups * d_a_stride();
+    if (plan_.far) {  // the block's are for others; the share has its own
+      args.streamed_d_a = std::exchange(args.d_a, share.group.d_a[step % 2]);
+      args.streamed_d_a_stride = std::exchange(args.d_a_stride, d_a_stride());
+    }
     args.peephole = layer.peephole.data();
     if (tape_.kept_width() > 0) {
-      args.kept = kept(share, block, step) + share.row_group * tape_.kept_width();
-      args.kept_stride = plan_.row_groups * tape_.kept_width();
+      args.kept = kept(share, block, step) + share.row_group * kept_stride();
+      args.kept_stride = plan_.row_groups * kept_stride();
       args.kept_slots = kept_slots(spec_.cell);
     }
     if (is_lstm(spec_.cell)) {
@@ -209,23 +214,24 @@ class BackwardRun : private BackwardMerge<T> {
       args.operand_of_weights = block.operand_of_weights + first_pair * slot();
       args.operand_of_weights_stride = plan_.row_groups * slot();
     }
-    const Strided after{next ? next + share.row_group * d_a_stride() : nullptr, plan_.row_groups * d_a_stride()};
 
+    const Strided d_a{args.d_a, args.d_a_stride};
     if (spec_.proj_size > 0) {
       T** out = list_of_places(share.thread, 2);
       T* d_h = block.d_h + first_pair * d_h_stride();
       const Index stride = plan_.row_groups * d_h_stride();
       for (Index i = 0; i < now; ++i) out[i] = d_h + i * stride;
       args.out = out;
-      from_step_after(share, BackStage::linear, layer.recurrent, args, after, old, now);
+      from_step_after(share, BackStage::linear, layer.recurrent, args, next, old, now);
       args.carry = nullptr;
       args.d_y = nullptr;
       run_stage(share, last_back_stage(spec_.cell), layer.projection, args, {d_h, stride}, now);
-      return;
+      return d_a;
     }
-    from_step_after(share, last_back_stage(spec_.cell), layer.recurrent, args, after, old, now);
+    from_step_after(share, last_back_stage(spec_.cell), layer.recurrent, args, next, old, now);
     if (spec_.cell == Cell::gru_reset_before)
-      run_stage(share, BackStage::gru_before_reset, layer.candidate, args, {args.d_a, args.d_a_stride}, now);
+      run_stage(share, BackStage::gru_before_reset, layer.candidate, args, d_a, now);
+    return d_a;
   }
 
   BackStepArgs<T> common_args(const Share& share) const {
@@ -291,19 +297,19 @@ class BackwardRun : private BackwardMerge<T> {
     skip(args.d_y, 1);
     skip(args.out, 1);
     skip(args.d_a, args.d_a_stride);
+    skip(args.streamed_d_a, args.streamed_d_a_stride);
     skip(args.operand_of_weights, args.operand_of_weights_stride);
   }
 
   // What reaches h[-1] and c[-1].
-  void initial_state_gradients(const Share& share, const T* next) const {
+  void initial_state_gradients(const Share& share, const Strided& next) const {
     const PackedBackLayer<T>& layer = network_.back_layer(share.layer, share.direction);
     const Index P = spec_.state_size(), H = spec_.hidden_size;
     T** out = list_of_places(share.thread, 2);
     for (Index i = 0; i < row_count(share); ++i) out[i] = call_.d_h_0 + state_at(share, i, P);
     BackStepArgs<T> args = common_args(share);
     args.out = out;
-    const Strided after{next ? next + share.row_group * d_a_stride() : nullptr, plan_.row_groups * d_a_stride()};
-    from_step_after(share, BackStage::linear, layer.recurrent, args, after, running(share, 0, row_count(share)),
+    from_step_after(share, BackStage::linear, layer.recurrent, args, next, running(share, 0, row_count(share)),
                     row_count(share));
     if (!is_lstm(spec_.cell) || share.unit_group > 0) return;
     for (Index i = 0; i < row_count(share); ++i)
@@ -316,7 +322,7 @@ class BackwardRun : private BackwardMerge<T> {
     const Index width = spec_.output_size();
     for (Index rank = thread; rank < batch_; rank += plan_.threads())
       for (Index t = 0; t < order_.length(rank); ++t) {
-        const Index at = (t * batch_ + rank) * width;
+        const Index at = tape_.pairs.at(t, rank) * width;
         T* d = between_[layer % 2] + at;
         const std::uint8_t* mask = tape_.masks[layer] + at;
         for (Index k = 0; k < width; ++k) d[k] = mask[k] ? d[k] * scale : T(0);

@@ -130,28 +130,31 @@ class BackwardPlaces : protected Run<T> {
   const T** list(int thread, int which) const { return lists_ + (thread * kLists + which) * list_size(); }
   T** list_of_places(int thread, int which) const { return const_cast<T**>(list(thread, which)); }
 
-  Rows<const T> dense(const T* data) const {
-    return {data, batch_ * spec_.output_size(), spec_.output_size(), nullptr};
+  // Arrays as the tape has them.
+  template <class Value>
+  Rows<Value> dense(Value* data) const {
+    const PairOrder& pairs = tape_.pairs;
+    return {data, pairs.step_stride * spec_.output_size(), pairs.rank_stride * spec_.output_size(), nullptr};
   }
   Rows<const T> input_of(Index layer) const {
     if (layer == 0) return {call_.x, call_.x_step, call_.x_row, order_.rows};
-    return dense((tape_.inputs.empty() ? tape_.outputs : tape_.inputs)[layer - 1]);
+    return dense<const T>((tape_.inputs.empty() ? tape_.outputs : tape_.inputs)[layer - 1]);
   }
   // The gradients of a layer's output, and of its input.
   Rows<const T> d_output_of(Index layer) const {
     if (layer == spec_.num_layers - 1) return {call_.d_y, call_.d_y_step, call_.d_y_row, order_.rows};
-    return dense(between_[layer % 2]);
+    return dense<const T>(between_[layer % 2]);
   }
   Rows<T> d_input_of(Index layer) const {
     if (layer == 0) return {call_.d_x, call_.d_x_step, call_.d_x_row, order_.rows};
-    return {between_[(layer - 1) % 2], batch_ * spec_.output_size(), spec_.output_size(), nullptr};
+    return dense(between_[(layer - 1) % 2]);
   }
 
   Index time_of(const Share& share, Index step, Index rank) const {
     return share.direction == 0 ? step : order_.length(rank) - 1 - step;
   }
   const T* h_after(const Share& share, Index step, Index rank) const {
-    return dense(tape_.outputs[share.layer]).at(time_of(share, step, rank), rank) +
+    return dense<const T>(tape_.outputs[share.layer]).at(time_of(share, step, rank), rank) +
            share.direction * spec_.state_size();
   }
   const T* h_before(const Share& share, Index step, Index rank) const {
@@ -159,11 +162,17 @@ class BackwardPlaces : protected Run<T> {
     return tape_.h_0 + (this->track(share) * batch_ + rank) * spec_.state_size();
   }
 
-  const T* kept(const Share& share, const Block& block, Index step) const {
-    const T* base =
-        tape_.recomputing() ? kept_ - block.begin * batch_ * tape_.kept_width() : tape_.kept[this->track(share)];
-    return base + step * batch_ * tape_.kept_width();
+  // With recomputing one block's are there at a time.
+  PairOrder kept_pairs() const {
+    if (!tape_.recomputing()) return tape_.pairs;
+    return plan_.row_groups > 1 ? PairOrder::by_rank(tape_.most_block_steps()) : PairOrder::by_step(batch_);
   }
+  // Of rank 0.
+  const T* kept(const Share& share, const Block& block, Index step) const {
+    const T* first = tape_.recomputing() ? kept_ : tape_.kept[this->track(share)];
+    return first + kept_pairs().at(tape_.recomputing() ? step - block.begin : step, 0) * tape_.kept_width();
+  }
+  Index kept_stride() const { return kept_pairs().rank_stride * tape_.kept_width(); }
   // The LSTM's c before a step, of rank 0.
   CellStates c_before(const Share& share, const Block& block, Index step) const {
     const Index H = spec_.hidden_size;
@@ -175,7 +184,7 @@ class BackwardPlaces : protected Run<T> {
     return step == 0 ? CellStates{checkpoints, H, 1} : c_after(share, block, step - 1);
   }
   CellStates c_after(const Share& share, const Block& block, Index step) const {
-    return {kept(share, block, step), tape_.kept_width(), kept_slots(spec_.cell)};
+    return {kept(share, block, step), kept_stride(), kept_slots(spec_.cell)};
   }
 
   const Tape<T>& tape_;

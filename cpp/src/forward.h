@@ -36,13 +36,17 @@ class ForwardRun : private Run<T> {
       RowOrder::sort(sequence_.lengths, sequence_.batch, sorted_);
       this->order_.rows = sorted_;
     }
+    // Processors fetch ahead of what they write. Threads with rows of their own write each a part of the tape of its own, so that
+    // they do not take each other's next lines away.
+    if (tape_)
+      tape_->pairs = plan_.row_groups > 1 ? PairOrder::by_rank(tape_->steps) : PairOrder::by_step(tape_->batch);
     everyone_.reset(plan_.threads());
     if (plan_.threads() == 1) {
       work(0);
       return true;
     }
     if (overlapping()) std::uninitialized_default_construct_n(done_, spec_.num_layers * plan_.row_groups);
-    const bool meeting = plan_.unit_groups > 1 || overlapping() || layers_meet();
+    const bool meeting = plan_.unit_groups > 1 || overlapping() || layers_meet() || tape_;
     const Shares shares = meeting ? Shares::together : Shares::independent;
     return run_team(
         plan_.threads(), shares, patience(plan_),
@@ -60,25 +64,46 @@ class ForwardRun : private Run<T> {
 
   bool overlapping() const { return plan_.layer_groups > 1; }
 
+  // What one thread writes in the way of another, or for all of them, past the caches.
+  bool streaming() const { return plan_.far && !overlapping() && (tape_ || plan_.row_groups > 1); }
+
+  void meet_everyone() {
+    if (streaming()) publish_streamed();
+    everyone_.wait();
+  }
+
   void work(int thread) {
     const FlushDenormals flush;
-    if (overlapping()) return work_on_overlapping_layers(thread);
+    if (overlapping())
+      work_on_overlapping_layers(thread);
+    else
+      work_on_layers(thread);
+    if (streaming()) publish_streamed();
+    if (!tape_) return;
+    everyone_.wait();
+    deliver(thread);
+  }
+
+  void work_on_layers(int thread) {
     Group<T>& group = this->group_of(thread);
     for (Index layer = 0; layer < spec_.num_layers; ++layer) {
       for (Index d = this->direction_group_of(thread); d < spec_.directions; d += plan_.direction_groups) {
         const Share share{thread, this->unit_group_of(thread), this->row_group_of(thread), group, layer, d};
         for (Index segment = 0; segment < segment_count(); ++segment) run_segment(share, segment);
       }
-      if (layers_meet()) everyone_.wait();
-      if (dropping() && layer + 1 < spec_.num_layers) {
-        drop(thread, layer);
-        everyone_.wait();
-      }
+      if (layer + 1 == spec_.num_layers) break;
+      if (layers_meet()) meet_everyone();
+      if (!dropping()) continue;
+      drop(thread, layer);
+      everyone_.wait();
     }
   }
 
   Rows<T> caller_output() const { return {sequence_.y, sequence_.y_step, sequence_.y_row, order_.rows}; }
-  Rows<T> dense(T* data) const { return {data, sequence_.batch * spec_.output_size(), spec_.output_size(), nullptr}; }
+  Rows<T> dense(T* data) const {
+    const PairOrder pairs = tape_ ? tape_->pairs : PairOrder::by_step(sequence_.batch);
+    return {data, pairs.step_stride * spec_.output_size(), pairs.rank_stride * spec_.output_size(), nullptr};
+  }
 
   // A layer writes where the next one reads: for training into the tape. For inference in one direction that can be the same
   // memory, since a block's inputs are projected before its outputs are written; two directions take turns between the
@@ -141,18 +166,17 @@ class ForwardRun : private Run<T> {
       meet(share);
     }
     if (keeping() && (segment == 0 || recomputing())) checkpoint(share, segment);
-    Passage passage{input_of(share.layer), output_of(share.layer), nullptr, 0, 0};
+    Passage passage{input_of(share.layer), output_of(share.layer)};
+    passage.stream = streaming();
     if (keeping() && !recomputing()) {
       passage.kept = tape_->kept[this->track(share)];
       passage.kept_width = tape_->kept_width();
+      passage.pairs = tape_->pairs;
     }
     this->walk(share, passage, begin, end, first_turn_ ^ static_cast<int>(begin & 1),
                [&](Index, const T* h, Index next, Index rows) { store_state(share, h, next, rows); });
-    if (share.layer != spec_.num_layers - 1 || end != sequence_.steps) return;
-    if (tape_)
-      deliver(share, passage.out);
-    else if (share.unit_group == 0 && sequence_.lengths)
-      clear_past_lengths(share);
+    const bool delivered = !tape_ && share.layer == spec_.num_layers - 1 && end == sequence_.steps;
+    if (delivered && share.unit_group == 0 && sequence_.lengths) clear_past_lengths(share);
   }
 
   // The initial state into scratch; a row of length 0 has its final state with that.
@@ -200,7 +224,7 @@ class ForwardRun : private Run<T> {
     const Index width = spec_.output_size();
     for (Index rank = thread; rank < sequence_.batch; rank += plan_.threads())
       for (Index t = 0; t < order_.length(rank); ++t) {
-        const Index at = (t * sequence_.batch + rank) * width;
+        const Index at = tape_->pairs.at(t, rank) * width;
         const std::uint64_t place =
             static_cast<std::uint64_t>(((layer * sequence_.steps + t) * sequence_.batch + order_.row(rank)) * width);
         for (Index k = 0; k < width; ++k) {
@@ -211,15 +235,13 @@ class ForwardRun : private Run<T> {
       }
   }
 
-  // From the tape to the caller's output, with zeros past the lengths; the threads of a group share the steps.
-  void deliver(const Share& share, const Rows<T>& from) const {
-    const Index P = spec_.state_size(), column = share.direction * P;
-    const Rows<T> to = caller_output();
-    for (Index t = share.unit_group; t < sequence_.steps; t += plan_.unit_groups)
-      for (Index i = 0; i < row_count(share); ++i) {
-        T* y = to.at(t, rank(share, i)) + column;
-        Base::copy_or_clear(t < length(share, i) ? from.at(t, rank(share, i)) + column : nullptr, P, y);
-      }
+  // This thread's part of the steps, from the tape to the caller's output, with zeros past the lengths.
+  void deliver(int thread) const {
+    const Rows<T> from = dense(tape_->outputs.back()), to = caller_output();
+    const Index steps = sequence_.steps, threads = plan_.threads();
+    for (Index t = steps * thread / threads; t < steps * (thread + 1) / threads; ++t)
+      for (Index rank = 0; rank < sequence_.batch; ++rank)
+        Base::copy_or_clear(t < order_.length(rank) ? from.at(t, rank) : nullptr, spec_.output_size(), to.at(t, rank));
   }
 
   void clear_past_lengths(const Share& share) const {

@@ -20,6 +20,7 @@ constexpr double kMergersPace = 1.15;     // blocks are short, and come from ano
 constexpr double kStageCycles = 150;      // calling one stage of a step
 constexpr double kActivationCycles = 40;  // one vector of units through the cell
 constexpr double kGain = 0.9;             // several threads have to be worth it
+constexpr double kFarCycles = 800;        // of a meeting, for each thread: more than between caches of one last level
 constexpr double kChangeover = 1.1;       // overlapping layers that go from thread to thread with their weights
 
 double bytes_per_cycle(double bytes, const Core& core) {
@@ -186,6 +187,8 @@ Plan make_plan(const Problem& p, int max_threads, const Core& core, Team team, d
     plan.cycles = total_cycles(p, plan, machine);
     if (max_threads > 1 && machine.may_pay(plan.cycles, max_threads))
       plan = plan_for_several(p, plan, max_threads, machine);
+    plan.far = plan.threads() > 1 && team == Team::awake && p.lanes * p.value_size == kAlignment &&  // whole lines
+               meeting > kFarCycles * plan.threads();
   }
   return plan;
 }

@@ -45,6 +45,7 @@ struct Group {
   T* carry = nullptr;
   T* d_c = nullptr;
   T* products = nullptr;
+  T* d_a[2] = {};  // those of pre-activations, in turns, where the block's are written past the caches
   Barrier barrier;
 };
 
@@ -66,8 +67,10 @@ class Run {
   struct Passage {
     Rows<const T> in;
     Rows<T> out;        // no data: the output is not wanted
-    T* kept = nullptr;  // [step][rank][kept_width], its first step being `first`, or null
+    T* kept = nullptr;  // [(step - first, rank)][kept_width], or null
     Index first = 0, kept_width = 0;
+    PairOrder pairs = {};
+    bool stream = false;  // the output past the caches
   };
 
   // Overlapping layers have scratch of their own, as each waits in the middle for its turn.
@@ -322,10 +325,12 @@ class Run {
     args.update = operands.update;
     args.peephole = stage.peephole.data();
     args.y = last_stage && y ? y + at : nullptr;
-    args.kept_stride = plan_.row_groups * passage.kept_width;
+    args.stream_y = passage.stream;
+    args.kept_stride = plan_.row_groups * passage.pairs.rank_stride * passage.kept_width;
     args.kept_slots = kept_slots(spec_.cell);
-    args.kept = passage.kept ? passage.kept + ((step - passage.first) * batch_ + share.row_group) * passage.kept_width
-                             : nullptr;
+    args.kept = passage.kept
+                    ? passage.kept + passage.pairs.at(step - passage.first, share.row_group) * passage.kept_width
+                    : nullptr;
     return args;
   }
 

@@ -8,7 +8,13 @@ namespace gatedrnn {
 
 template <class T>
 Tape<T>::Tape(const Spec& spec, const Sequence<T>& sequence, const TapeOptions& options, Workspace& memory)
-    : spec(spec), options(options), steps(sequence.steps), batch(sequence.batch), lengths(batch, steps), rows(batch) {
+    : spec(spec),
+      options(options),
+      steps(sequence.steps),
+      batch(sequence.batch),
+      lengths(batch, steps),
+      rows(batch),
+      pairs(PairOrder::by_step(batch)) {
   if (sequence.lengths) lengths.assign(sequence.lengths, sequence.lengths + batch);
   RowOrder::sort(lengths.data(), batch, rows.data());
   make_blocks();
@@ -17,12 +23,12 @@ Tape<T>::Tape(const Spec& spec, const Sequence<T>& sequence, const TapeOptions& 
 
 template <class T>
 void Tape<T>::carve(Arena& arena) {
-  const Index H = spec.hidden_size, places = steps * batch, outputs_size = places * spec.output_size();
+  const Index H = spec.hidden_size, pair_count = steps * batch, outputs_size = pair_count * spec.output_size();
   const Index checkpoints = options.recompute ? std::max<Index>(1, static_cast<Index>(blocks.size()) - 1) : 1;
   kept.clear();
   c.clear();
   for (Index track = 0; track < tracks(); ++track) {
-    kept.push_back(arena.take<T>(options.recompute ? 0 : places * kept_width()));
+    kept.push_back(arena.take<T>(options.recompute ? 0 : pair_count * kept_width()));
     c.push_back(arena.take<T>(is_lstm(spec.cell) ? checkpoints * batch * H : 0));
   }
   outputs.clear();

@@ -208,14 +208,25 @@ class BackwardTest {
       const Case c(cell_, shape);
       const KernelTable& table = *available_tables().back();
       const Gradients<T> expected = computed(c, table, alone(c), alone(c));
-      for (const Plan& plan : {Plan{1, 1, 2, 1, 40, 2e12}, Plan{1, 1, 1, 2, 33, 2e12}, Plan{1, 1, 3, 1, 64, 2e12},
-                               Plan{1, 1, 2, 2, 33, 2e12}})
-        for (const bool recompute : {false, true})
-          CHECK_NOTHING_WRONG(expected.difference(computed(c, table, plan, plan, {{}, recompute}), 0),
-                              "plans, " + c.problem.name());
+      for (Plan plan : {Plan{1, 1, 2, 1, 40, 2e12}, Plan{1, 1, 1, 2, 33, 2e12}, Plan{1, 1, 3, 1, 64, 2e12},
+                        Plan{1, 1, 2, 2, 33, 2e12}})
+        for (const bool far : {false, true}) {
+          plan.far = far;
+          for (const bool recompute : {false, true})
+            CHECK_NOTHING_WRONG(expected.difference(computed(c, table, plan, plan, {{}, recompute}), 0),
+                                "plans, " + c.problem.name());
+          // Backward's rows need not be shared out as forward's were.
+          CHECK_NOTHING_WRONG(expected.difference(computed(c, table, plan, alone(c)), 0), "alone, " + c.problem.name());
+          CHECK_NOTHING_WRONG(expected.difference(computed(c, table, Plan{1, 1, 3, 1, 64, 2e12}, plan), 0),
+                              "other rows, " + c.problem.name());
+        }
       const Plan merger{1, 1, 1, 1, 33, 2e12, 1};
-      for (const Plan& plan : {merger, Plan{1, 1, 2, 1, 70, 2e12, 1}, Plan{1, 1, 1, 1, 100000, 2e12, 2}})
-        CHECK_NOTHING_WRONG(expected.difference(computed(c, table, alone(c), plan), 0), "mergers, " + c.problem.name());
+      for (Plan plan : {merger, Plan{1, 1, 2, 1, 70, 2e12, 1}, Plan{1, 1, 1, 1, 100000, 2e12, 2}})
+        for (const bool far : {false, true}) {
+          plan.far = far;
+          CHECK_NOTHING_WRONG(expected.difference(computed(c, table, alone(c), plan), 0),
+                              "mergers, " + c.problem.name());
+        }
       CHECK_NOTHING_WRONG(expected.difference(computed(c, table, alone(c), merger, {{}, true}), 0),
                           "mergers, recomputing, " + c.problem.name());
       if (shape.directions > 1) continue;

@@ -17,7 +17,7 @@ constexpr double kPatientCycles = 2e12;
 std::string text(const Plan& plan) {
   std::ostringstream out;
   out << "plan " << plan.layer_groups << "x" << plan.direction_groups << "x" << plan.row_groups << "x"
-      << plan.unit_groups << " block " << plan.block_pairs;
+      << plan.unit_groups << " block " << plan.block_pairs << (plan.far ? " far" : "");
   return out.str();
 }
 
@@ -27,6 +27,8 @@ std::vector<Plan> plans_for(const Shape& shape) {
     const Index fewest = std::max<Index>(1, (shape.batch + rows - 1) / rows);
     for (const Index block_pairs : {fewest, fewest + 1, 3 * fewest + 2, Index(1001)})
       plans.push_back({layers, directions, rows, units, block_pairs, kPatientCycles});
+    if (layers * directions * rows * units > 1)
+      plans.push_back({layers, directions, rows, units, fewest + 1, kPatientCycles, 0, true});
   };
   for (int directions = 1; directions <= shape.directions; ++directions)
     for (const int rows : {1, 2, 3})
@@ -164,6 +166,14 @@ void check_make_plan() {
   CHECK_EQUAL(1, make_plan(long_row, 2, core).threads());
   const gatedrnn::Problem rows{Spec{Cell::lstm, 64, 64, 1, 1, 0}, 100, 64, 6400, 4, 16, false, true, true};
   CHECK_EQUAL(2, make_plan(rows, 2, core).row_groups);
+  // Threads are far from each other where their meetings say so, and whole lines can be written past the caches.
+  CHECK(make_plan(rows, 2, core, Team::awake, 2600).far);
+  CHECK(!make_plan(rows, 2, core, Team::awake, 900).far);
+  CHECK(!make_plan(rows, 1, core, Team::awake, 2600).far);
+  CHECK(!make_plan(rows, 2, core, Team::asleep, 2600).far);
+  gatedrnn::Problem half_lines = rows;
+  half_lines.lanes = 8;
+  CHECK(!make_plan(half_lines, 2, core, Team::awake, 2600).far);
 }
 
 // ---- No threads -----------------------------------------------------------------------------------------------------------

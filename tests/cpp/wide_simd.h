@@ -28,6 +28,7 @@ struct Simd {
   static V load(const T* p) {
     return each([&](int i) { return p[i]; });
   }
+  static void stream(T* p, V v) { store(p, v); }
   static void store(T* p, V v) {
     for (int i = 0; i < lanes; ++i) p[i] = v.lane[i];
   }

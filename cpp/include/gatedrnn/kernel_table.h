@@ -109,6 +109,7 @@ struct StepArgs {
   T* update;           // reset-before GRU: what the second stage needs of z
   const T* peephole;   // [panel][3][lanes]: i, f, o
   T* const* y;         // [rows] pointers to the output rows of this step, or null
+  bool stream_y;       // past the caches, where a row's place allows
   T* kept;             // for training: [rows][kept_stride], each row as kept_offset says
   Index kept_stride, kept_slots;
 };
@@ -206,6 +207,8 @@ struct BackStepArgs {
   T* d_c;  // LSTM, [rows][state_stride]: the gradient of c[t] on entry, of c[t-1] on exit
   T* d_a;  // the result: [rows][d_a_stride] of [slot][unit]
   Index d_a_stride, slot_stride;
+  T* streamed_d_a;  // the same past the caches, for threads that are far away; or null
+  Index streamed_d_a_stride;
   T* operand_of_weights;  // [rows][its stride], or null: r * h of the reset-before GRU, o * tanh(c) before a projection
   Index operand_of_weights_stride;
   T* const* out;  // linear, [rows] pointers: the result

@@ -1,4 +1,4 @@
-// The order in which the rows of a batch stand.
+// The order in which the rows of a batch stand, and their steps.
 #pragma once
 
 #include <algorithm>
@@ -21,6 +21,15 @@ struct RowOrder {
     std::sort(rows, rows + count,
               [lengths](Index a, Index b) { return lengths[a] != lengths[b] ? lengths[a] > lengths[b] : a < b; });
   }
+};
+
+// How (step, rank) pairs follow one another in an array: step by step, or rank by rank.
+struct PairOrder {
+  Index step_stride, rank_stride;  // in pairs
+
+  static PairOrder by_step(Index ranks) { return {ranks, 1}; }
+  static PairOrder by_rank(Index steps) { return {1, steps}; }
+  Index at(Index step, Index rank) const { return step * step_stride + rank * rank_stride; }
 };
 
 }  // namespace gatedrnn

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "gatedrnn/network.h"
+#include "gatedrnn/row_order.h"
 #include "gatedrnn/tape_options.h"
 
 namespace gatedrnn {
@@ -27,9 +28,10 @@ class Tape {
   // ones of its plan).
   std::vector<Index> blocks;
 
-  std::vector<T*> kept;  // by track: [step][rank][kept_width], see kept_offset; with `recompute` nowhere
+  PairOrder pairs;       // in `kept`, `outputs`, `inputs` and `masks`, as forward's plan wants it
+  std::vector<T*> kept;  // by track: [(step, rank)][kept_width], see kept_offset; with `recompute` nowhere
   std::vector<T*> c;  // by track, LSTM: [checkpoint][rank][H]: c before each block, or with all kept before the first
-  std::vector<T*> outputs;           // by layer: [t][rank][D * P]
+  std::vector<T*> outputs;           // by layer: [(t, rank)][D * P]
   std::vector<T*> inputs;            // by layer from the second on, with dropout: what is left of the outputs below
   std::vector<std::uint8_t*> masks;  // the same places: 1 where a value was left
   T* h_0 = nullptr;                  // [track][rank][P]
