@@ -68,21 +68,32 @@ void outer(const OuterArgs<typename S::T>& a) noexcept {
   }
 }
 
-template <class S>
-void sum_columns(const ColumnArgs<typename S::T>& a) noexcept {
-  for (Index unit = 0; unit < a.units; unit += S::lanes) {
-    auto sum = S::load(a.sums + unit);
-    for (Index n = 0; n < a.count; ++n) {
-      const auto d = S::load(a.d + n * a.d_stride + unit);
+// The sums of N vectors of columns: rows may be pages apart, of which each is worth more than a line.
+template <class S, int N>
+void sum_vectors(const ColumnArgs<typename S::T>& a, Index unit) {
+  typename S::V sums[N];
+  for (int v = 0; v < N; ++v) sums[v] = S::load(a.sums + unit + v * S::lanes);
+  for (Index n = 0; n < a.count; ++n)
+    for (int v = 0; v < N; ++v) {
+      const Index column = unit + v * S::lanes;
+      const auto d = S::load(a.d + n * a.d_stride + column);
       if (a.factor) {
-        const Index at = n * a.factor_stride + kept_offset(a.factor_slots, a.factor_slots - 1, unit, a.units, S::lanes);
-        sum = S::madd(d, load_first<S>(a.factor + at, a.units - unit), sum);
+        const Index at =
+            n * a.factor_stride + kept_offset(a.factor_slots, a.factor_slots - 1, column, a.units, S::lanes);
+        sums[v] = S::madd(d, load_first<S>(a.factor + at, a.units - column), sums[v]);
       } else {
-        sum = S::add(sum, d);
+        sums[v] = S::add(sums[v], d);
       }
     }
-    S::store(a.sums + unit, sum);
-  }
+  for (int v = 0; v < N; ++v) S::store(a.sums + unit + v * S::lanes, sums[v]);
+}
+
+template <class S>
+void sum_columns(const ColumnArgs<typename S::T>& a) noexcept {
+  constexpr int several = 4;
+  Index unit = 0;
+  for (; unit + (several - 1) * S::lanes < a.units; unit += several * S::lanes) sum_vectors<S, several>(a, unit);
+  for (; unit < a.units; unit += S::lanes) sum_vectors<S, 1>(a, unit);
 }
 
 }  // namespace gatedrnn::GATEDRNN_ISA

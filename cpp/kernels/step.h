@@ -36,7 +36,10 @@ struct UnitVector {
 
   GATEDRNN_INLINE void keep(int slot, V value) const {
     T* kept = a.kept + row * a.kept_stride + kept_offset(a.kept_slots, slot, unit, a.units, S::lanes);
-    store_first<S>(kept, value, a.units - unit);
+    if (a.stream_kept)
+      stream_first<S>(kept, value, a.units - unit);
+    else
+      store_first<S>(kept, value, a.units - unit);
   }
 };
 

@@ -64,11 +64,13 @@ class ForwardRun : private Run<T> {
 
   bool overlapping() const { return plan_.layer_groups > 1; }
 
-  // What one thread writes in the way of another, or for all of them, past the caches.
-  bool streaming() const { return plan_.far && !overlapping() && (tape_ || plan_.row_groups > 1); }
+  // What one thread writes in the way of another, or for all of them.
+  bool streaming_outputs() const { return plan_.far && !overlapping() && (tape_ || plan_.row_groups > 1); }
+  // What will be gone from the last level when backward asks for it.
+  bool streaming_kept() const { return tape_->bytes() > network_.core().l3 / 2; }
 
   void meet_everyone() {
-    if (streaming()) publish_streamed();
+    publish_streamed();
     everyone_.wait();
   }
 
@@ -78,10 +80,12 @@ class ForwardRun : private Run<T> {
       work_on_overlapping_layers(thread);
     else
       work_on_layers(thread);
-    if (streaming()) publish_streamed();
-    if (!tape_) return;
-    everyone_.wait();
-    deliver(thread);
+    if (tape_) {
+      meet_everyone();
+      deliver(thread);
+    } else if (plan_.far) {
+      publish_streamed();
+    }
   }
 
   void work_on_layers(int thread) {
@@ -167,11 +171,12 @@ class ForwardRun : private Run<T> {
     }
     if (keeping() && (segment == 0 || recomputing())) checkpoint(share, segment);
     Passage passage{input_of(share.layer), output_of(share.layer)};
-    passage.stream = streaming();
+    passage.stream_output = streaming_outputs();
     if (keeping() && !recomputing()) {
       passage.kept = tape_->kept[this->track(share)];
       passage.kept_width = tape_->kept_width();
       passage.pairs = tape_->pairs;
+      passage.stream_kept = streaming_kept();
     }
     this->walk(share, passage, begin, end, first_turn_ ^ static_cast<int>(begin & 1),
                [&](Index, const T* h, Index next, Index rows) { store_state(share, h, next, rows); });

@@ -70,7 +70,7 @@ class Run {
     T* kept = nullptr;  // [(step - first, rank)][kept_width], or null
     Index first = 0, kept_width = 0;
     PairOrder pairs = {};
-    bool stream = false;  // the output past the caches
+    bool stream_output = false, stream_kept = false;  // past the caches
   };
 
   // Overlapping layers have scratch of their own, as each waits in the middle for its turn.
@@ -325,7 +325,8 @@ class Run {
     args.update = operands.update;
     args.peephole = stage.peephole.data();
     args.y = last_stage && y ? y + at : nullptr;
-    args.stream_y = passage.stream;
+    args.stream_y = passage.stream_output;
+    args.stream_kept = passage.stream_kept;
     args.kept_stride = plan_.row_groups * passage.pairs.rank_stride * passage.kept_width;
     args.kept_slots = kept_slots(spec_.cell);
     args.kept = passage.kept

@@ -45,12 +45,13 @@ void Tape<T>::carve(Arena& arena) {
 }
 
 // As many rows as keep the gradients of their pre-activations in a part of the second-level cache, but enough to make passes
-// over the sums of the weights' gradients few. With recomputing, few steps, since all that they keep has to be there at once.
+// over the sums of the weights' gradients few: twice as many where they would not stay there anyway. With recomputing, few steps, since all that they keep has to be there at once.
 template <class T>
 void Tape<T>::make_blocks() {
   constexpr Index fewest = 256, most = 1024, parts = 32;
   const Index row_bytes = gradient_slots(spec.cell) * spec.hidden_size * static_cast<Index>(sizeof(T));
-  const Index wanted = std::clamp(core().l2 / 4 / row_bytes, fewest, most);
+  const Index wanted =
+      fewest * row_bytes > core().l2 ? 2 * fewest : std::clamp(core().l2 / 4 / row_bytes, fewest, most);
   const Index most_steps = options.recompute ? std::max<Index>(1, steps / parts) : steps;
   const RowOrder order{rows.data(), lengths.data(), steps};
   blocks = {0};

@@ -98,6 +98,7 @@ class BackwardTest {
     compare({9, 17, 3, 4, 1, 2, {0, 0, 0, 0}});
     without_some();
     plans();
+    large_tapes();
     renewed();
     ring();
     mistakes_are_seen();
@@ -234,6 +235,22 @@ class BackwardTest {
         for (const bool recompute : {false, true})
           CHECK_NOTHING_WRONG(expected.difference(computed(c, table, plan, alone(c), {{}, recompute}), 0),
                               "overlapping layers, " + c.problem.name());
+    }
+  }
+
+  // What exceeds the caches is kept past them.
+  void large_tapes() {
+    Core small = core();
+    small.l3 = 1;
+    for (const Shape& shape : {Shape{7, 64, 5, 6, 2, 1}, Shape{9, 129, 7, 5, 2, 2, {7, 0, 3, 7, 2}}}) {
+      const Case c(cell_, shape);
+      const KernelTable& table = *available_tables().back();
+      const Network<T> network(c.problem.spec, c.problem.parameters, table, small);
+      network.pack_for_backward(c.problem.parameters);
+      for (const Plan& plan : {alone(c), Plan{1, 1, 2, 1, 40, 2e12}})
+        CHECK_NOTHING_WRONG(
+            computed(c, table, alone(c), alone(c)).difference(computed_by(network, c, plan, alone(c)), 0),
+            "large tapes, " + c.problem.name());
     }
   }
 

@@ -111,6 +111,7 @@ struct StepArgs {
   T* const* y;         // [rows] pointers to the output rows of this step, or null
   bool stream_y;       // past the caches, where a row's place allows
   T* kept;             // for training: [rows][kept_stride], each row as kept_offset says
+  bool stream_kept;    // past the caches
   Index kept_stride, kept_slots;
 };
 
