@@ -170,12 +170,13 @@ class BackwardRun : private BackwardMerge<T> {
         std::copy_n(c.data + rank(share, i) * c.stride, spec_.hidden_size, share.group.c + i * network_.state_stride());
     }
     meet(share);
-    Passage passage{input_of(share.layer), {}, kept_, block.begin, tape_.kept_width(), kept_pairs()};
+    const Passage passage{input_of(share.layer), {}, kept_, block.begin, tape_.kept_width(), kept_pairs()};
     this->replay(share, passage, block.begin, block.end,
                  [&](Index step, Index i) { return h_before(share, step, rank(share, i)); });
   }
 
   // ---- One step ----------------------------------------------------------------------------------------------------------
+  // From and to gradients of pre-activations as `go_back` has them.
   Strided take_step(const Share& share, const Block& block, Index step, Index offset, const Strided& next) const {
     const PackedBackLayer<T>& layer = network_.back_layer(share.layer, share.direction);
     const Index now = running(share, step, row_count(share)), old = running(share, step + 1, now);
@@ -331,8 +332,11 @@ class BackwardRun : private BackwardMerge<T> {
 
   void clear_past_lengths(int thread) const {
     const Rows<T> d_x = d_input_of(0);
-    for (Index rank = thread; rank < batch_; rank += plan_.threads())
-      for (Index t = order_.length(rank); t < tape_.steps; ++t) std::fill_n(d_x.at(t, rank), spec_.input_size, T(0));
+    const Index values = tape_.steps * batch_ * spec_.input_size;
+    for (Index t = thread; t < tape_.steps; t += plan_.threads())
+      for (Index rank = this->running_ranks(t); rank < batch_; ++rank)
+        this->pad(d_x.at(t, rank), spec_.input_size, values);
+    publish_streamed();
   }
 
   Index* offsets_ = nullptr;      // [thread][steps of a block + 1]

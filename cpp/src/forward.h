@@ -55,7 +55,7 @@ class ForwardRun : private Run<T> {
 
  private:
   using Base::everyone_, Base::network_, Base::order_, Base::plan_, Base::spec_;
-  using Base::length, Base::meet, Base::rank, Base::row_count, Base::state_at;
+  using Base::length, Base::meet, Base::rank, Base::row_count, Base::running, Base::state_at;
 
   bool dropping() const { return tape_ && tape_->options.dropout.rate > 0 && spec_.num_layers > 1; }
 
@@ -83,7 +83,7 @@ class ForwardRun : private Run<T> {
     if (tape_) {
       meet_everyone();
       deliver(thread);
-    } else if (plan_.far) {
+    } else if (plan_.far || sequence_.lengths) {
       publish_streamed();
     }
   }
@@ -218,7 +218,7 @@ class ForwardRun : private Run<T> {
     const Index H = spec_.hidden_size;
     T* to = tape_->c[this->track(share)] + index * sequence_.batch * H;
     this->store_units(share, network_.layer(share.layer, share.direction).stages.front(), share.group.c, 0,
-                      this->running(share, tape_->blocks[index], row_count(share)),
+                      running(share, tape_->blocks[index], row_count(share)),
                       [&](Index i) { return to + rank(share, i) * H; });
   }
 
@@ -246,16 +246,23 @@ class ForwardRun : private Run<T> {
     const Index steps = sequence_.steps, threads = plan_.threads();
     for (Index t = steps * thread / threads; t < steps * (thread + 1) / threads; ++t)
       for (Index rank = 0; rank < sequence_.batch; ++rank)
-        Base::copy_or_clear(t < order_.length(rank) ? from.at(t, rank) : nullptr, spec_.output_size(), to.at(t, rank));
+        if (t < order_.length(rank))
+          std::copy_n(from.at(t, rank), spec_.output_size(), to.at(t, rank));
+        else
+          this->pad(to.at(t, rank), spec_.output_size(), output_values());
   }
 
   void clear_past_lengths(const Share& share) const {
     const Index P = spec_.state_size();
     const Rows<T> out = caller_output();
-    for (Index i = 0; i < row_count(share); ++i)
-      for (Index t = length(share, i); t < sequence_.steps; ++t)
-        std::fill_n(out.at(t, rank(share, i)) + share.direction * P, P, T(0));
+    Index rows = row_count(share);
+    for (Index t = 0; t < sequence_.steps; ++t) {
+      rows = running(share, t, rows);
+      for (Index i = rows; i < row_count(share); ++i)
+        this->pad(out.at(t, rank(share, i)) + share.direction * P, P, output_values());
+    }
   }
+  Index output_values() const { return sequence_.steps * sequence_.batch * spec_.output_size(); }
 
   const Sequence<T>& sequence_;
   Tape<T>* tape_;

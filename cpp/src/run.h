@@ -69,7 +69,7 @@ class Run {
     Rows<T> out;        // no data: the output is not wanted
     T* kept = nullptr;  // [(step - first, rank)][kept_width], or null
     Index first = 0, kept_width = 0;
-    PairOrder pairs = {};
+    PairOrder pairs = {};                             // of `kept`
     bool stream_output = false, stream_kept = false;  // past the caches
   };
 
@@ -209,6 +209,14 @@ class Run {
     const Index unit = first * stage.units_per_panel();
     const Index count = std::min(last * stage.units_per_panel(), stage.units) - unit;
     for (Index i = begin; i < end; ++i) std::copy_n(from + i * network_.state_stride() + unit, count, place(i) + unit);
+  }
+
+  // Zeros past a row's length, in an array of so many values. One that exceeds the second-level cache would not be there anyway.
+  void pad(T* to, Index count, Index array) const {
+    if (array * static_cast<Index>(sizeof(T)) > network_.core().l2)
+      stream_zeros(to, count * static_cast<Index>(sizeof(T)));
+    else
+      std::fill_n(to, count, T(0));
   }
 
   static void copy_or_clear(const T* from, Index count, T* to) {

@@ -45,7 +45,8 @@ void Tape<T>::carve(Arena& arena) {
 }
 
 // As many rows as keep the gradients of their pre-activations in a part of the second-level cache, but enough to make passes
-// over the sums of the weights' gradients few: twice as many where they would not stay there anyway. With recomputing, few steps, since all that they keep has to be there at once.
+// over the sums of the weights' gradients few: twice as many where they would not stay there anyway. With recomputing, few steps,
+// since all that they keep has to be there at once.
 template <class T>
 void Tape<T>::make_blocks() {
   constexpr Index fewest = 256, most = 1024, parts = 32;

@@ -369,12 +369,6 @@ void relax() {
 #endif
 }
 
-void publish_streamed() {
-#if defined(__x86_64__)
-  __builtin_ia32_sfence();
-#endif
-}
-
 void Barrier::wait() {
   const unsigned round = round_.load(std::memory_order_relaxed);
   if (waiting_.fetch_add(1, std::memory_order_acq_rel) + 1 == count_) {

@@ -1,4 +1,5 @@
 // Buffers, the arena and the workspace: alignment, sizes that overflow, and a steady state without allocations.
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <cstdlib>
@@ -59,6 +60,18 @@ namespace {
 constexpr Index kLargest = std::numeric_limits<Index>::max();
 
 bool aligned(const void* p) { return reinterpret_cast<std::uintptr_t>(p) % kAlignment == 0; }
+
+void check_stream_zeros() {
+  constexpr Index room = 300;
+  alignas(kAlignment) char bytes[room];
+  for (const Index offset : {0, 1, 4, 60, 63, 64, 65})
+    for (const Index count : {0, 1, 3, 4, 63, 64, 65, 127, 128, 129, 200}) {
+      std::fill_n(bytes, room, char(7));
+      stream_zeros(bytes + offset, count);
+      publish_streamed();
+      for (Index i = 0; i < room; ++i) CHECK_EQUAL(i < offset || i >= offset + count ? 7 : 0, int(bytes[i]));
+    }
+}
 
 void check_allocations_are_counted() {
   long before = allocations;
@@ -208,6 +221,7 @@ int main() {
   using namespace gatedrnn::test;
   set_num_threads(1);
   check_allocations_are_counted();
+  check_stream_zeros();
   check_buffer();
   check_arena();
   check_workspace();

@@ -1,4 +1,4 @@
-// Aligned memory: buffers, and an arena that carves a workspace.
+// Aligned memory: buffers, and an arena that carves a workspace. Writing past the caches.
 #pragma once
 
 #include <cstdlib>
@@ -60,6 +60,12 @@ class Buffer {
   std::unique_ptr<T, Free> data_;
   Index size_ = 0;
 };
+
+// Zeros past the caches, as far as whole lines go: for what nobody reads soon.
+void stream_zeros(void* to, Index bytes);
+
+// Whoever sees what this thread writes from now on sees what it, or a kernel on it, has written past the caches.
+void publish_streamed();
 
 // Hands out aligned pieces of one block, as long as there is room. After that it only counts, so that the same code measures and
 // carves.

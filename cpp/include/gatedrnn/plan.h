@@ -33,8 +33,8 @@ struct Plan {
   // Backward: threads beside the grid, which merge the pairs of a block while the grid goes back through the next. None: the
   // grid's threads do both in turns.
   int mergers = 0;
-  bool far =
-      false;  // its threads, from each other: what one writes for others goes past the caches, not from cache to cache
+  // Its threads are far from each other: what one writes for others goes past the caches, not from cache to cache.
+  bool far = false;
 
   int grid() const { return layer_groups * direction_groups * row_groups * unit_groups; }
   int threads() const { return grid() + mergers; }

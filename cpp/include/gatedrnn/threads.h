@@ -80,9 +80,6 @@ constexpr double kUsualMeetingCycles = 1800, kLeastMeetingCycles = 700;
 // Tells the processor that this thread waits for another.
 void relax();
 
-// Whoever sees what this thread writes from now on sees what it has written past the caches.
-void publish_streamed();
-
 // Waits for everybody, spinning: steps are microseconds apart. After a while it lets others run, since the threads may share
 // a processor.
 class Barrier {
