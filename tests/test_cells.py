@@ -272,6 +272,21 @@ def test_results_belong_to_the_caller(cell):
         assert not np.shares_memory(a, s)
 
 
+@dtypes
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_large_arrays_begin_with_a_cache_line(dtype, batch_first):
+    """Whole vectors then lie on one line each."""
+    module = build("lstm", 48, 64, dtype=dtype, batch_first=batch_first)
+    x = normal((33, 17, 48), dtype=dtype)
+    called, _ = module(x)
+    output, _, tape = module.forward(x)
+    d_x, _, gradients = module.backward(tape, output)
+    for array in (called, output, d_x, gradients["weight_ih_l0"], gradients["weight_hh_l0"]):
+        assert array.ctypes.data % 64 == 0
+        assert array.flags.c_contiguous
+        assert array.flags.writeable
+
+
 @cells
 @dtypes
 @pytest.mark.parametrize("given", [np.float16, np.float32, np.float64])

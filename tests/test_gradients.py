@@ -754,21 +754,3 @@ def test_everything_dropped(cell):
         assert np.isfinite(g).all()
         if name == "x" or name.endswith("_l0"):
             assert not g.any()
-
-
-# --- memory ---------------------------------------------------------------------------------------
-
-
-@dtypes
-@pytest.mark.parametrize("batch_first", [False, True])
-def test_large_arrays_begin_with_a_cache_line(dtype, batch_first):
-    """Whole vectors then lie on one line each."""
-    module = gr.LSTM(48, 64, dtype=dtype, batch_first=batch_first, seed=0)
-    x = normal((33, 17, 48), dtype=dtype)
-    called, _ = module(x)
-    output, _, tape = module.forward(x)
-    d_x, _, gradients = module.backward(tape, output)
-    for array in (called, output, d_x, gradients["weight_ih_l0"], gradients["weight_hh_l0"]):
-        assert array.ctypes.data % 64 == 0
-        assert array.flags.c_contiguous
-        assert array.flags.writeable

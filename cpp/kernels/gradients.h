@@ -68,7 +68,7 @@ void outer(const OuterArgs<typename S::T>& a) noexcept {
   }
 }
 
-// The sums of N vectors of columns: rows may be pages apart, of which each is worth more than a line.
+// The sums of N vectors of columns. Rows may be pages apart, so each visit takes several lines.
 template <class S, int N>
 void sum_vectors(const ColumnArgs<typename S::T>& a, Index unit) {
   typename S::V sums[N];
