@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from helpers import run_python
+from helpers import build, normal, run_python
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak from /proc")
 
@@ -93,3 +95,75 @@ print(json.dumps(memory("VmRSS") - before))
 """
     )
     assert run_python(code, cell) <= 2 * MEGABYTE
+
+
+RESULTS = (
+    PEAK
+    + """
+import resource
+
+def faults(work):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    work()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+module = build("lstm", 64, 64)
+"""
+)
+
+
+def test_results_find_the_memory_of_those_that_are_gone():
+    """The allocator here keeps none."""
+    code = (
+        RESULTS
+        + """
+shapes = [(50, 16, 64), (100, 16, 64)]
+inputs = [normal(shape) for shape in shapes]
+
+def work():
+    for x in inputs:
+        output, state_n, tape = module.forward(x)
+        module.backward(tape, x)
+
+counts = [faults(work) for _ in range(5)]
+results = sum(2 * x.nbytes for x in inputs) + 2 * sum(p.nbytes for p in module.parameters().values())
+print(json.dumps([counts, results // resource.getpagesize()]))
+"""
+    )
+    counts, pages = run_python(code, environment={"MALLOC_MMAP_THRESHOLD_": "16384"})
+    assert counts[0] > pages, "the measurement itself is broken"
+    assert max(counts[2:]) < pages / 10
+
+
+def test_results_that_are_held_keep_their_memory():
+    """Also by a part of them, and while others come and go."""
+    module, x = build("gru", 64, 64), normal((50, 16, 64))
+    held = [module(x * scale)[0] for scale in (1, 2, 3)]
+    assert not any(np.shares_memory(*pair) for pair in itertools.combinations(held, 2))
+    row = held[0][7, 3]
+    expected = row.copy(), held[2].copy()
+    address = held[1].__array_interface__["data"][0]
+    del held[:2]
+    others = [module(x * scale)[0] for scale in (4, 5)]
+    assert address in [other.__array_interface__["data"][0] for other in others], "no memory was used again"
+    assert np.array_equal(row, expected[0])
+    assert np.array_equal(held[0], expected[1])
+
+
+@pytest.mark.parametrize("size", [1, 20, 100])  # megabytes, of one result
+def test_little_memory_waits_for_results(size):
+    code = (
+        RESULTS
+        + """
+x = np.ones((int(sys.argv[1]) * 2**20 // (16 * 64 * 4), 16, 64), np.float32)
+module(x[:2])
+before = memory("VmRSS")
+held = [module(x)[0] for _ in range(max(2, 200 // int(sys.argv[1])))]
+most = memory("VmRSS") - before
+del held
+print(json.dumps([most, memory("VmRSS") - before]))
+"""
+    )
+    held, kept = run_python(code, size)
+    assert held > 190 * MEGABYTE, "the measurement itself is broken"
+    assert kept < (64 + 8) * MEGABYTE

@@ -169,8 +169,11 @@ gr.set_num_threads(1)
 expected = module(x)[0]
 gr.set_num_threads(500)
 size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
-resource.setrlimit(resource.RLIMIT_AS, (size + 600 * 2**20,) * 2)
-print(json.dumps(bool(np.array_equal(module(x)[0], expected))))
+before = resource.getrlimit(resource.RLIMIT_AS)
+resource.setrlimit(resource.RLIMIT_AS, (size + 600 * 2**20, before[1]))
+output = module(x)[0]
+resource.setrlimit(resource.RLIMIT_AS, before)
+print(json.dumps(bool(np.array_equal(output, expected))))
 """
     )
     assert run_python(code) is True

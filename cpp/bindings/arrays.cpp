@@ -1,27 +1,17 @@
 #include "arrays.h"
 
 #include <algorithm>
-#include <cstdlib>
-#include <memory>
 #include <new>
 #include <numeric>
 
-#include "gatedrnn/memory.h"
-
 namespace gatedrnn::bindings {
 
-namespace {
-
-// With room for some bytes more.
-py::ssize_t product(py::ssize_t a, py::ssize_t b) {
-  constexpr py::ssize_t most = PY_SSIZE_T_MAX / 2;
-  if (a != 0 && b > most / a) throw std::bad_alloc();
-  return a * b;
+py::ssize_t Shape::elements() const {
+  return std::accumulate(begin(), end(), py::ssize_t{1}, [](py::ssize_t a, py::ssize_t b) {
+    if (a != 0 && b > PY_SSIZE_T_MAX / a) throw std::bad_alloc();
+    return a * b;
+  });
 }
-
-}  // namespace
-
-py::ssize_t Shape::elements() const { return std::accumulate(begin(), end(), py::ssize_t{1}, product); }
 
 std::string text(const py::ssize_t* begin, const py::ssize_t* end) {
   std::string joined = "(";
@@ -42,16 +32,6 @@ void refuse_type(const char* name, const std::string& expected, const std::strin
 
 void refuse_value(const char* name, const std::string& expected, const std::string& got) {
   throw py::value_error(std::string(name) + ": expected " + expected + ", got " + got);
-}
-
-py::array new_aligned_array(const py::dtype& dtype, const Shape& shape) {
-  constexpr auto line = static_cast<py::ssize_t>(kAlignment);
-  const py::ssize_t room = product(shape.elements(), dtype.itemsize()) + line;
-  py::array_t<unsigned char> memory(room);
-  void* begin = memory.mutable_data();
-  auto space = static_cast<std::size_t>(room);
-  std::align(kAlignment, space - kAlignment, begin, space);
-  return py::array(dtype, std::vector<py::ssize_t>(shape.begin(), shape.end()), begin, memory);
 }
 
 void refuse_conversion(const char* name, const py::dtype& dtype, const py::error_already_set& error) {

@@ -49,22 +49,6 @@ std::string type_name(py::handle object);
 // `object` as an array of native floating-point numbers, or a TypeError.
 py::array float_array(const char* name, py::handle object);
 
-// A new C-contiguous array, its values not yet set, that begins with a cache line: kernels write whole vectors, each of which would
-// else lie on two lines. (NumPy aligns to 16 bytes.) The memory is its base's.
-py::array new_aligned_array(const py::dtype& dtype, const Shape& shape);
-
-// The same, but aligned only if it is large enough for that to pay.
-template <class T>
-py::array new_array(const Shape& shape) {
-  constexpr py::ssize_t large = (16 << 10) / sizeof(T);
-  if (shape.elements() >= large) return new_aligned_array(py::dtype::of<T>(), shape);
-  auto& numpy = py::detail::npy_api::get();
-  PyObject* array = numpy.PyArray_NewFromDescr_(numpy.PyArray_Type_, py::dtype::of<T>().release().ptr(), shape.size(),
-                                                shape.begin(), nullptr, nullptr, 0, nullptr);
-  if (!array) throw py::error_already_set();
-  return py::reinterpret_steal<py::array>(array);
-}
-
 // For what NumPy raises where numbers exceed the range of a conversion and it was told to be strict.
 [[noreturn]] void refuse_conversion(const char* name, const py::dtype& dtype, const py::error_already_set& error);
 

@@ -4,8 +4,8 @@
 #include <optional>
 #include <vector>
 
-#include "arrays.h"
 #include "gatedrnn/network.h"
+#include "new_arrays.h"
 
 namespace gatedrnn::bindings {
 

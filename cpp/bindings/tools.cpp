@@ -7,10 +7,10 @@
 #include <string>
 #include <vector>
 
-#include "arrays.h"
 #include "gatedrnn/machine.h"
 #include "gatedrnn/memory.h"
 #include "gatedrnn/threads.h"
+#include "new_arrays.h"
 
 #if defined(__x86_64__)
 #include <cpuid.h>

@@ -31,17 +31,21 @@ Index checked_bytes(Index count) {
   return count * static_cast<Index>(sizeof(T));
 }
 
-// For std::free, aligned to kAlignment. Asks for huge pages where several are filled: who streams through that much memory, as a
-// step does through its weights, misses the translation cache with small ones. Throws std::bad_alloc.
-void* allocate_block(std::size_t bytes);
+// Blocks that ask for huge pages: who streams through that much memory, as a step does through its weights, misses the translation
+// cache with small ones. Not for less: weights that just fit into second-level caches lost up to a tenth.
+constexpr Index kHugeBlock = 8 << 20;
+
+// For std::free, aligned to kAlignment. Asks for huge pages from `huge` bytes on. Throws std::bad_alloc.
+void* allocate_block(std::size_t bytes, std::size_t huge);
 
 // Owns `size` uninitialised values of a trivial type.
 template <class T>
 class Buffer {
  public:
   Buffer() = default;
-  explicit Buffer(Index size) : size_(size) {
-    data_.reset(static_cast<T*>(allocate_block(static_cast<std::size_t>(checked_bytes<T>(size) + 1))));
+  explicit Buffer(Index size, Index huge_bytes = kHugeBlock) : size_(size) {
+    const auto bytes = static_cast<std::size_t>(checked_bytes<T>(size) + 1);
+    data_.reset(static_cast<T*>(allocate_block(bytes, static_cast<std::size_t>(huge_bytes))));
   }
 
   // Values of no meaning; in the same memory where the size is the same.
