@@ -80,6 +80,10 @@ template <class T>
 GATEDRNN_INLINE void prefetch_line(const T* p) {
   __builtin_prefetch(p, 0, 2);
 }
+template <class T>
+GATEDRNN_INLINE void prefetch_lines(const T* p, Index count) {
+  for (Index i = 0; i < count; i += line<T>) prefetch_line(p + i);
+}
 
 // out = in + x W, for N of the W vectors that a panel is wide
 template <class S, int R, int P, int N, int W, bool prefetch>
@@ -205,6 +209,8 @@ struct Tiling {
 
   const EvenParts rows, panels;
   const int vectors;  // of a panel that a tile covers at once
+  // Where a vector takes a core a cycle, weights come from the second level as fast as they are wanted, and sums that stay in
+  // registers save more than slices do.
   const EvenParts slices;
   const bool far;
 
@@ -213,7 +219,7 @@ struct Tiling {
              panel_count * depth * width * static_cast<Index>(sizeof(T)) > kFarBytes ? max_whole_rows(W) : max_rows(W)),
         panels(panel_count, most_panels(core, panel_count, depth)),
         vectors(tile_vectors(tallest(), W)),
-        slices(depth, vectors == W && (rows.parts == 1 || second_level_keeps_up(core))
+        slices(depth, vectors == W && (rows.parts == 1 || core.takes_a_cycle(sizeof(typename S::V)))
                           ? depth
                           : slice_bytes() / (vectors * S::lanes * Index(sizeof(T)))),
         far(panel_count * depth * width * static_cast<Index>(sizeof(T)) > kNearBytes) {}
@@ -223,11 +229,6 @@ struct Tiling {
     const Index most = max_panels(tallest(), W), panel_bytes = depth * width * Index(sizeof(T));
     const Index resident = panel_bytes > 0 ? core.l1 / panel_bytes : count;
     return resident >= 2 && resident < count && resident < most ? resident : most;
-  }
-  // Where a vector takes a core a cycle and more, as Zen 4 takes for its widest, weights come from the second level as fast as
-  // they are wanted, and sums that stay in registers save more than slices do.
-  static bool second_level_keeps_up(const Core& core) {
-    return core.madd_bytes <= static_cast<Index>(sizeof(typename S::V));
   }
   // Halves of a panel read by a single tile gain nothing from depth, and lose the hardware's prefetching to it.
   Index slice_bytes() const { return rows.parts == 1 ? kSliceBytes / 2 : kSliceBytes; }

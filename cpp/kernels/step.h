@@ -28,7 +28,7 @@ struct UnitVector {
     store(a.h_next, h);
     if (!a.y) return;
     T* const y = a.y[row] + unit;
-    if (a.stream_y)
+    if (a.y_write == Write::streamed)
       stream_first<S>(y, h, a.units - unit);
     else
       store_first<S>(y, h, a.units - unit);
@@ -36,7 +36,7 @@ struct UnitVector {
 
   GATEDRNN_INLINE void keep(int slot, V value) const {
     T* kept = a.kept + row * a.kept_stride + kept_offset(a.kept_slots, slot, unit, a.units, S::lanes);
-    if (a.stream_kept)
+    if (a.kept_write == Write::streamed)
       stream_first<S>(kept, value, a.units - unit);
     else
       store_first<S>(kept, value, a.units - unit);
@@ -191,6 +191,22 @@ GATEDRNN_INLINE void finish(const StepArgs<typename S::T>& a, const TilePlace& a
       }
 }
 
+// The tape's lines that the tile's cells will write, on their way while the product before is computed. (All of it inlined: GCC
+// takes a call that only prefetches for one without effect.)
+template <class S, Stage stage>
+GATEDRNN_INLINE void fetch_written(const StepArgs<typename S::T>& a, const TilePlace& at) {
+  constexpr Index width = stage_layout(stage).unit_vectors * S::lanes;
+  constexpr bool keeps_first = stage != Stage::gru_before_candidate, delivers = stage != Stage::gru_before_gates;
+  for (int p = 0; p < at.panels; ++p)
+    for (int r = 0; r < at.rows; ++r) {
+      const Index row = at.row + r, unit = (at.panel + p) * width;
+      const Index units = a.units - unit < width ? a.units - unit : width;
+      if (keeps_first && a.kept_write == Write::fetched)
+        prefetch_lines(a.kept + row * a.kept_stride + unit * a.kept_slots, units * a.kept_slots);
+      if (delivers && a.y && a.y_write == Write::fetched) prefetch_lines(a.y[row] + unit, units);
+    }
+}
+
 template <class S, Stage stage, bool keeping>
 void step(const StepArgs<typename S::T>& a) noexcept {
   using T = typename S::T;
@@ -215,6 +231,7 @@ void step(const StepArgs<typename S::T>& a) noexcept {
                           if (stage == Stage::gru)
                             tile.last_in = {a.bias + (at.panel + 1) * row_size - S::lanes, row_size, 0};
                         }
+                        if (keeping && at.last && a.rows > 1) fetch_written<S, stage>(a, at);
                         if (a.depth > 0) multiply<S, N>(at.rows, at.panels, at.vectors, tile);
                         if (!at.last || a.product_only) return;
                         finish<S, stage, Cell::first>(a, at);

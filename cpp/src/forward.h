@@ -64,10 +64,22 @@ class ForwardRun : private Run<T> {
 
   bool overlapping() const { return plan_.layer_groups > 1; }
 
-  // What one thread writes in the way of another, or for all of them.
-  bool streaming_outputs() const { return plan_.far && !overlapping() && (tape_ || plan_.row_groups > 1); }
-  // What will be gone from the last level when backward asks for it.
-  bool streaming_kept() const { return tape_->bytes() > network_.core().l3 / 2; }
+  // Past the caches: what one thread writes in the way of another, or for all of them.
+  Write output_write() const {
+    if (plan_.far && !overlapping() && (tape_ || plan_.row_groups > 1)) return Write::streamed;
+    return tape_ && fetching_tape() ? Write::fetched : Write::near;
+  }
+  // Past the caches: what will be gone from the last level when backward asks for it.
+  Write kept_write() const {
+    if (tape_->bytes() > network_.core().l3 / 2) return Write::streamed;
+    return fetching_tape() ? Write::fetched : Write::near;
+  }
+  // A Xeon, which multiplies two vectors in a cycle, has no room for it: it lost 3 to 6 % of forward with up to 128 units.
+  bool fetching_tape() const {
+    const Core& core = network_.core();
+    const Index vector_bytes = network_.kernels().lanes * static_cast<Index>(sizeof(T));
+    return tape_->bytes() > core.l2 / 2 && core.takes_a_cycle(vector_bytes);
+  }
 
   void meet_everyone() {
     publish_streamed();
@@ -171,12 +183,12 @@ class ForwardRun : private Run<T> {
     }
     if (keeping() && (segment == 0 || recomputing())) checkpoint(share, segment);
     Passage passage{input_of(share.layer), output_of(share.layer)};
-    passage.stream_output = streaming_outputs();
+    passage.out_write = output_write();
     if (keeping() && !recomputing()) {
       passage.kept = tape_->kept[this->track(share)];
       passage.kept_width = tape_->kept_width();
       passage.pairs = tape_->pairs;
-      passage.stream_kept = streaming_kept();
+      passage.kept_write = kept_write();
     }
     this->walk(share, passage, begin, end, first_turn_ ^ static_cast<int>(begin & 1),
                [&](Index, const T* h, Index next, Index rows) { store_state(share, h, next, rows); });

@@ -69,8 +69,8 @@ class Run {
     Rows<T> out;        // no data: the output is not wanted
     T* kept = nullptr;  // [(step - first, rank)][kept_width], or null
     Index first = 0, kept_width = 0;
-    PairOrder pairs = {};                             // of `kept`
-    bool stream_output = false, stream_kept = false;  // past the caches
+    PairOrder pairs = {};  // of `kept`
+    Write out_write = Write::near, kept_write = Write::near;
   };
 
   // Overlapping layers have scratch of their own, as each waits in the middle for its turn.
@@ -333,8 +333,8 @@ class Run {
     args.update = operands.update;
     args.peephole = stage.peephole.data();
     args.y = last_stage && y ? y + at : nullptr;
-    args.stream_y = passage.stream_output;
-    args.stream_kept = passage.stream_kept;
+    args.y_write = passage.out_write;
+    args.kept_write = passage.kept_write;
     args.kept_stride = plan_.row_groups * passage.pairs.rank_stride * passage.kept_width;
     args.kept_slots = kept_slots(spec_.cell);
     args.kept = passage.kept

@@ -65,6 +65,9 @@ constexpr StageLayout stage_layout(Stage stage) {
 struct Core {
   Index l1, l2, l3;  // bytes of its first- and second-level data cache, and of the last level
   Index madd_bytes;  // of vectors that it multiplies and adds in a cycle
+
+  // Whether one vector takes it a cycle and more, as Zen 4 takes for its widest.
+  bool takes_a_cycle(Index vector_bytes) const { return madd_bytes <= vector_bytes; }
 };
 
 // Unit vectors of the widest panel.
@@ -85,6 +88,10 @@ struct ProjectArgs {
   T* gates;              // [panel][row][slots * unit_vectors][lanes]; a slot without a gate stays as it is
   Index gates_panel_stride;
 };
+
+// How a step writes what it leaves behind. What is no longer near is fetched while the product before is computed, or it goes past the
+// caches, as far as a row's place allows.
+enum class Write { near, fetched, streamed };
 
 // One stage of one time step for `rows` rows, for the panels first_panel .. last_panel.
 template <class T>
@@ -109,9 +116,9 @@ struct StepArgs {
   T* update;           // reset-before GRU: what the second stage needs of z
   const T* peephole;   // [panel][3][lanes]: i, f, o
   T* const* y;         // [rows] pointers to the output rows of this step, or null
-  bool stream_y;       // past the caches, where a row's place allows
-  T* kept;             // for training: [rows][kept_stride], each row as kept_offset says
-  bool stream_kept;    // past the caches
+  Write y_write;
+  T* kept;  // for training: [rows][kept_stride], each row as kept_offset says
+  Write kept_write;
   Index kept_stride, kept_slots;
 };
 
