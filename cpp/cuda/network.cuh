@@ -529,7 +529,7 @@ class TypedNetwork final : public Network {
   template <class Arguments>
   void start_undivided(const Context& x, void (*kernel)(Arguments), const Arguments& arguments) const {
     const RecurrencePlan& plan = arguments.plan;
-    check(allow_shared_bytes(kernel, static_cast<std::size_t>(limits_.shared_bytes)), "asking for shared memory");
+    allow_all_shared_bytes(kernel);
     check(start(kernel, dim3(static_cast<unsigned>(plan.row_groups)),
                 dim3(static_cast<unsigned>(plan.undivided_threads())), static_cast<std::size_t>(plan.shared_bytes),
                 x.stream, arguments),
@@ -537,12 +537,16 @@ class TypedNetwork final : public Network {
   }
   template <class Arguments>
   void start_recurrence(const Context& x, void (*kernel)(Arguments), const Arguments& arguments) const {
-    // All there is: another call of the same kernel may need more than this one.
-    check(allow_shared_bytes(kernel, static_cast<std::size_t>(limits_.shared_bytes)), "asking for shared memory");
-    check(start_together(kernel, dim3(static_cast<unsigned>(arguments.plan.row_groups * arguments.plan.unit_groups)),
-                         dim3(kRecurrenceThreads), static_cast<std::size_t>(arguments.plan.shared_bytes), x.stream,
-                         arguments),
+    const RecurrencePlan& plan = arguments.plan;
+    allow_all_shared_bytes(kernel);
+    check(start_together(kernel, dim3(static_cast<unsigned>(plan.row_groups * plan.unit_groups)),
+                         dim3(kRecurrenceThreads), static_cast<std::size_t>(plan.shared_bytes), x.stream, arguments),
           "starting a persistent kernel");
+  }
+  // Another call of the same kernel may need more than this one.
+  template <class Arguments>
+  void allow_all_shared_bytes(void (*kernel)(Arguments)) const {
+    check(allow_shared_bytes(kernel, static_cast<std::size_t>(limits_.shared_bytes)), "asking for shared memory");
   }
 
   void recur(const Context& x, const Step<S>& step, const StepBlock& block, const Weights<S>& weights,

@@ -133,8 +133,7 @@ class BackwardPlaces : protected Run<T> {
   // Arrays as the tape has them.
   template <class Value>
   Rows<Value> dense(Value* data) const {
-    const PairOrder& pairs = tape_.pairs;
-    return {data, pairs.step_stride * spec_.output_size(), pairs.rank_stride * spec_.output_size(), nullptr};
+    return Rows<Value>::dense(data, tape_.pairs, spec_.output_size());
   }
   Rows<const T> input_of(Index layer) const {
     if (layer == 0) return {call_.x, call_.x_step, call_.x_row, order_.rows};

@@ -117,8 +117,7 @@ class ForwardRun : private Run<T> {
 
   Rows<T> caller_output() const { return {sequence_.y, sequence_.y_step, sequence_.y_row, order_.rows}; }
   Rows<T> dense(T* data) const {
-    const PairOrder pairs = tape_ ? tape_->pairs : PairOrder::by_step(sequence_.batch);
-    return {data, pairs.step_stride * spec_.output_size(), pairs.rank_stride * spec_.output_size(), nullptr};
+    return Rows<T>::dense(data, tape_ ? tape_->pairs : PairOrder::by_step(sequence_.batch), spec_.output_size());
   }
 
   // A layer writes where the next one reads: for training into the tape. For inference in one direction that can be the same

@@ -29,6 +29,11 @@ struct Rows {
 
   Index offset(Index step, Index rank) const { return step * step_stride + (order ? order[rank] : rank) * row_stride; }
   T* at(Index step, Index rank) const { return data + offset(step, rank); }
+
+  // Side by side, their pairs in that order.
+  static Rows dense(T* data, PairOrder pairs, Index width) {
+    return {data, pairs.step_stride * width, pairs.rank_stride * width, nullptr};
+  }
 };
 
 // What the threads that work on the same rows and direction share: the scratch of one layer at a time.

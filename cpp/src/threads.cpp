@@ -210,7 +210,7 @@ class Pool {
   std::condition_variable wake_;
 };
 
-// What a team's meetings took when that was last measured.
+// What the meetings of teams of one size took when that was last measured.
 class MeasuredMeeting {
  public:
   // Or 0 where it is not known, or no longer.
@@ -218,12 +218,37 @@ class MeasuredMeeting {
     const Clock::duration at(at_.load(std::memory_order_acquire));
     return Clock::now().time_since_epoch() - at < kLasts ? cycles_.load(std::memory_order_relaxed) : 0;
   }
-  void set_cycles(double cycles) {
+
+  void measure(int count) {
+    // A barrier's time in cycles of a server's core, and as much again for the lines that others wrote.
+    constexpr double cycles_of_ns = 2 * 3.5;
+    // Lines do not get from core to core and back in less: these threads are on one core, and one waits while the other works.
+    constexpr double one_core_ns = 45, no_gain = 60000;
+    const double ns = barrier_ns(count);
+    const double cycles = ns < 0 ? kUsualMeetingCycles : ns < one_core_ns ? no_gain : cycles_of_ns * ns;
     cycles_.store(cycles, std::memory_order_relaxed);
     at_.store(Clock::now().time_since_epoch().count(), std::memory_order_release);
   }
 
  private:
+  // Below 0 where no team came together.
+  static double barrier_ns(int count) {
+    constexpr int first_rounds = 2, rounds = 8;
+    constexpr double patience = 20;
+    struct Rounds {
+      Barrier barrier;
+      std::chrono::duration<double, std::nano> taken{0};
+      void run(int thread) {
+        for (int round = 0; round < first_rounds; ++round) barrier.wait();
+        const Clock::time_point start = Clock::now();
+        for (int round = 0; round < rounds; ++round) barrier.wait();
+        if (thread == 0) taken = Clock::now() - start;
+      }
+    } all{Barrier(count)};
+    const auto run = [](void* self, int thread) { static_cast<Rounds*>(self)->run(thread); };
+    return run_team(count, Shares::together, patience, run, &all) ? all.taken.count() / rounds : -1;
+  }
+
   static constexpr auto kLasts = std::chrono::milliseconds(50);
   std::atomic<double> cycles_{0};
   std::atomic<Clock::rep> at_{0};
@@ -328,32 +353,12 @@ Team team_of(int count) {
 }
 
 double meeting_cycles(int count) {
-  // Larger teams' meetings take as long as that of the largest here.
-  constexpr int most = 16, first_rounds = 2, rounds = 8;
-  constexpr double patience = 20;
-  // A barrier's time in cycles of a server's core, and as much again for the lines that others wrote.
-  constexpr double cycles_of_ns = 2 * 3.5;
-  // Lines do not get from core to core and back in less: these threads are on one core, and one waits while the other works.
-  constexpr double one_core_ns = 45, no_gain = 60000;
+  constexpr int most = 16;  // larger teams' meetings take as long as that of the largest here
   static MeasuredMeeting measured[most];
   count = std::min(count, most);
   MeasuredMeeting& meeting = measured[count - 1];
   if (const double known = meeting.cycles(); known > 0 || team_of(count) == Team::asleep) return known;
-
-  struct Rounds {
-    Barrier barrier;
-    std::chrono::duration<double, std::nano> taken{0};
-    void run(int thread) {
-      for (int round = 0; round < first_rounds; ++round) barrier.wait();
-      const Clock::time_point start = Clock::now();
-      for (int round = 0; round < rounds; ++round) barrier.wait();
-      if (thread == 0) taken = Clock::now() - start;
-    }
-  } all{Barrier(count)};
-  const auto run = [](void* self, int thread) { static_cast<Rounds*>(self)->run(thread); };
-  const bool met = run_team(count, Shares::together, patience, run, &all);
-  const double ns = all.taken.count() / rounds;
-  meeting.set_cycles(!met ? kUsualMeetingCycles : ns < one_core_ns ? no_gain : cycles_of_ns * ns);
+  meeting.measure(count);
   return meeting.cycles();
 }
 
