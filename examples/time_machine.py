@@ -72,20 +72,45 @@ class Model:
         return text
 
 
-def run(name, model, corpus, epochs):
-    """Train; return the losses of the updates, the perplexities of the epochs, and the seconds."""
-    rng, losses, perplexities = np.random.default_rng(0), [], []
-    start = time.perf_counter()
-    for epoch in range(1, epochs + 1):
-        state, first = None, len(losses)
-        for inputs, targets in pieces(corpus, rng):
-            loss, state = model.update(inputs, targets, state)
+class Run:
+    """A model with its losses of the updates, its perplexities and its seconds of the epochs."""
+
+    def __init__(self, name, model):
+        self.name, self.model = name, model
+        self.losses, self.perplexities, self.seconds = [], [], []
+
+    def epoch(self, chunks):
+        start, state, losses = time.perf_counter(), None, []
+        for inputs, targets in chunks:
+            loss, state = self.model.update(inputs, targets, state)
             losses.append(loss)
-        perplexities.append(float(np.exp(np.mean(losses[first:]))))
-        if epoch % max(1, epochs // 10) == 0:
-            seconds = time.perf_counter() - start
-            print(f"{name} epoch {epoch}  perplexity {perplexities[-1]:.4f}  {seconds:.1f} s", flush=True)
-    return losses, perplexities, time.perf_counter() - start
+        self.seconds.append(time.perf_counter() - start)
+        self.losses += losses
+        self.perplexities.append(float(np.exp(np.mean(losses))))
+
+    def report(self):
+        passed = f"epoch {len(self.seconds)}  perplexity {self.perplexities[-1]:.4f}"
+        print(f"{self.name} {passed}  {sum(self.seconds):.1f} s", flush=True)
+
+
+def train_in_turns(runs, corpus, epochs):
+    """An epoch of each run in turn, so that a machine whose speed changes serves all of them alike."""
+    rng = np.random.default_rng(0)
+    for epoch in range(1, epochs + 1):
+        chunks = pieces(corpus, rng)
+        for run in runs:
+            run.epoch(chunks)
+            if epoch % max(1, epochs // 10) == 0:
+                run.report()
+
+
+def compare(ours, theirs, threads):
+    count = min(100, len(ours.losses))
+    difference = np.abs(np.subtract(ours.losses[:count], theirs.losses[:count])).max()
+    print(f"losses of the first {count} updates: differ by at most {difference:.1e}")
+    ratio = np.median(np.divide(theirs.seconds, ours.seconds))
+    total = sum(theirs.seconds) / sum(ours.seconds)
+    print(f"threads {threads}: PyTorch's seconds / ours = {total:.2f}, in the median epoch {ratio:.2f}")
 
 
 def main():
@@ -94,29 +119,28 @@ def main():
     parser.add_argument("--cell", choices=CELLS, default="gru")
     parser.add_argument("--epochs", type=int, default=500)
     parser.add_argument("--threads", type=int, default=gr.get_num_threads())
-    parser.add_argument("--compare-torch", action="store_true", help="then train the same in PyTorch")
+    parser.add_argument("--compare-torch", action="store_true", help="train the same in PyTorch, in turns")
     parser.add_argument("--curve", help="write perplexities and seconds to this JSON file")
     options = parser.parse_args()
 
     gr.set_num_threads(options.threads)
     vocabulary, corpus = read(options.text)
-    model = Model(options.cell, len(vocabulary))
-    parameters = model.net.state_dict()
-    losses, perplexities, seconds = run("gatedrnn", model, corpus, options.epochs)
-    curves = {"gatedrnn": perplexities, "seconds": seconds}
-    reached = next((epoch for epoch, value in enumerate(perplexities, 1) if value <= 1.1), "none")
-    print(f"perplexity {perplexities[-1]:.4f} at the end; first epoch with at most 1.1: {reached}")
-    print(model.continued("time traveller ", 50, vocabulary))
+    ours = Run("gatedrnn", Model(options.cell, len(vocabulary)))
+    runs = [ours]
     if options.compare_torch:
         from time_machine_torch import TorchModel
 
-        theirs = TorchModel(options.cell, parameters, options.threads)
-        their_losses, their_perplexities, their_seconds = run("PyTorch", theirs, corpus, options.epochs)
-        curves |= {"torch": their_perplexities, "torch_seconds": their_seconds}
-        difference = np.abs(np.subtract(losses[:100], their_losses[:100])).max()
-        print(f"losses of the first {len(losses[:100])} updates: differ by at most {difference:.1e}")
-        print(f"threads {options.threads}: PyTorch's seconds / ours = {their_seconds / seconds:.2f}")
+        parameters = ours.model.net.state_dict()
+        runs.append(Run("PyTorch", TorchModel(options.cell, parameters, options.threads)))
+    train_in_turns(runs, corpus, options.epochs)
+
+    reached = next((epoch for epoch, value in enumerate(ours.perplexities, 1) if value <= 1.1), "none")
+    print(f"perplexity {ours.perplexities[-1]:.4f} at the end; first epoch with at most 1.1: {reached}")
+    print(ours.model.continued("time traveller ", 50, vocabulary))
+    if options.compare_torch:
+        compare(*runs, options.threads)
     if options.curve:
+        curves = {run.name: {"perplexities": run.perplexities, "seconds": run.seconds} for run in runs}
         Path(options.curve).write_text(json.dumps(curves), encoding="utf-8")
 
 
