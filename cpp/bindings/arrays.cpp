@@ -2,15 +2,14 @@
 
 #include <algorithm>
 #include <new>
-#include <numeric>
 
 namespace gatedrnn::bindings {
 
 py::ssize_t Shape::elements() const {
-  return std::accumulate(begin(), end(), py::ssize_t{1}, [](py::ssize_t a, py::ssize_t b) {
-    if (a != 0 && b > PY_SSIZE_T_MAX / a) throw std::bad_alloc();
-    return a * b;
-  });
+  py::ssize_t product = 1;
+  for (const py::ssize_t size : *this)
+    if (__builtin_mul_overflow(product, size, &product)) throw std::bad_alloc();
+  return product;
 }
 
 std::string text(const py::ssize_t* begin, const py::ssize_t* end) {
