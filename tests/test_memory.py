@@ -1,4 +1,4 @@
-"""Scratch does not grow with the sequence, nor with the number of calls."""
+"""Scratch does not grow with the sequence, nor with the number of calls; results use memory again."""
 
 from __future__ import annotations
 

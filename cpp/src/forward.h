@@ -64,12 +64,12 @@ class ForwardRun : private Run<T> {
 
   bool overlapping() const { return plan_.layer_groups > 1; }
 
-  // Past the caches: what one thread writes in the way of another, or for all of them.
+  // What one thread writes in the way of another, or for all of them, goes past the caches.
   Write output_write() const {
     if (plan_.far && !overlapping() && (tape_ || plan_.row_groups > 1)) return Write::streamed;
     return tape_ && fetching_tape() ? Write::fetched : Write::near;
   }
-  // Past the caches: what will be gone from the last level when backward asks for it.
+  // So does what will be gone from the last level when backward asks for it.
   Write kept_write() const {
     if (tape_->bytes() > network_.core().l3 / 2) return Write::streamed;
     return fetching_tape() ? Write::fetched : Write::near;
