@@ -12,6 +12,7 @@
 #include "named_parameters.h"
 #include "pools.h"
 #include "stream_in_use.h"
+#include "thread_limit.h"
 
 namespace gatedrnn::bindings {
 namespace {
@@ -114,6 +115,7 @@ class TypedStream final : public BoundStream {
 
   // x (B, I) -> y (B, P or H); a stream of one row takes and gives single vectors too.
   py::object step(py::handle x, py::handle out) override {
+    apply_thread_limit();
     py::array in = float_array("x", x);
     const bool single = in.ndim() == 1 && batch_ == 1;
     const Shape expected = single ? Shape{spec().input_size} : Shape{batch_, spec().input_size};
@@ -221,40 +223,49 @@ class TypedNetwork final : public BoundNetwork {
         pools_(std::move(pools)) {}
 
   std::unique_ptr<BoundNetwork> renewed(const py::dict& parameters) const override {
+    apply_thread_limit();
     return std::make_unique<TypedNetwork>(network_->spec(), bias_, parameters, pools_);
   }
 
   py::tuple infer(py::handle x, py::handle state, py::handle lengths, py::handle out, bool batch_first) override {
+    apply_thread_limit();
     Call<T> call = check_call<T>(network_->spec(), x, state, lengths, out, batch_first);
     const double work =
         step_work_ * static_cast<double>(call.sequence.steps) * static_cast<double>(call.sequence.batch);
     if (work < kWorkWorthReleasing) {
       run(call.sequence);
     } else {
-      const GilRelease release;
-      run(call.sequence);
+      without_gil([&](const Poll& poll) {
+        call.sequence.poll = poll;
+        run(call.sequence);
+      });
     }
     return results(call);
   }
 
-  void pack_for_backward() override { network_->pack_for_backward(parameters_); }
+  void pack_for_backward() override {
+    apply_thread_limit();
+    network_->pack_for_backward(parameters_);
+  }
   bool packed_for_backward() const override { return network_->packed_for_backward(); }
 
   py::tuple record(py::handle x, py::handle state, py::handle lengths, bool batch_first,
                    const TapeOptions& options) override {
+    apply_thread_limit();
     if (!packed_for_backward()) throw std::logic_error("record: comes after pack_for_backward");
     Call<T> call = check_call<T>(network_->spec(), x, state, lengths, py::none(), batch_first);
     auto tape = std::make_unique<TypedTape<T>>(network_, call, options, pools_, bias_);
-    {
-      const GilRelease release;
+    without_gil([&](const Poll& poll) {
+      call.sequence.poll = poll;
       network_->forward(call.sequence, *pools_->scratch.borrow(), tape->tape);
-    }
+    });
     const py::tuple pair = results(call);
     return py::make_tuple(pair[0], pair[1], std::unique_ptr<BoundTape>(std::move(tape)));
   }
 
   py::tuple backward(const BoundTape& any_tape, py::handle d_output, py::handle d_state_n, const py::dict& gradients,
                      bool accumulate, bool input_gradient) override {
+    apply_thread_limit();
     const auto* recorded = dynamic_cast<const TypedTape<T>*>(&any_tape);
     if (!recorded || recorded->bias != bias_ || !(recorded->network->spec() == network_->spec()))
       refuse_value("tape", "one that this module's forward returned", "one of another module");
@@ -286,10 +297,10 @@ class TypedNetwork final : public BoundNetwork {
     const auto [d_h_0, d_c_0] = new_state<T>(spec, tape.batch, layout.unbatched);
     call.d_h_0 = values<T>(d_h_0);
     call.d_c_0 = values<T>(d_c_0);
-    {
-      const GilRelease release;
+    without_gil([&](const Poll& poll) {
+      call.poll = poll;
       recorded->network->backward(tape, call, *pools_->scratch.borrow());
-    }
+    });
     return py::make_tuple(d_x, state_result(d_h_0, d_c_0));
   }
 

@@ -1,4 +1,4 @@
-// Lets other Python threads run while the engine works.
+// Lets other Python threads run while the engine works, and signals be answered.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -6,7 +6,17 @@
 #include <chrono>
 #include <thread>
 
+#include "gatedrnn/network.h"
+
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 namespace gatedrnn::bindings {
+
+// A signal's handler has raised an exception, which Python has.
+struct SignalRaised {};
 
 // Unlike py::gil_scoped_release it survives the end of the interpreter: to a daemon thread that asks for the interpreter then,
 // CPython (before 3.14, which lets it hang) answers with pthread_exit, whose unwinding would end the process in the destructor, or
@@ -14,18 +24,53 @@ namespace gatedrnn::bindings {
 class GilRelease {
  public:
   GilRelease() : state_(PyEval_SaveThread()) {}
-  ~GilRelease() {
+  ~GilRelease() { take_back(); }
+  GilRelease(const GilRelease&) = delete;
+  GilRelease& operator=(const GilRelease&) = delete;
+
+  // Python answers signals in its main thread only.
+  Poll poll() {
+    if (!on_main_thread()) return {};
+    return {[](void* self) { static_cast<GilRelease*>(self)->answer_signals(); }, this};
+  }
+
+ private:
+  void take_back() {
     try {
       PyEval_RestoreThread(state_);
     } catch (...) {
       for (;;) std::this_thread::sleep_for(std::chrono::hours(1));
     }
   }
-  GilRelease(const GilRelease&) = delete;
-  GilRelease& operator=(const GilRelease&) = delete;
 
- private:
+  void answer_signals() {
+    take_back();
+    const bool raised = PyErr_CheckSignals() != 0;
+    state_ = PyEval_SaveThread();
+    if (raised) throw SignalRaised();
+  }
+
+  // Where the system does not tell, Python finds out.
+  static bool on_main_thread() {
+#if defined(__linux__)
+    return getpid() == syscall(SYS_gettid);
+#else
+    return true;
+#endif
+  }
+
   PyThreadState* state_;
 };
+
+// Runs `work(poll)` without the interpreter. The exception of a signal's handler comes out of here.
+template <class Work>
+void without_gil(Work&& work) {
+  try {
+    GilRelease release;
+    work(release.poll());
+  } catch (const SignalRaised&) {
+    throw pybind11::error_already_set();
+  }
+}
 
 }  // namespace gatedrnn::bindings

@@ -7,6 +7,7 @@
 #include "gatedrnn/machine.h"
 #include "gatedrnn/threads.h"
 #include "named_parameters.h"
+#include "thread_limit.h"
 #include "tools.h"
 
 namespace gatedrnn::bindings {
@@ -15,6 +16,7 @@ namespace {
 std::unique_ptr<BoundNetwork> make_network(const std::string& cell, const py::dict& parameters, Index input_size,
                                            Index hidden_size, Index num_layers, bool bidirectional, bool bias,
                                            Index proj_size, const py::object& dtype) {
+  apply_thread_limit();
   const Spec spec{cell_named(cell), input_size, hidden_size, num_layers, bidirectional ? 2 : 1, proj_size};
   return bind_network(spec, bias, parameters, py::dtype::from_args(dtype));
 }
@@ -147,7 +149,12 @@ PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
       .def("stream", &BoundNetwork::stream, py::arg("batch_size"));
 
   m.def("set_num_threads", &set_threads, py::arg("n"));
-  m.def("get_num_threads", &num_threads);
+  m.def("get_num_threads", [] {
+    apply_thread_limit();
+    return num_threads();
+  });
+  m.def("thread_limit", &thread_limit_variable);
+  m.def("thread_source", &thread_source);
   m.def("borrow_threads", &borrow_threads_at, py::arg("parallel"), py::arg("thread_num"), py::arg("num_threads"),
         py::arg("max_threads"));
   m.def("machine", &machine);

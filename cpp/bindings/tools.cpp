@@ -11,6 +11,7 @@
 #include "gatedrnn/memory.h"
 #include "gatedrnn/threads.h"
 #include "new_arrays.h"
+#include "thread_limit.h"
 
 #if defined(__x86_64__)
 #include <cpuid.h>
@@ -136,6 +137,7 @@ std::uint64_t fingerprint(const std::vector<py::array>& arrays) {
     for (Index at = 0; at < size; at += most) pieces.push_back({data + at, std::min(most, size - at)});
     total += size;
   }
+  apply_thread_limit();
   std::vector<std::uint64_t> hashes(pieces.size());
   share_out(static_cast<Index>(pieces.size()), total, [&](Index i) { hashes[i] = hash_of(pieces[i]); });
   std::uint64_t hash = 0;

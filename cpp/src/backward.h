@@ -1,9 +1,9 @@
 // One call of a network backward through a tape.
 //
 // Layer by layer from the last, direction by direction, block by block of time steps from the last: first the recurrence, which
-// leaves the gradients of the pre-activations of every (step, row) pair of the block, then the products that merge these pairs.
-// A sum belongs to one thread at a time and is one chain in the order of steps (last first) and ranks, so that neither blocks
-// nor threads change a bit.
+// leaves the gradients of the pre-activations of every (step, row) pair of the block, then the products that merge these pairs, at
+// the latest while the recurrence of the next block goes on. A sum belongs to one thread at a time and is one chain in the order of
+// steps (last first) and ranks, so that neither blocks nor threads change a bit.
 #pragma once
 
 #include <memory>
@@ -17,9 +17,11 @@ class BackwardRun : private BackwardMerge<T> {
   using Base = BackwardMerge<T>;
   using typename Base::Block;
   using typename Base::CellStates;
+  using typename Base::MergePart;
   using typename Base::Passage;
   using typename Base::Share;
   using typename Base::Strided;
+  using typename Base::Track;
 
  public:
   BackwardRun(const Network<T>& network, const Tape<T>& tape, const BackwardCall<T>& call, const Plan& plan)
@@ -28,8 +30,7 @@ class BackwardRun : private BackwardMerge<T> {
   void carve(Arena& arena) {
     Base::carve(arena);
     const Index threads = plan_.threads();
-    offsets_ = arena.take<Index>(threads * (most_steps() + 1));
-    progress_ = arena.take<Progress>(plan_.mergers > 0 ? threads : 0);
+    offsets_ = arena.take<Index>(2 * threads * (most_steps() + 1));
     const Index state = this->most_rows() * network_.state_stride();
     const Index panels = panel_count(std::max(spec_.hidden_size, spec_.state_size()));
     this->carve_groups(arena, tape_.recomputing() ? Base::Forward::replay : Base::Forward::no, [&](Group<T>& group) {
@@ -41,112 +42,118 @@ class BackwardRun : private BackwardMerge<T> {
   }
 
   // False where run_team is.
-  bool start() {
-    everyone_.reset(plan_.threads());
-    if (plan_.mergers > 0) std::uninitialized_default_construct_n(progress_, plan_.threads());
-    if (plan_.threads() == 1) {
-      work(0);
-      return true;
+  bool start() { return this->run_on_team(Patience::wait, this); }
+
+  // A thread's part of the call.
+  void work(Member& member) {
+    const FlushDenormals flush;
+    for (Index layer = spec_.num_layers - 1; layer >= 0; --layer) {
+      for (Index direction = 0; direction < spec_.directions; ++direction) run_direction(member, layer, direction);
+      if (layer > 0 && !tape_.masks.empty()) member.phase([&](int part) { undrop(part, layer - 1); });
     }
-    return run_team(
-        plan_.threads(), Shares::together, patience(plan_),
-        [](void* self, int thread) { static_cast<BackwardRun*>(self)->work(thread); }, this);
+    if (call_.d_x) member.phase([&](int part) { clear_past_lengths(part); });
   }
 
  private:
-  using Base::batch_, Base::between_, Base::call_, Base::everyone_, Base::kept_, Base::network_, Base::order_,
-      Base::plan_, Base::spec_, Base::tape_;
+  using Base::batch_, Base::between_, Base::call_, Base::kept_, Base::network_, Base::order_, Base::plan_, Base::spec_,
+      Base::tape_;
   using Base::block_count, Base::c_before, Base::d_h_stride, Base::d_input_of, Base::d_output_of, Base::d_a_stride,
-      Base::h_after, Base::h_before, Base::has_operand_of_weights, Base::input_of, Base::kept, Base::kept_pairs,
-      Base::kept_stride, Base::lanes, Base::length, Base::list, Base::list_of_places, Base::meet, Base::merge,
+      Base::for_units, Base::h_after, Base::h_before, Base::has_operand_of_weights, Base::input_of, Base::kept,
+      Base::kept_pairs, Base::kept_stride, Base::lanes, Base::length, Base::list, Base::list_of_places, Base::merge,
       Base::most_steps, Base::panel_count, Base::rank, Base::row_count, Base::running, Base::slot, Base::state_at,
       Base::take_block, Base::time;
 
   Index products_stride() const { return odd_lines<T>(this->most_rows() * kBackVectors * lanes()); }
   bool is_rnn() const { return spec_.cell == Cell::rnn_tanh || spec_.cell == Cell::rnn_relu; }
 
-  // ---- Threads -----------------------------------------------------------------------------------------------------------
-  // Layers and directions that were run before.
-  Index tracks_before(const Share& share) const {
-    return (spec_.num_layers - 1 - share.layer) * spec_.directions + share.direction;
-  }
-
-  // The grid's threads come first, then the mergers.
-  bool in_grid(int thread) const { return thread < plan_.grid(); }
-
-  // With its part of what all threads merge, or the mergers alone.
-  Share merger(Share share, bool all) const {
-    const int first = all ? 0 : plan_.grid();
-    share.part = share.thread - first;
-    share.parts = plan_.threads() - first;
-    return share;
-  }
-
-  // Until so many blocks have been gone back through, or merged by mergers alone.
-  void await(int first_thread, int last_thread, Index blocks) const {
-    for (int thread = first_thread; thread < last_thread; ++thread) progress_[thread].await(blocks);
-  }
-  void await_grid(Index blocks) const { await(0, plan_.grid(), blocks); }
-  void await_mergers(Index blocks) const { await(plan_.grid(), plan_.threads(), blocks); }
-
   // ---- The walk ----------------------------------------------------------------------------------------------------------
-  void work(int thread) {
-    const FlushDenormals flush;
-    const int place = in_grid(thread) ? thread : 0;
-    for (Index layer = spec_.num_layers - 1; layer >= 0; --layer) {
-      for (Index direction = 0; direction < spec_.directions; ++direction)
-        run_direction(
-            {thread, this->unit_group_of(place), this->row_group_of(place), this->group_of(place), layer, direction});
-      if (layer > 0 && !tape_.masks.empty()) {
-        undrop(thread, layer - 1);
-        everyone_.wait();
-      }
-    }
-    if (call_.d_x) clear_past_lengths(thread);
+  Share share_of(Member& member, int group, const Track& track) const {
+    return {track, member, this->row_group_of(group), this->groups_[group]};
   }
 
-  void run_direction(const Share& share) {
-    if (in_grid(share.thread)) {
-      if (share.unit_group == 0) load_state(share);
-      meet(share);
+  void run_direction(Member& member, Index layer, Index direction) {
+    const Track track{layer, direction};
+    this->for_groups(member, [&](int group) { load_state(share_of(member, group, track)); });
+    if (plan_.mergers > 0)
+      go_back_beside_mergers(member, track);
+    else
+      go_back_and_merge(member, track);
+    const Index blocks = block_count();
+    this->for_groups(member, [&](int group) { initial_state_gradients(share_of(member, group, track)); });
+    member.phase([&](int part) {
+      const MergePart all{track, member, part, plan_.threads()};
+      if (blocks == 0) this->clear_gradients(all);
+      this->deliver_column_sums(all);
+    });
+  }
+
+  // All threads do both in turns. A thread merges a block when all have gone back through it, and then goes on to its rows of the
+  // next one.
+  void go_back_and_merge(Member& member, const Track& track) {
+    Index* offsets[2] = {offsets_of(member, 0), offsets_of(member, 1)};
+    Block before{};
+    Index ring_end = 0;
+    const Index blocks = block_count();
+    for (Index b = 0; b <= blocks; ++b) {
+      const Block block = b < blocks ? take_block(b, offsets[b % 2], ring_end) : Block{};
+      const auto merge_before = [&](int part) {
+        if (b > 0) merge({track, member, part, plan_.threads()}, before, offsets[(b - 1) % 2]);
+      };
+      const auto go_on = [&](int group) {
+        if (b < blocks) go_back(share_of(member, group, track), block, offsets[b % 2]);
+      };
+      if (plan_.unit_groups > 1 || tape_.recomputing()) {  // what was kept is needed until the block is merged
+        member.phase(merge_before);
+        this->for_groups(member, go_on);
+      } else {
+        member.phase([&](int part) {
+          merge_before(part);
+          go_on(part);
+        });
+      }
+      before = block;
     }
-    Index* offsets = offsets_ + share.thread * (most_steps() + 1);
-    Strided next{nullptr, 0};
+  }
+
+  // Some threads go back through a block while others merge the one before. All merge the last one.
+  void go_back_beside_mergers(Member& member, const Track& track) {
+    Index* offsets[2] = {offsets_of(member, 0), offsets_of(member, 1)};
+    Block before{};
     Index ring_end = 0;
     const Index blocks = block_count();
     for (Index b = 0; b < blocks; ++b) {
-      const Block block = take_block(b, offsets, ring_end);
-      const Index handed_over = tracks_before(share) * (blocks - 1) + b;  // from the grid to mergers
-      if (in_grid(share.thread)) {
-        await_mergers(handed_over - 1);  // who are one block behind at most, as the ring has room for
-        next = go_back(share, block, offsets, next);
-        if (plan_.far) publish_streamed();
-      }
-      if (plan_.mergers == 0 || b == blocks - 1) {
-        everyone_.wait();
-        merge(merger(share, true), block, offsets);
-      } else {
-        if (!in_grid(share.thread)) {
-          await_grid(handed_over + 1);
-          merge(merger(share, false), block, offsets);
-        }
-        progress_[share.thread].advance_to(handed_over + 1);
-      }
-      if (tape_.recomputing()) everyone_.wait();  // the kept values are needed no more
+      const Block block = take_block(b, offsets[b % 2], ring_end);
+      member.phase([&](int part) {
+        const int merger = part - plan_.grid();
+        if (merger < 0)
+          go_back(share_of(member, part, track), block, offsets[b % 2]);
+        else if (b > 0)
+          merge({track, member, merger, plan_.mergers}, before, offsets[(b - 1) % 2]);
+      });
+      before = block;
     }
-    if (in_grid(share.thread)) initial_state_gradients(share, next);
-    if (blocks == 0) this->clear_gradients(merger(share, true));
-    this->deliver_column_sums(merger(share, true));
-    everyone_.wait();
+    if (blocks > 0)
+      member.phase([&](int part) { merge({track, member, part, plan_.threads()}, before, offsets[(blocks - 1) % 2]); });
   }
 
-  // The recurrence of one block. `next` and what comes back: the gradients of the pre-activations of the step after, of the
-  // share's rows.
-  Strided go_back(const Share& share, const Block& block, const Index* offsets, Strided next) {
+  Index* offsets_of(const Member& member, int turn) const {
+    return offsets_ + (2 * member.thread() + turn) * (most_steps() + 1);
+  }
+
+  // The recurrence of one block. The group keeps the gradients of the pre-activations of the step after, of the share's rows.
+  void go_back(const Share& share, const Block& block, const Index* offsets) {
     if (tape_.recomputing()) recompute(share, block);
-    for (Index step = block.end - 1; step >= block.begin; --step)
+    Strided next{share.group.next, share.group.next_stride};
+    for (Index step = block.end - 1; step >= block.begin; --step) {
       next = take_step(share, block, step, offsets[block.end - 1 - step], next);
-    return next;
+      this->look_up(share.member, static_cast<double>(row_count(share)) * this->step_work());
+    }
+    for_units(share, [&](int part) {
+      if (plan_.far) publish_streamed();
+      if (part > 0) return;
+      share.group.next = next.data;
+      share.group.next_stride = next.stride;
+    });
   }
 
   // The gradients of the final state; scratch past the last unit is zero, since products run over it.
@@ -156,20 +163,27 @@ class BackwardRun : private BackwardMerge<T> {
       std::fill_n(to, stride, T(0));
       if (from) std::copy_n(from + state_at(share, i, width), width, to);
     };
-    for (Index i = 0; i < row_count(share); ++i) {
-      load(call_.d_h_n, P, i, share.group.carry + i * stride);
-      if (is_lstm(spec_.cell)) load(call_.d_c_n, H, i, share.group.d_c + i * stride);
-    }
+    for_units(share, [&](int part) {
+      if (part > 0) return;
+      share.group.next = nullptr;
+      share.group.next_stride = 0;
+      for (Index i = 0; i < row_count(share); ++i) {
+        load(call_.d_h_n, P, i, share.group.carry + i * stride);
+        if (is_lstm(spec_.cell)) load(call_.d_c_n, H, i, share.group.d_c + i * stride);
+      }
+    });
   }
 
   // What the block's steps kept, from the outputs and the c before it.
   void recompute(const Share& share, const Block& block) {
-    if (is_lstm(spec_.cell) && share.unit_group == 0) {
-      const CellStates c = c_before(share, block, block.begin);
-      for (Index i = 0; i < running(share, block.begin, row_count(share)); ++i)
-        std::copy_n(c.data + rank(share, i) * c.stride, spec_.hidden_size, share.group.c + i * network_.state_stride());
-    }
-    meet(share);
+    if (is_lstm(spec_.cell))
+      for_units(share, [&](int part) {
+        if (part > 0) return;
+        const CellStates c = c_before(share, block, block.begin);
+        for (Index i = 0; i < running(share, block.begin, row_count(share)); ++i)
+          std::copy_n(c.data + rank(share, i) * c.stride, spec_.hidden_size,
+                      share.group.c + i * network_.state_stride());
+      });
     const Passage passage{input_of(share.layer), {}, kept_, block.begin, tape_.kept_width(), kept_pairs()};
     this->replay(share, passage, block.begin, block.end,
                  [&](Index step, Index i) { return h_before(share, step, rank(share, i)); });
@@ -181,7 +195,7 @@ class BackwardRun : private BackwardMerge<T> {
     const PackedBackLayer<T>& layer = network_.back_layer(share.layer, share.direction);
     const Index now = running(share, step, row_count(share)), old = running(share, step + 1, now);
     const Index first_pair = offset + share.row_group;
-    const T **d_y = list(share.thread, 0), **h = list(share.thread, 1);
+    const T **d_y = list(share.member.thread(), 0), **h = list(share.member.thread(), 1);
     const Rows<const T> d_output = d_output_of(share.layer);
     for (Index i = 0; i < now; ++i) {
       if (d_output.data)
@@ -218,7 +232,7 @@ class BackwardRun : private BackwardMerge<T> {
 
     const Strided d_a{args.d_a, args.d_a_stride};
     if (spec_.proj_size > 0) {
-      T** out = list_of_places(share.thread, 2);
+      T** out = list_of_places(share.member.thread(), 2);
       T* d_h = block.d_h + first_pair * d_h_stride();
       const Index stride = plan_.row_groups * d_h_stride();
       for (Index i = 0; i < now; ++i) out[i] = d_h + i * stride;
@@ -251,25 +265,24 @@ class BackwardRun : private BackwardMerge<T> {
   // is the last one, and what comes is the gradient of their final state.
   void from_step_after(const Share& share, BackStage stage, const PackedTransposed<T>& product, BackStepArgs<T> args,
                        const Strided& after, Index old, Index now) const {
-    T* const carry = args.carry;
+    BackStepArgs<T> last = args;
+    skip_rows(last, old);
+    last.rows = now - old;
+    last.depth = 0;
     if (!is_gru(spec_.cell)) args.carry = nullptr;  // nothing passes by the product
-    multiply(share, stage, product, args, after, old);
-    args.carry = carry;
-    skip_rows(args, old);
-    args.rows = now - old;
-    args.depth = 0;
-    set_panels(share, product, args);
-    network_.kernels().back_step[static_cast<int>(stage)](args);
-    meet(share);
+    for_units(share, [&](int part) {
+      multiply(part, stage, product, args, after, old);
+      set_panels(part, product, last);
+      network_.kernels().back_step[static_cast<int>(stage)](last);
+    });
   }
 
-  void run_stage(const Share& share, BackStage stage, const PackedTransposed<T>& product, const BackStepArgs<T>& args,
+  void run_stage(const Share& share, BackStage stage, const PackedTransposed<T>& product, BackStepArgs<T> args,
                  const Strided& operand, Index rows) const {
-    multiply(share, stage, product, args, operand, rows);
-    meet(share);
+    for_units(share, [&](int part) { multiply(part, stage, product, args, operand, rows); });
   }
 
-  void multiply(const Share& share, BackStage stage, const PackedTransposed<T>& product, BackStepArgs<T> args,
+  void multiply(int part, BackStage stage, const PackedTransposed<T>& product, BackStepArgs<T>& args,
                 const Strided& operand, Index rows) const {
     if (rows == 0) return;
     args.rows = rows;
@@ -277,13 +290,13 @@ class BackwardRun : private BackwardMerge<T> {
     args.weights = product.weights.data();
     args.operand = operand.data + product.first_slot * slot();
     args.operand_stride = operand.stride;
-    set_panels(share, product, args);
+    set_panels(part, product, args);
     network_.kernels().back_step[static_cast<int>(stage)](args);
   }
 
-  void set_panels(const Share& share, const PackedTransposed<T>& product, BackStepArgs<T>& args) const {
+  void set_panels(int part, const PackedTransposed<T>& product, BackStepArgs<T>& args) const {
     args.units = product.units;
-    std::tie(args.first_panel, args.last_panel) = this->panels(share, product.panels);
+    std::tie(args.first_panel, args.last_panel) = this->panels(part, product.panels);
   }
 
   static void skip_rows(BackStepArgs<T>& args, Index rows) {
@@ -303,25 +316,32 @@ class BackwardRun : private BackwardMerge<T> {
   }
 
   // What reaches h[-1] and c[-1].
-  void initial_state_gradients(const Share& share, const Strided& next) const {
+  void initial_state_gradients(const Share& share) const {
     const PackedBackLayer<T>& layer = network_.back_layer(share.layer, share.direction);
-    const Index P = spec_.state_size(), H = spec_.hidden_size;
-    T** out = list_of_places(share.thread, 2);
+    const Index P = spec_.state_size();
+    T** out = list_of_places(share.member.thread(), 2);
     for (Index i = 0; i < row_count(share); ++i) out[i] = call_.d_h_0 + state_at(share, i, P);
     BackStepArgs<T> args = common_args(share);
     args.out = out;
-    from_step_after(share, BackStage::linear, layer.recurrent, args, next, running(share, 0, row_count(share)),
-                    row_count(share));
-    if (!is_lstm(spec_.cell) || share.unit_group > 0) return;
+    from_step_after(share, BackStage::linear, layer.recurrent, args, {share.group.next, share.group.next_stride},
+                    running(share, 0, row_count(share)), row_count(share));
+    if (!is_lstm(spec_.cell)) return;
+    for_units(share, [&](int part) {
+      if (part == 0) copy_cell_state_gradients(share);
+    });
+  }
+
+  void copy_cell_state_gradients(const Share& share) const {
+    const Index H = spec_.hidden_size;
     for (Index i = 0; i < row_count(share); ++i)
       std::copy_n(share.group.d_c + i * network_.state_stride(), H, call_.d_c_0 + state_at(share, i, H));
   }
 
   // What was dropped had no part in the loss.
-  void undrop(int thread, Index layer) const {
+  void undrop(int part, Index layer) const {
     const T scale = static_cast<T>(1 / (1 - tape_.options.dropout.rate));
     const Index width = spec_.output_size();
-    for (Index rank = thread; rank < batch_; rank += plan_.threads())
+    for (Index rank = part; rank < batch_; rank += plan_.threads())
       for (Index t = 0; t < order_.length(rank); ++t) {
         const Index at = tape_.pairs.at(t, rank) * width;
         T* d = between_[layer % 2] + at;
@@ -330,17 +350,16 @@ class BackwardRun : private BackwardMerge<T> {
       }
   }
 
-  void clear_past_lengths(int thread) const {
+  void clear_past_lengths(int part) const {
     const Rows<T> d_x = d_input_of(0);
     const Index values = tape_.steps * batch_ * spec_.input_size;
-    for (Index t = thread; t < tape_.steps; t += plan_.threads())
+    for (Index t = part; t < tape_.steps; t += plan_.threads())
       for (Index rank = this->running_ranks(t); rank < batch_; ++rank)
         this->pad(d_x.at(t, rank), spec_.input_size, values);
     publish_streamed();
   }
 
-  Index* offsets_ = nullptr;      // [thread][steps of a block + 1]
-  Progress* progress_ = nullptr;  // [thread], with mergers: blocks gone back through, or merged
+  Index* offsets_ = nullptr;  // [thread][2, in turns][steps of a block + 1]
 };
 
 }  // namespace gatedrnn

@@ -19,8 +19,14 @@ class BackwardMerge : protected BackwardPlaces<T> {
   using Places::Places;
   using typename Places::Block;
   using typename Places::CellStates;
-  using typename Places::Share;
   using typename Places::Strided;
+  using typename Places::Track;
+
+  // One of `count` parts of the sums of a track.
+  struct MergePart : Track {
+    Member& member;
+    int index, count;
+  };
 
   void carve(Arena& arena) {
     Places::carve(arena);
@@ -31,17 +37,17 @@ class BackwardMerge : protected BackwardPlaces<T> {
     input_products_ = arena.take<T>(threads * input_products_size());
   }
 
-  void merge(const Share& share, const Block& block, const Index* offsets) const {
-    list_operands(share, block);
-    add_to_gradients(share, block, offsets);
-    if (d_input_of(share.layer).data) input_gradients(share, block);
+  void merge(const MergePart& part, const Block& block, const Index* offsets) const {
+    list_operands(part, block);
+    add_to_gradients(part, block, offsets);
+    if (d_input_of(part.layer).data) input_gradients(part, block);
   }
 
   // The sums of columns to the biases and peepholes.
-  void deliver_column_sums(const Share& share) const {
-    const LayerGradients<T>& to = call_.gradients[this->track(share)];
+  void deliver_column_sums(const MergePart& part) const {
+    const LayerGradients<T>& to = call_.gradients[this->track(part)];
     const Index H = spec_.hidden_size, slots = gradient_slots(spec_.cell);
-    const auto [begin, end] = part_of(share, column_sum_count());
+    const auto [begin, end] = part_of(part, column_sum_count());
     for (Index c = begin; c < end; ++c) {
       const auto deliver = [&](T* gradient) {
         if (!gradient) return;
@@ -59,14 +65,14 @@ class BackwardMerge : protected BackwardPlaces<T> {
   }
 
   // Where no step ran there is nothing to add.
-  void clear_gradients(const Share& share) const {
+  void clear_gradients(const MergePart& part) const {
     if (!call_.accumulate)
-      for (const WeightSum& sum : weight_sums(share)) {
-        const auto [begin, end] = part_of(share, sum.columns * sum.depth);
+      for (const WeightSum& sum : weight_sums(part)) {
+        const auto [begin, end] = part_of(part, sum.columns * sum.depth);
         for (Index slot = 0; slot < sum.slots; ++slot)
           std::fill(gradient_of(sum, slot) + begin, gradient_of(sum, slot) + end, T(0));
       }
-    const auto [begin, end] = part_of(share, column_sum_count());
+    const auto [begin, end] = part_of(part, column_sum_count());
     std::fill(column_sums_ + begin * slot(), column_sums_ + end * slot(), T(0));
   }
 
@@ -99,17 +105,17 @@ class BackwardMerge : protected BackwardPlaces<T> {
     return gradient_slots(spec_.cell) + (spec_.cell == Cell::lstm_peephole ? kPeepholes : 0);
   }
 
-  // This thread's part of `count` things.
-  std::pair<Index, Index> part_of(const Share& share, Index count) const {
-    return {count * share.part / share.parts, count * (share.part + 1) / share.parts};
+  // A part of `count` things.
+  std::pair<Index, Index> part_of(const MergePart& part, Index count) const {
+    return {count * part.index / part.count, count * (part.index + 1) / part.count};
   }
 
   // This track's matrices. The lists of rows of their right sides are this thread's.
-  std::array<WeightSum, 4> weight_sums(const Share& share) const {
-    const Index H = spec_.hidden_size, P = spec_.state_size(), I = spec_.layer_input_size(share.layer);
-    const LayerGradients<T>& to = call_.gradients[this->track(share)];
-    const T *const *x = list(share.thread, 0), *const *h = list(share.thread, 1),
-                   *const *operand = list(share.thread, 2);
+  std::array<WeightSum, 4> weight_sums(const MergePart& part) const {
+    const Index H = spec_.hidden_size, P = spec_.state_size(), I = spec_.layer_input_size(part.layer);
+    const LayerGradients<T>& to = call_.gradients[this->track(part)];
+    const int thread = part.member.thread();
+    const T *const *x = list(thread, 0), *const *h = list(thread, 1), *const *operand = list(thread, 2);
     const Index recurrent = first_recurrent_slot(spec_.cell), candidate = recurrent_slots(spec_.cell);
     return {{
         {false, 0, gate_count(spec_.cell), H, I, x, to.weight_ih},
@@ -125,19 +131,20 @@ class BackwardMerge : protected BackwardPlaces<T> {
   }
 
   // The rows of the right sides, for each pair of the block.
-  void list_operands(const Share& share, const Block& block) const {
-    const T **x = list(share.thread, 0), **h = list(share.thread, 1), **operand = list(share.thread, 2);
-    const Rows<const T> in = input_of(share.layer);
+  void list_operands(const MergePart& part, const Block& block) const {
+    const int thread = part.member.thread();
+    const T **x = list(thread, 0), **h = list(thread, 1), **operand = list(thread, 2);
+    const Rows<const T> in = input_of(part.layer);
     for_each_pair(block, [&](Index pair, Index step, Index rank) {
-      x[pair] = in.at(time_of(share, step, rank), rank);
-      h[pair] = h_before(share, step, rank);
+      x[pair] = in.at(time_of(part, step, rank), rank);
+      h[pair] = h_before(part, step, rank);
       operand[pair] = block.operand_of_weights + pair * slot();
     });
   }
 
-  void add_to_gradients(const Share& share, const Block& block, const Index* offsets) const {
-    for (const WeightSum& sum : weight_sums(share)) add_products(share, block, sum);
-    const auto [begin, end] = part_of(share, column_sum_count());
+  void add_to_gradients(const MergePart& part, const Block& block, const Index* offsets) const {
+    for (const WeightSum& sum : weight_sums(part)) add_products(part, block, sum);
+    const auto [begin, end] = part_of(part, column_sum_count());
     for (Index c = begin; c < end; ++c) {
       T* sums = column_sums_ + c * slot();
       if (block.first) std::fill_n(sums, slot(), T(0));
@@ -146,18 +153,18 @@ class BackwardMerge : protected BackwardPlaces<T> {
         network_.kernels().sum_columns(
             {block.pairs, spec_.hidden_size, block.d_a + c * slot(), nullptr, d_a_stride(), 0, 0, sums});
       else
-        add_peephole(share, block, offsets, c - slots, sums);
+        add_peephole(part, block, offsets, c - slots, sums);
     }
   }
 
   // For one matrix the products of all pairs, a slice of them at a time, for this thread's columns of the left side.
-  void add_products(const Share& share, const Block& block, const WeightSum& sum) const {
-    const auto [begin, end] = groups_of(share, sum);
+  void add_products(const MergePart& part, const Block& block, const WeightSum& sum) const {
+    const auto [begin, end] = groups_of(part, sum);
     if (begin == end) return;
     const T* data = sum.left_is_d_h ? block.d_h : block.d_a + sum.first_slot * slot();
     const Index stride = sum.left_is_d_h ? d_h_stride() : d_a_stride();
     const Index slice = share_pages(stride) ? kNearSlice : kSlice;
-    T* packed_x = packed_x_ + share.thread * packed_x_size();
+    T* packed_x = packed_x_ + part.member.thread() * packed_x_size();
     for (Index first = 0; first < block.pairs; first += slice) {
       OuterArgs<T> args{};
       args.count = std::min(slice, block.pairs - first);
@@ -169,27 +176,29 @@ class BackwardMerge : protected BackwardPlaces<T> {
       for_each_part(sum, [&](Index at, Index width, int vectors) {
         network_.kernels().pack_rows({sum.right + first, args.count, at, width, vectors, packed_x + at * args.count});
       });
-      add_slice(share, sum, {data + first * stride, stride}, packed_x, args);
+      add_slice(part, sum, {data + first * stride, stride}, packed_x, args);
+      this->look_up(part.member,
+                    static_cast<double>(args.count) * static_cast<double>((end - begin) * kOuterColumns * sum.depth));
     }
   }
 
   static bool share_pages(Index stride) { return stride * static_cast<Index>(sizeof(T)) < kPage; }
 
   // A slot's columns are dealt out in groups.
-  std::pair<Index, Index> groups_of(const Share& share, const WeightSum& sum) const {
-    return part_of(share, sum.slots * ceil_div(sum.columns, kOuterColumns));
+  std::pair<Index, Index> groups_of(const MergePart& part, const WeightSum& sum) const {
+    return part_of(part, sum.slots * ceil_div(sum.columns, kOuterColumns));
   }
 
-  void add_slice(const Share& share, const WeightSum& sum, const Strided& left, const T* packed_x,
+  void add_slice(const MergePart& part, const WeightSum& sum, const Strided& left, const T* packed_x,
                  OuterArgs<T> args) const {
     const Index groups = ceil_div(sum.columns, kOuterColumns), most = share_pages(left.stride) ? groups : kChunk;
     const Index ahead = args.d_ahead;
-    const auto [begin, end] = groups_of(share, sum);
+    const auto [begin, end] = groups_of(part, sum);
     for (Index group = begin; group < end;) {
       const Index s = group / groups, column = group % groups * kOuterColumns;
       const Index chunk = std::min({most, groups - group % groups, end - group});
       args.columns = std::min(chunk * kOuterColumns, sum.columns - column);
-      set_left(share, {left.data + s * slot() + column, left.stride}, chunk, args);
+      set_left(part, {left.data + s * slot() + column, left.stride}, chunk, args);
       for_each_part(sum, [&](Index at, Index width, int vectors) {
         args.width = width;
         args.d_ahead = at == 0 ? ahead : 0;
@@ -203,14 +212,14 @@ class BackwardMerge : protected BackwardPlaces<T> {
   }
 
   // So many groups of the left side, where they are or packed.
-  void set_left(const Share& share, const Strided& left, Index groups, OuterArgs<T>& args) const {
+  void set_left(const MergePart& part, const Strided& left, Index groups, OuterArgs<T>& args) const {
     if (share_pages(left.stride)) {
       args.d = left.data;
       args.d_group_stride = kOuterColumns;
       args.d_stride = left.stride;
       return;
     }
-    T* packed = packed_d_ + share.thread * packed_d_size();
+    T* packed = packed_d_ + part.member.thread() * packed_d_size();
     network_.kernels().pack_columns({left.data, left.stride, args.count, groups, packed});
     args.d = packed;
     args.d_group_stride = args.count * kOuterColumns;
@@ -228,24 +237,24 @@ class BackwardMerge : protected BackwardPlaces<T> {
   }
 
   // i and f see c before the step, o sees it after.
-  void add_peephole(const Share& share, const Block& block, const Index* offsets, Index peephole, T* sums) const {
+  void add_peephole(const MergePart& part, const Block& block, const Index* offsets, Index peephole, T* sums) const {
     for (Index step = block.end - 1; step >= block.begin; --step) {
       const Index* offset = offsets + (block.end - 1 - step);
-      const CellStates c = peephole < 2 ? c_before(share, block, step) : c_after(share, block, step);
+      const CellStates c = peephole < 2 ? c_before(part, block, step) : c_after(part, block, step);
       network_.kernels().sum_columns({offset[1] - offset[0], spec_.hidden_size,
                                       block.d_a + offset[0] * d_a_stride() + gate_of_peephole(peephole) * slot(),
                                       c.data, d_a_stride(), c.stride, c.slots, sums});
     }
   }
 
-  // This thread's part of the block's pairs.
-  void input_gradients(const Share& share, const Block& block) const {
-    const PackedTransposed<T>& product = network_.back_layer(share.layer, share.direction).input;
-    const Rows<T> to = d_input_of(share.layer);
-    const auto [begin, end] = part_of(share, block.pairs);
-    T** out = list_of_places(share.thread, 2);
+  // A part of the block's pairs.
+  void input_gradients(const MergePart& part, const Block& block) const {
+    const PackedTransposed<T>& product = network_.back_layer(part.layer, part.direction).input;
+    const Rows<T> to = d_input_of(part.layer);
+    const auto [begin, end] = part_of(part, block.pairs);
+    T** out = list_of_places(part.member.thread(), 2);
     for_each_pair(block, [&, begin = begin, end = end](Index pair, Index step, Index rank) {
-      if (pair >= begin && pair < end) out[pair - begin] = to.at(time_of(share, step, rank), rank);
+      if (pair >= begin && pair < end) out[pair - begin] = to.at(time_of(part, step, rank), rank);
     });
     BackStepArgs<T> args{};
     args.core = &network_.core();
@@ -254,9 +263,9 @@ class BackwardMerge : protected BackwardPlaces<T> {
     args.last_panel = product.panels;
     args.weights = product.weights.data();
     args.operand_stride = d_a_stride();
-    args.products = input_products_ + share.thread * input_products_size();
+    args.products = input_products_ + part.member.thread() * input_products_size();
     args.products_panel_stride = input_products_stride();
-    args.add = share.direction > 0;
+    args.add = part.direction > 0;
     for (Index first = begin; first < end; first += kInputRows, args.panels_reversed = !args.panels_reversed) {
       args.rows = std::min(kInputRows, end - first);
       args.operand = block.d_a + first * d_a_stride() + product.first_slot * slot();

@@ -13,9 +13,10 @@ class BackwardPlaces : protected Run<T> {
   using Base = Run<T>;
   using Base::batch_, Base::network_, Base::order_, Base::plan_, Base::spec_;
   using typename Base::Share;
+  using typename Base::Track;
 
   BackwardPlaces(const Network<T>& network, const Tape<T>& tape, const BackwardCall<T>& call, const Plan& plan)
-      : Base(network, usable(plan, tape), tape.batch, {tape.rows.data(), tape.lengths.data(), tape.steps}),
+      : Base(network, usable(plan, tape), tape.batch, {tape.rows.data(), tape.lengths.data(), tape.steps}, call.poll),
         tape_(tape),
         call_(call) {}
 
@@ -76,13 +77,8 @@ class BackwardPlaces : protected Run<T> {
 
   // Blocks follow each other in a ring, which so stays in the cache. What the next one must not overwrite while it begins: a
   // thread alone reads the last step's pairs; of several, some may still be at the products of the whole block. With room for
-  // two of these beyond a block, one that goes back to the front does not reach them while they are in use. Beside mergers,
-  // groups of rows do not wait for each other: one may write a block while another has not begun the one before, and still
-  // reads the last step of the one before that. That takes room for one more.
-  Index ring_pairs() const {
-    const Index most = most_pairs(), in_use = plan_.threads() == 1 ? batch_ : most;
-    return most + (plan_.mergers > 0 && plan_.row_groups > 1 ? 3 : 2) * in_use;
-  }
+  // two of these beyond a block, one that goes back to the front does not reach them while they are in use.
+  Index ring_pairs() const { return most_pairs() + 2 * (plan_.threads() == 1 ? batch_ : most_pairs()); }
 
   // The b-th block from the end, and a place for it in the ring.
   Block take_block(Index b, Index* offsets, Index& ring_end) const {
@@ -149,16 +145,16 @@ class BackwardPlaces : protected Run<T> {
     return dense(between_[(layer - 1) % 2]);
   }
 
-  Index time_of(const Share& share, Index step, Index rank) const {
-    return share.direction == 0 ? step : order_.length(rank) - 1 - step;
+  Index time_of(const Track& track, Index step, Index rank) const {
+    return track.direction == 0 ? step : order_.length(rank) - 1 - step;
   }
-  const T* h_after(const Share& share, Index step, Index rank) const {
-    return dense<const T>(tape_.outputs[share.layer]).at(time_of(share, step, rank), rank) +
-           share.direction * spec_.state_size();
+  const T* h_after(const Track& track, Index step, Index rank) const {
+    return dense<const T>(tape_.outputs[track.layer]).at(time_of(track, step, rank), rank) +
+           track.direction * spec_.state_size();
   }
-  const T* h_before(const Share& share, Index step, Index rank) const {
-    if (step > 0) return h_after(share, step - 1, rank);
-    return tape_.h_0 + (this->track(share) * batch_ + rank) * spec_.state_size();
+  const T* h_before(const Track& track, Index step, Index rank) const {
+    if (step > 0) return h_after(track, step - 1, rank);
+    return tape_.h_0 + (this->track(track) * batch_ + rank) * spec_.state_size();
   }
 
   // With recomputing one block's are there at a time.
@@ -167,23 +163,23 @@ class BackwardPlaces : protected Run<T> {
     return plan_.row_groups > 1 ? PairOrder::by_rank(tape_.most_block_steps()) : PairOrder::by_step(batch_);
   }
   // Of rank 0.
-  const T* kept(const Share& share, const Block& block, Index step) const {
-    const T* first = tape_.recomputing() ? kept_ : tape_.kept[this->track(share)];
+  const T* kept(const Track& track, const Block& block, Index step) const {
+    const T* first = tape_.recomputing() ? kept_ : tape_.kept[this->track(track)];
     return first + kept_pairs().at(tape_.recomputing() ? step - block.begin : step, 0) * tape_.kept_width();
   }
   Index kept_stride() const { return kept_pairs().rank_stride * tape_.kept_width(); }
   // The LSTM's c before a step, of rank 0.
-  CellStates c_before(const Share& share, const Block& block, Index step) const {
+  CellStates c_before(const Track& track, const Block& block, Index step) const {
     const Index H = spec_.hidden_size;
-    const T* checkpoints = tape_.c[this->track(share)];
+    const T* checkpoints = tape_.c[this->track(track)];
     if (tape_.recomputing() && step == block.begin) {
       const auto at = std::lower_bound(tape_.blocks.begin(), tape_.blocks.end(), step) - tape_.blocks.begin();
       return {checkpoints + at * batch_ * H, H, 1};
     }
-    return step == 0 ? CellStates{checkpoints, H, 1} : c_after(share, block, step - 1);
+    return step == 0 ? CellStates{checkpoints, H, 1} : c_after(track, block, step - 1);
   }
-  CellStates c_after(const Share& share, const Block& block, Index step) const {
-    return {kept(share, block, step), kept_stride(), kept_slots(spec_.cell)};
+  CellStates c_after(const Track& track, const Block& block, Index step) const {
+    return {kept(track, block, step), kept_stride(), kept_slots(spec_.cell)};
   }
 
   const Tape<T>& tape_;

@@ -17,16 +17,16 @@ class ForwardRun : private Run<T> {
  public:
   // `tape` may be null.
   ForwardRun(const Network<T>& network, const Sequence<T>& sequence, const Plan& plan, int first_turn, Tape<T>* tape)
-      : Base(network, plan, sequence.batch, {nullptr, sequence.lengths, sequence.steps}),
+      : Base(network, plan, sequence.batch, {nullptr, sequence.lengths, sequence.steps}, sequence.poll),
         sequence_(sequence),
         tape_(tape),
         first_turn_(first_turn) {}
 
   void carve(Arena& arena) {
+    places_ = arena.take<Place>(overlapping() ? plan_.threads() * plan_.layer_groups : 0);
     sorted_ = arena.take<Index>(sequence_.lengths ? sequence_.batch : 0);
     const bool in_place = tape_ || spec_.directions == 1 || spec_.num_layers == 1;
     between_ = arena.take<T>(in_place ? 0 : sequence_.steps * sequence_.batch * spec_.output_size());
-    done_ = arena.take<Progress>(overlapping() ? spec_.num_layers * plan_.row_groups : 0);
     this->carve_groups(arena, Base::Forward::walk, [](Group<T>&) {});
   }
 
@@ -40,22 +40,28 @@ class ForwardRun : private Run<T> {
     // they do not take each other's next lines away.
     if (tape_)
       tape_->pairs = plan_.row_groups > 1 ? PairOrder::by_rank(tape_->steps) : PairOrder::by_step(tape_->batch);
-    everyone_.reset(plan_.threads());
-    if (plan_.threads() == 1) {
-      work(0);
-      return true;
-    }
-    if (overlapping()) std::uninitialized_default_construct_n(done_, spec_.num_layers * plan_.row_groups);
     const bool meeting = plan_.unit_groups > 1 || overlapping() || layers_meet() || tape_;
-    const Shares shares = meeting ? Shares::together : Shares::independent;
-    return run_team(
-        plan_.threads(), shares, patience(plan_),
-        [](void* self, int thread) { static_cast<ForwardRun*>(self)->work(thread); }, this);
+    return this->run_on_team(meeting ? Patience::wait : Patience::take_at_once, this);
+  }
+
+  // A thread's part of the call.
+  void work(Member& member) {
+    const FlushDenormals flush;
+    if (overlapping())
+      work_on_overlapping_layers(member);
+    else
+      work_on_layers(member);
+    if (tape_) member.phase([&](int part) { deliver(part); });
   }
 
  private:
-  using Base::everyone_, Base::network_, Base::order_, Base::plan_, Base::spec_;
-  using Base::length, Base::meet, Base::rank, Base::row_count, Base::running, Base::state_at;
+  using Base::for_units, Base::length, Base::rank, Base::row_count, Base::running, Base::state_at;
+  using Base::network_, Base::order_, Base::plan_, Base::spec_;
+
+  // A part of a layer's steps.
+  struct Place {
+    Index layer, segment;
+  };
 
   bool dropping() const { return tape_ && tape_->options.dropout.rate > 0 && spec_.num_layers > 1; }
 
@@ -81,37 +87,32 @@ class ForwardRun : private Run<T> {
     return tape_->bytes() > core.l2 / 2 && core.takes_a_cycle(vector_bytes);
   }
 
-  void meet_everyone() {
-    publish_streamed();
-    everyone_.wait();
-  }
-
-  void work(int thread) {
-    const FlushDenormals flush;
-    if (overlapping())
-      work_on_overlapping_layers(thread);
-    else
-      work_on_layers(thread);
-    if (tape_) {
-      meet_everyone();
-      deliver(thread);
-    } else if (plan_.far || sequence_.lengths) {
-      publish_streamed();
+  void work_on_layers(Member& member) {
+    if (!layers_meet()) {
+      this->for_groups(member, [&](int group) {
+        for (Index layer = 0; layer < spec_.num_layers; ++layer) run_layer(member, group, layer);
+        publish();
+      });
+      return;
+    }
+    for (Index layer = 0; layer < spec_.num_layers; ++layer) {
+      this->for_groups(member, [&](int group) {
+        run_layer(member, group, layer);
+        publish();
+      });
+      if (dropping() && layer + 1 < spec_.num_layers) member.phase([&](int part) { drop(part, layer); });
     }
   }
 
-  void work_on_layers(int thread) {
-    Group<T>& group = this->group_of(thread);
-    for (Index layer = 0; layer < spec_.num_layers; ++layer) {
-      for (Index d = this->direction_group_of(thread); d < spec_.directions; d += plan_.direction_groups) {
-        const Share share{thread, this->unit_group_of(thread), this->row_group_of(thread), group, layer, d};
-        for (Index segment = 0; segment < segment_count(); ++segment) run_segment(share, segment);
-      }
-      if (layer + 1 == spec_.num_layers) break;
-      if (layers_meet()) meet_everyone();
-      if (!dropping()) continue;
-      drop(thread, layer);
-      everyone_.wait();
+  // What was written past the caches, as outputs for threads that are far and zeros past lengths are.
+  void publish() const {
+    if (plan_.threads() > 1 || tape_ || sequence_.lengths) publish_streamed();
+  }
+
+  void run_layer(Member& member, int group, Index layer) {
+    for (Index d = this->direction_group_of(group); d < spec_.directions; d += plan_.direction_groups) {
+      const Share share{{layer, d}, member, this->row_group_of(group), this->groups_[group]};
+      for (Index segment = 0; segment < segment_count(); ++segment) run_segment(share, segment);
     }
   }
 
@@ -134,28 +135,37 @@ class ForwardRun : private Run<T> {
     return {rows.data, rows.step_stride, rows.row_stride, rows.order};
   }
 
-  // The segments of all layers, dealt out in an order in which each comes after those that it waits for: the layer's own before
-  // it, and the same one of the layer before. Where that comes out even, a layer stays with its threads.
-  void work_on_overlapping_layers(int thread) {
+  // The segments of all layers, in an order in which each comes after those that it needs: the layer's own before it, and the same one
+  // of the layer before. Each phase has as many of the next ones as do not need each other. Where that comes out even, a layer
+  // stays with its threads.
+  void work_on_overlapping_layers(Member& member) {
     const Index layers = spec_.num_layers, segments = segment_count();
-    const int unit_group = this->unit_group_of(thread), row_group = this->row_group_of(thread);
-    Index dealt = 0;
+    Place* const now = places_ + member.thread() * plan_.layer_groups;
+    Index count = 0;
+    const auto run_now = [&] {
+      member.phase([&, count](int part) {
+        const Index column = part / plan_.row_groups;
+        if (column < count) run_overlapping(member, part % plan_.row_groups, now[column]);
+      });
+      count = 0;
+    };
     for (Index sum = 0; sum < layers + segments - 1; ++sum)
       for (Index layer = std::max<Index>(0, sum - segments + 1); layer <= std::min(sum, layers - 1); ++layer) {
-        const Index owner = layers % plan_.layer_groups == 0 ? layer : dealt++;
-        if (owner % plan_.layer_groups != this->layer_group_of(thread)) continue;
-        Group<T>& group = this->groups_[layer * plan_.row_groups + row_group];
-        run_when_ready({thread, unit_group, row_group, group, layer, 0}, sum - layer);
+        const Place next{layer, sum - layer};
+        const bool needs = std::any_of(now, now + count, [&](const Place& place) {
+          return (next.layer == place.layer && next.segment == place.segment + 1) ||
+                 (next.segment == place.segment && next.layer == place.layer + 1);
+        });
+        if (needs || count == plan_.layer_groups) run_now();
+        now[count++] = next;
       }
+    run_now();
   }
 
-  void run_when_ready(const Share& share, Index segment) {
-    Progress* done = done_ + share.row_group * spec_.num_layers + share.layer;
-    done[0].await(segment);
-    if (share.layer > 0) done[-1].await(segment + 1);
-    run_segment(share, segment);
-    meet(share);
-    if (share.unit_group == 0) done[0].advance_to(segment + 1);
+  void run_overlapping(Member& member, int row_group, const Place& place) {
+    Group<T>& group = this->groups_[place.layer * plan_.row_groups + row_group];
+    run_segment({{place.layer, 0}, member, row_group, group}, place.segment);
+    publish();
   }
 
   bool keeping() const { return tape_ && tape_->kept_width() > 0; }
@@ -175,12 +185,12 @@ class ForwardRun : private Run<T> {
 
   void run_segment(const Share& share, Index segment) {
     const Index begin = segment_begin(segment), end = segment_begin(segment + 1);
-    if (segment == 0) {
-      meet(share);  // nobody is still in the layer before
-      if (share.unit_group == 0) load_state(share);
-      meet(share);
-    }
-    if (keeping() && (segment == 0 || recomputing())) checkpoint(share, segment);
+    if (segment == 0)
+      for_units(share, [&](int part) {
+        if (part == 0) load_state(share);
+      });
+    if (keeping() && (segment == 0 || recomputing()))
+      for_units(share, [&](int part) { checkpoint(share, part, segment); });
     Passage passage{input_of(share.layer), output_of(share.layer)};
     passage.out_write = output_write();
     if (keeping() && !recomputing()) {
@@ -190,9 +200,12 @@ class ForwardRun : private Run<T> {
       passage.kept_write = kept_write();
     }
     this->walk(share, passage, begin, end, first_turn_ ^ static_cast<int>(begin & 1),
-               [&](Index, const T* h, Index next, Index rows) { store_state(share, h, next, rows); });
+               [&](int part, Index, const T* h, Index next, Index rows) { store_state(share, part, h, next, rows); });
     const bool delivered = !tape_ && share.layer == spec_.num_layers - 1 && end == sequence_.steps;
-    if (delivered && share.unit_group == 0 && sequence_.lengths) clear_past_lengths(share);
+    if (delivered && sequence_.lengths)
+      for_units(share, [&](int part) {
+        if (part == 0) clear_past_lengths(share);
+      });
   }
 
   // The initial state into scratch; a row of length 0 has its final state with that.
@@ -212,33 +225,33 @@ class ForwardRun : private Run<T> {
   }
 
   // The state of the rows begin .. end that have just had their last step.
-  void store_state(const Share& share, const T* h, Index begin, Index end) const {
+  void store_state(const Share& share, int part, const T* h, Index begin, Index end) const {
     if (begin == end) return;
     const auto& stages = network_.layer(share.layer, share.direction).stages;
     const auto place = [&](T* base, Index width) {
       return [this, &share, base, width](Index i) { return base + state_at(share, i, width); };
     };
-    this->store_units(share, stages.back(), h, begin, end, place(sequence_.h_n, spec_.state_size()));
+    this->store_units(part, stages.back(), h, begin, end, place(sequence_.h_n, spec_.state_size()));
     if (is_lstm(spec_.cell))
-      this->store_units(share, stages.front(), share.group.c, begin, end, place(sequence_.c_n, spec_.hidden_size));
+      this->store_units(part, stages.front(), share.group.c, begin, end, place(sequence_.c_n, spec_.hidden_size));
   }
 
   // The LSTM's c, as it is now, for backward.
-  void checkpoint(const Share& share, Index index) {
+  void checkpoint(const Share& share, int part, Index index) {
     if (!is_lstm(spec_.cell)) return;
     const Index H = spec_.hidden_size;
     T* to = tape_->c[this->track(share)] + index * sequence_.batch * H;
-    this->store_units(share, network_.layer(share.layer, share.direction).stages.front(), share.group.c, 0,
+    this->store_units(part, network_.layer(share.layer, share.direction).stages.front(), share.group.c, 0,
                       running(share, tape_->blocks[index], row_count(share)),
                       [&](Index i) { return to + rank(share, i) * H; });
   }
 
   // What the next layer sees of this one's output.
-  void drop(int thread, Index layer) {
+  void drop(int part, Index layer) {
     const Dropout& dropout = tape_->options.dropout;
     const T scale = static_cast<T>(1 / (1 - dropout.rate));
     const Index width = spec_.output_size();
-    for (Index rank = thread; rank < sequence_.batch; rank += plan_.threads())
+    for (Index rank = part; rank < sequence_.batch; rank += plan_.threads())
       for (Index t = 0; t < order_.length(rank); ++t) {
         const Index at = tape_->pairs.at(t, rank) * width;
         const std::uint64_t place =
@@ -251,16 +264,17 @@ class ForwardRun : private Run<T> {
       }
   }
 
-  // This thread's part of the steps, from the tape to the caller's output, with zeros past the lengths.
-  void deliver(int thread) const {
+  // A part of the steps, from the tape to the caller's output, with zeros past the lengths.
+  void deliver(int part) const {
     const Rows<T> from = dense(tape_->outputs.back()), to = caller_output();
-    const Index steps = sequence_.steps, threads = plan_.threads();
-    for (Index t = steps * thread / threads; t < steps * (thread + 1) / threads; ++t)
+    const Index steps = sequence_.steps, parts = plan_.threads();
+    for (Index t = steps * part / parts; t < steps * (part + 1) / parts; ++t)
       for (Index rank = 0; rank < sequence_.batch; ++rank)
         if (t < order_.length(rank))
           std::copy_n(from.at(t, rank), spec_.output_size(), to.at(t, rank));
         else
           this->pad(to.at(t, rank), spec_.output_size(), output_values());
+    publish_streamed();
   }
 
   void clear_past_lengths(const Share& share) const {
@@ -280,7 +294,7 @@ class ForwardRun : private Run<T> {
   const int first_turn_;
   Index* sorted_ = nullptr;  // [B] rows by rank
   T* between_ = nullptr;
-  Progress* done_ = nullptr;  // [row group][layer]: segments
+  Place* places_ = nullptr;  // [thread][layer group]
 };
 
 }  // namespace gatedrnn

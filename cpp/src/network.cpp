@@ -23,23 +23,24 @@ bool start(Run& run, Workspace& workspace) {
 
 // The plan for threads that are awake. Where several would pay if they are near each other, it is measured how near they are.
 Plan plan_for_awake(const Problem& problem, int threads, const Core& core) {
-  const Plan near = make_plan(problem, threads, core, Team::awake, kLeastMeetingCycles);
+  const Plan near = make_plan(problem, threads, core, Awake::yes, kLeastMeetingCycles);
   if (near.threads() == 1) return near;
   const double measured = meeting_cycles(near.threads());
-  return measured > 0 ? make_plan(problem, threads, core, Team::awake, measured) : near;
+  return measured > 0 ? make_plan(problem, threads, core, Awake::yes, measured) : near;
 }
 
 // Runs with the plan for now, and if its threads cannot be had, with one.
 template <class RunWith>
 void run_planned(const Problem& problem, const Core& core, RunWith&& run_with) {
-  const int threads = num_threads();
-  if (threads == 1) {
+  if (num_threads() == 1) {
     run_with(plan_alone(problem, core));
     return;
   }
-  const Plan wanted = plan_for_awake(problem, threads, core);
-  const bool asleep = wanted.threads() > 1 && team_of(wanted.threads()) == Team::asleep;
-  const Plan chosen = asleep ? make_plan(problem, threads, core, Team::asleep) : wanted;
+  const CallUnderWay under_way;
+  const int threads = useful_threads(num_threads());
+  const Plan wanted = threads > 1 ? plan_for_awake(problem, threads, core) : plan_alone(problem, core);
+  const bool asleep = wanted.threads() > 1 && team_of(wanted.threads()) == Awake::no;
+  const Plan chosen = asleep ? make_plan(problem, threads, core, Awake::no) : wanted;
   const bool missed = asleep && chosen.threads() == 1;
   const auto begun = missed ? std::chrono::steady_clock::now() : std::chrono::steady_clock::time_point();
   if (!run_with(chosen)) run_with(plan_alone(problem, core));

@@ -33,11 +33,11 @@ double bytes_per_cycle(double bytes, const Core& core) {
 // The core, and its threads' meetings.
 struct Machine {
   const Core& core;
-  Team team;
+  Awake team;
   double meeting;
 
   double start_cycles() const {
-    return team == Team::awake ? kAwakeCycles + kAwakeMeetings * std::max(0.0, meeting - kMeetingAlone) : kAsleepCycles;
+    return team == Awake::yes ? kAwakeCycles + kAwakeMeetings * std::max(0.0, meeting - kMeetingAlone) : kAsleepCycles;
   }
   // Whether several threads may pay, even with twice as much of the cache for each.
   bool may_pay(double alone, int threads) const { return (kGain - 0.5 / threads) * alone > start_cycles(); }
@@ -156,10 +156,10 @@ Plan plan_for_several(const Problem& p, const Plan& alone, int max_threads, cons
   for (int layers = 1; layers <= std::min<Index>(most_layers, max_threads); ++layers)
     for (int directions = 1; directions <= std::min<Index>(p.spec.directions, max_threads / layers); ++directions)
       for (int rows = 1; rows <= std::min<Index>(max_threads / layers / directions, p.batch); ++rows) {
-        const int left = max_threads / layers / directions / rows;
-        for (const int units : {1, static_cast<int>(std::min<Index>(left, most_units))}) {
+        const bool together = layers * directions * rows == 1;  // or apart: never both
+        for (const int units : {1, together ? static_cast<int>(std::min<Index>(max_threads, most_units)) : 1}) {
           Plan plan{layers, directions, rows, units, 1, 0};
-          const int spare = p.mergers_allowed ? max_threads - plan.threads() : 0;
+          const int spare = p.mergers_allowed && units == 1 ? max_threads - plan.threads() : 0;
           const int mergers = spare > 0 ? enough_mergers(p, plan, spare, machine) : 0;
           for (plan.mergers = 0; plan.mergers <= mergers; plan.mergers += std::max(1, mergers)) {
             if (plan.threads() == 1) continue;
@@ -180,14 +180,14 @@ Plan plan_alone(const Problem& p, const Core& core) {
   return plan;
 }
 
-Plan make_plan(const Problem& p, int max_threads, const Core& core, Team team, double meeting) {
+Plan make_plan(const Problem& p, int max_threads, const Core& core, Awake team, double meeting) {
   const Machine machine{core, team, meeting};
   Plan plan = plan_alone(p, core);
   if (p.batch > 0 && p.valid > 0) {
     plan.cycles = total_cycles(p, plan, machine);
     if (max_threads > 1 && machine.may_pay(plan.cycles, max_threads))
       plan = plan_for_several(p, plan, max_threads, machine);
-    plan.far = plan.threads() > 1 && team == Team::awake && p.lanes * p.value_size == kAlignment &&  // whole lines
+    plan.far = plan.threads() > 1 && team == Awake::yes && p.lanes * p.value_size == kAlignment &&  // whole lines
                meeting > kFarCycles * plan.threads();
   }
   return plan;

@@ -1,8 +1,10 @@
-// What every call in flight has in common: the plan's grid of threads, the order of the rows, the scratch that a group of threads
-// shares, and the walk of one layer and direction through time.
+// What every call in flight has in common: the plan's groups of threads, the order of the rows, the scratch of those who work on the
+// same rows, the walk of one layer and direction through time, and when a call ends early.
 #pragma once
 
 #include <algorithm>
+#include <atomic>
+#include <chrono>
 #include <new>
 #include <tuple>
 #include <utility>
@@ -13,11 +15,11 @@
 
 namespace gatedrnn {
 
-// How long a team may be waited for: sleeping threads come in some 30 microseconds, on a busy machine later; more is given to
-// calls that take longer.
-inline double patience(const Plan& plan) {
+// How long others are waited for: sleeping threads come in some 30 microseconds, on a busy machine later; more is given to calls that
+// take longer.
+inline std::chrono::duration<double, std::micro> patience(const Plan& plan) {
   constexpr double cycles_per_microsecond = 3000;
-  return 60 + 0.1 * plan.cycles / cycles_per_microsecond;
+  return std::chrono::duration<double, std::micro>(60 + 0.1 * plan.cycles / cycles_per_microsecond);
 }
 
 // Rows of features somewhere in memory, addressed by (time step, rank).
@@ -36,7 +38,7 @@ struct Rows {
   }
 };
 
-// What the threads that work on the same rows and direction share: the scratch of one layer at a time.
+// What those who work on the same rows and direction share: the scratch of one layer at a time.
 template <class T>
 struct Group {
   // h[t-1] and h[t], in turns: [rows][state_stride]. Replaying, h[0] has every h[t-1] of a block of steps.
@@ -51,21 +53,26 @@ struct Group {
   T* d_c = nullptr;
   T* products = nullptr;
   T* d_a[2] = {};  // those of pre-activations, in turns, where the block's are written past the caches
-  Barrier barrier;
+  // Backward, from block to block: the gradients of the pre-activations of the step after.
+  const T* next = nullptr;
+  Index next_stride = 0;
 };
 
 template <class T>
 class Run {
  protected:
-  Run(const Network<T>& network, const Plan& plan, Index batch, RowOrder order)
-      : network_(network), spec_(network.spec()), plan_(plan), batch_(batch), order_(order) {}
+  Run(const Network<T>& network, const Plan& plan, Index batch, RowOrder order, const Poll& poll)
+      : network_(network), spec_(network.spec()), plan_(plan), batch_(batch), order_(order), poll_(poll) {}
 
-  // One thread's place in the plan's grid, for one layer and direction.
-  struct Share {
-    int thread, unit_group, row_group;
-    Group<T>& group;
+  struct Track {
     Index layer, direction;
-    int part = 0, parts = 1;  // of what backward merges
+  };
+
+  // What a thread works on: some of the rows, in one layer and direction.
+  struct Share : Track {
+    Member& member;
+    int row_group;
+    Group<T>& group;
   };
 
   // What a step of a layer and direction reads and writes.
@@ -76,18 +83,45 @@ class Run {
     Index first = 0, kept_width = 0;
     PairOrder pairs = {};  // of `kept`
     Write out_write = Write::near, kept_write = Write::near;
+    bool streams() const { return out_write == Write::streamed || kept_write == Write::streamed; }
   };
+
+  // Runs `work(this, member)` on the plan's threads; false where run_team is.
+  template <class Work>
+  bool run_on_team(Patience::Late late, Work* self) {
+    if (plan_.threads() == 1) {
+      Member alone;
+      self->work(alone);
+      return true;
+    }
+    const auto work = [](void* run, Member& member) { static_cast<Work*>(run)->work(member); };
+    return run_team(plan_.threads(), {late, patience(plan_)}, work, self);
+  }
+
+  // work(part) for each of the parts of a group's units.
+  template <class Work>
+  void for_units(const Share& share, Work&& work) const {
+    if (plan_.unit_groups > 1)
+      share.member.phase(work);
+    else
+      work(0);
+  }
+  // work(group) for each of the groups that go through the steps by themselves: all threads together, or one of them.
+  template <class Work>
+  void for_groups(Member& member, Work&& work) const {
+    if (plan_.unit_groups > 1) return work(0);
+    member.phase([&](int part) {
+      if (part < plan_.grid()) work(part);
+    });
+  }
 
   // Overlapping layers have scratch of their own, as each waits in the middle for its turn.
   int group_count() const {
     const Index layers = plan_.layer_groups > 1 ? spec_.num_layers : 1;
     return static_cast<int>(layers) * plan_.direction_groups * plan_.row_groups;
   }
-  Group<T>& group_of(int thread) const { return groups_[thread / plan_.unit_groups]; }
-  int unit_group_of(int thread) const { return thread % plan_.unit_groups; }
-  int row_group_of(int thread) const { return thread / plan_.unit_groups % plan_.row_groups; }
-  int direction_group_of(int thread) const { return thread / plan_.unit_groups / plan_.row_groups; }
-  int layer_group_of(int thread) const { return direction_group_of(thread); }  // there are never several of both
+  int row_group_of(int group) const { return group % plan_.row_groups; }
+  int direction_group_of(int group) const { return group / plan_.row_groups; }
 
   Index most_rows() const { return ceil_div(batch_, plan_.row_groups); }
 
@@ -104,7 +138,6 @@ class Run {
     for (int g = 0; g < group_count(); ++g) {
       Group<T> measured;
       Group<T>& group = groups_ ? *new (groups_ + g) Group<T> : measured;
-      group.barrier.reset(plan_.unit_groups);
       more(group);
       if (forward == Forward::no) continue;
       group.h[0] = arena.take<T>(operand);
@@ -131,23 +164,30 @@ class Run {
     return most;
   }
 
-  void meet(const Share& share) const {
-    if (plan_.unit_groups > 1) share.group.barrier.wait();
-  }
-
-  Index track(const Share& share) const { return share.layer * spec_.directions + share.direction; }
+  Index track(const Track& track) const { return track.layer * spec_.directions + track.direction; }
   Index time(const Share& share, Index step, Index i) const {
     return share.direction == 0 ? step : length(share, i) - 1 - step;
   }
 
-  // This thread's part of that many panels.
-  std::pair<Index, Index> panels(const Share& share, Index count) const {
+  // A part of that many panels.
+  std::pair<Index, Index> panels(int part, Index count) const {
     if (plan_.unit_groups == 1) return {0, count};  // two divisions matter to the smallest steps
-    return {count * share.unit_group / plan_.unit_groups, count * (share.unit_group + 1) / plan_.unit_groups};
+    return {count * part / plan_.unit_groups, count * (part + 1) / plan_.unit_groups};
   }
 
-  // Goes through the steps begin .. end, the state before them being in the group's h[turn] and c. `after(step, h, next,
-  // rows)` is called when a step is done: its h, the rows that run in the next one, and those that ran in this.
+  // After so many multiply-adds of a thread's own: ends the call where it has to end. The caller asks its poll now and then.
+  void look_up(Member& member, double work) const {
+    constexpr double seldom = 2e7;  // well below the time between two polls, also where weights come from memory
+    member.unseen_work += work;
+    if (member.unseen_work < seldom) return;
+    member.unseen_work = 0;
+    if (ended_.load(std::memory_order_relaxed)) throw LeftTeam();
+    if (member.is_caller()) poll();
+  }
+
+  // Goes through the steps begin .. end, the state before them being in the group's h[turn] and c. `after(part of the units, step,
+  // h, next, rows)` is called for each part when a step is done: its h, the rows that run in the next one, and those that ran in
+  // this.
   template <class After>
   void walk(const Share& share, const Passage& passage, Index begin, Index end, int turn, After&& after) const {
     const Group<T>& group = share.group;
@@ -155,13 +195,18 @@ class Run {
       Index at = 0, rows = block.rows;
       for (Index step = block.begin; step < block.end; ++step) {
         const Operands operands{group.h[turn], group.h[1 - turn], group.reset_h, group.update};
-        for (const PackedStage<T>& stage : stages(share)) {
-          run_stage(stage, step_args(share, passage, stage, step, rows, at, operands, block.y, turn), passage);
-          meet(share);
-        }
-        turn ^= 1;
         const Index next = running(share, step + 1, rows);
-        after(step, group.h[turn], next, rows);
+        for (const PackedStage<T>& stage : stages(share)) {
+          StepArgs<T> args = step_args(share, passage, stage, step, rows, at, operands, block.y, turn);
+          const bool last = &stage == &stages(share).back();
+          for_units(share, [&](int part) {
+            run_stage(stage, part, args, passage);
+            if (last) after(part, step, args.h_next, next, rows);
+            if (plan_.unit_groups > 1 && passage.streams()) publish_streamed();
+          });
+        }
+        look_up(share.member, static_cast<double>(rows) * step_work_);
+        turn ^= 1;
         at += rows;
         rows = next;
       }
@@ -177,26 +222,17 @@ class Run {
     const Group<T>& group = share.group;
     const Index stride = network_.state_stride();
     for_each_block(share, passage, begin, end, 0, [&](const StepBlock& block) {
-      for_each_step(share, block, [&](Index step, Index rows, Index at) {
-        for (Index i = share.unit_group; i < rows; i += plan_.unit_groups)
-          std::copy_n(h_before(step, i), spec_.state_size(), group.h[0] + (at + i) * stride);
+      for_units(share, [&](int part) {
+        for_each_step(share, block, [&](Index step, Index rows, Index at) {
+          for (Index i = part; i < rows; i += plan_.unit_groups)
+            std::copy_n(h_before(step, i), spec_.state_size(), group.h[0] + (at + i) * stride);
+        });
       });
-      meet(share);
       for (const PackedStage<T>& stage : stages(share)) {
         if (stage.stage == Stage::linear) break;  // whose result is h
-        const Operands all{group.h[0], group.h[1], group.reset_h, group.update};
-        StepArgs<T> product = step_args(share, passage, stage, block.begin, block.pairs, 0, all, nullptr, 0);
-        product.product_only = true;
-        run_stage(stage, product, passage);
-        for_each_step(share, block, [&](Index step, Index rows, Index at) {
-          const auto from = [&](T* array) { return array ? array + at * stride : nullptr; };
-          const Operands own{from(group.h[0]), group.h[1], from(group.reset_h), from(group.update)};
-          StepArgs<T> cell = step_args(share, passage, stage, step, rows, at, own, nullptr, 0);
-          cell.depth = 0;
-          run_stage(stage, cell, passage);
-        });
-        meet(share);
+        for_units(share, [&](int part) { replay_stage(share, passage, block, stage, part); });
       }
+      look_up(share.member, static_cast<double>(block.pairs) * step_work_);
       return 0;
     });
   }
@@ -206,11 +242,10 @@ class Run {
     return (track(share) * batch_ + order_.row(rank(share, i))) * width;
   }
 
-  // The units that this thread computed, of the rows begin .. end of scratch, to each row's place.
+  // A part of the units, of the rows begin .. end of scratch, to each row's place.
   template <class Place>
-  void store_units(const Share& share, const PackedStage<T>& stage, const T* from, Index begin, Index end,
-                   Place&& place) const {
-    const auto [first, last] = panels(share, stage.panels);
+  void store_units(int part, const PackedStage<T>& stage, const T* from, Index begin, Index end, Place&& place) const {
+    const auto [first, last] = panels(part, stage.panels);
     const Index unit = first * stage.units_per_panel();
     const Index count = std::min(last * stage.units_per_panel(), stage.units) - unit;
     for (Index i = begin; i < end; ++i) std::copy_n(from + i * network_.state_stride() + unit, count, place(i) + unit);
@@ -239,9 +274,28 @@ class Run {
   Index* inputs_at_ = nullptr;  // [thread][block pair]: where each pair's inputs begin
   T** outputs_ = nullptr;       // [thread][block pair]: each pair's output
   Group<T>* groups_ = nullptr;
-  mutable Barrier everyone_;
+
+  // Multiply-adds of a row's step.
+  double step_work() const { return step_work_; }
 
  private:
+  // An exception of the poll's ends the call for all threads.
+  void poll() const {
+    constexpr auto between_polls = std::chrono::milliseconds(100);  // a poll may have to wait for others
+    if (!poll_.function) return;
+    const auto now = std::chrono::steady_clock::now();
+    const bool first = polled_at_ == std::chrono::steady_clock::time_point();
+    if (!first && now - polled_at_ < between_polls) return;
+    polled_at_ = now;
+    if (first) return;
+    try {
+      poll_.function(poll_.context);
+    } catch (...) {
+      ended_.store(true, std::memory_order_relaxed);
+      throw;
+    }
+  }
+
   Index gates_panel_stride(const PackedStage<T>& stage) const {
     return odd_lines<T>(plan_.block_pairs * stage.slots_size());
   }
@@ -260,8 +314,8 @@ class Run {
   template <class Visit>
   void for_each_block(const Share& share, const Passage& passage, Index begin, Index end, int turn,
                       Visit&& visit) const {
-    Index* x_at = inputs_at_ + plan_.block_pairs * share.thread;
-    T** y = outputs_ + plan_.block_pairs * share.thread;
+    Index* x_at = inputs_at_ + plan_.block_pairs * share.member.thread();
+    T** y = outputs_ + plan_.block_pairs * share.member.thread();
     const Index column = share.direction * spec_.state_size();
     Index rows = running(share, begin, row_count(share));
     while (begin < end && rows > 0) {
@@ -274,8 +328,8 @@ class Run {
         }
         rows = running(share, block.end + 1, rows);
       }
-      project(share, passage.in.data, x_at, block.pairs, turn);
-      meet(share);  // in place: all inputs of the block are read
+      // In place: all inputs of the block are read before its outputs are written.
+      for_units(share, [&](int part) { project(share, part, passage.in.data, x_at, block.pairs, turn); });
       turn = visit(block);
       begin = block.end;
     }
@@ -291,14 +345,30 @@ class Run {
     }
   }
 
-  void project(const Share& share, const T* x, const Index* x_at, Index rows, int turn) const {
+  void project(const Share& share, int part, const T* x, const Index* x_at, Index rows, int turn) const {
     for (const PackedStage<T>& stage : stages(share)) {
       if (stage.stage == Stage::linear) continue;
-      const auto [first, last] = panels(share, stage.panels);
+      const auto [first, last] = panels(part, stage.panels);
       network_.kernels().project[static_cast<int>(stage.stage)](
           {&network_.core(), x, x_at, rows, stage.input_depth, first, last, turn == 1, stage.input.data(),
            stage.bias.data(), gates(share, stage), gates_panel_stride(stage)});
     }
+  }
+
+  void replay_stage(const Share& share, const Passage& passage, const StepBlock& block, const PackedStage<T>& stage,
+                    int part) const {
+    const Group<T>& group = share.group;
+    const Operands all{group.h[0], group.h[1], group.reset_h, group.update};
+    StepArgs<T> product = step_args(share, passage, stage, block.begin, block.pairs, 0, all, nullptr, 0);
+    product.product_only = true;
+    run_stage(stage, part, product, passage);
+    for_each_step(share, block, [&](Index step, Index rows, Index at) {
+      const auto from = [&](T* array) { return array ? array + at * network_.state_stride() : nullptr; };
+      const Operands own{from(group.h[0]), group.h[1], from(group.reset_h), from(group.update)};
+      StepArgs<T> cell = step_args(share, passage, stage, step, rows, at, own, nullptr, 0);
+      cell.depth = 0;
+      run_stage(stage, part, cell, passage);
+    });
   }
 
   T* gates(const Share& share, const PackedStage<T>& stage) const {
@@ -310,7 +380,7 @@ class Run {
     T *h, *h_next, *reset_h, *update;
   };
 
-  // For the rows of a step whose gates start at block pair `at`.
+  // For the rows of a step whose gates start at block pair `at`; without the panels.
   StepArgs<T> step_args(const Share& share, const Passage& passage, const PackedStage<T>& stage, Index step, Index rows,
                         Index at, const Operands& operands, T* const* y, int turn) const {
     const Group<T>& group = share.group;
@@ -320,7 +390,6 @@ class Run {
     args.rows = rows;
     args.depth = stage.recurrent_depth;
     args.units = stage.units;
-    std::tie(args.first_panel, args.last_panel) = panels(share, stage.panels);
     args.product_only = false;
     args.panels_reversed = turn == 1;  // what the last step left in the cache comes first in this one
     args.weights = stage.recurrent.data();
@@ -348,10 +417,17 @@ class Run {
     return args;
   }
 
-  void run_stage(const PackedStage<T>& stage, const StepArgs<T>& args, const Passage& passage) const {
+  void run_stage(const PackedStage<T>& stage, int part, StepArgs<T>& args, const Passage& passage) const {
+    std::tie(args.first_panel, args.last_panel) = panels(part, stage.panels);
     const auto& kernels = passage.kept ? network_.kernels().step_keeping : network_.kernels().step;
     kernels[static_cast<int>(stage.stage)](args);
   }
+
+  const Poll& poll_;
+  const double step_work_ = static_cast<double>(gate_count(spec_.cell) * spec_.hidden_size) *
+                            static_cast<double>(std::max(spec_.input_size, spec_.output_size()) + spec_.state_size());
+  mutable std::chrono::steady_clock::time_point polled_at_;
+  mutable std::atomic<bool> ended_{false};
 };
 
 }  // namespace gatedrnn

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Any, Literal, TypeVar, overload
 
 from gatedrnn import _checks, _core, _device
@@ -12,12 +13,17 @@ from gatedrnn import _checks, _core, _device
 _MAX_THREADS = 1024
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
+# The limits of the blocks around the one that this thread of control is in, from the inside out.
+_Blocks = tuple[int, Any]  # the next one out, or None
+_outer_blocks: ContextVar[_Blocks | None] = ContextVar("gatedrnn.outer_blocks", default=None)
+
 
 def set_num_threads(n: int) -> None:
     """Set how many threads a call may use, in the whole process.
 
     A call uses fewer where that is faster; the results are the same bits for any number. The default respects
-    ``OMP_NUM_THREADS``, the process's processor affinity and its control group's quota.
+    ``OMP_NUM_THREADS``, the process's processor affinity and its control group's quota. Within a block of
+    `num_threads` the block's number holds.
 
     Args:
         n: From 1 to 1024.
@@ -30,7 +36,7 @@ def set_num_threads(n: int) -> None:
 
 
 def get_num_threads() -> int:
-    """Return how many threads a call may use."""
+    """Return how many threads a call may use here."""
     return _core.get_num_threads()
 
 
@@ -42,8 +48,9 @@ class num_threads(contextlib.ContextDecorator):  # noqa: N801 - used like a func
         with gatedrnn.num_threads(1):
             output, state = module(x)
 
-    The number from before comes back at the end, also after an exception. Like `set_num_threads` it acts on
-    the whole process, not only on the thread that enters it.
+    The number from before comes back at the end, also after an exception. Unlike `set_num_threads` it acts on
+    its own thread of control only (contextvars): the thread, or task of asyncio, that enters it, and tasks that
+    this one starts. Blocks of others that overlap in time have numbers of their own.
 
     Args:
         n: From 1 to 1024.
@@ -55,7 +62,6 @@ class num_threads(contextlib.ContextDecorator):  # noqa: N801 - used like a func
 
     def __init__(self, n: int) -> None:
         self._count = _checked_count(n)
-        self._before: list[int] = []
 
     def __call__(self, func: _Function) -> _Function:
         """Decorate a function."""
@@ -70,11 +76,15 @@ class num_threads(contextlib.ContextDecorator):  # noqa: N801 - used like a func
         return super().__call__(func)
 
     def __enter__(self) -> None:
-        self._before.append(_core.get_num_threads())
-        _core.set_num_threads(self._count)
+        limit = _core.thread_limit()
+        _outer_blocks.set((limit.get(0), _outer_blocks.get()))
+        limit.set(self._count)
 
     def __exit__(self, *_: object) -> None:
-        _core.set_num_threads(self._before.pop())
+        blocks = _outer_blocks.get()
+        before, outer = blocks if blocks else (0, None)
+        _outer_blocks.set(outer)
+        _core.thread_limit().set(before)
 
 
 def _checked_count(n: object) -> int:
@@ -113,6 +123,7 @@ def _config() -> dict[str, Any]:
         "isa available": list(machine["available"]),
         "isa compiled": list(machine["compiled"]),
         "threads": _core.get_num_threads(),
+        "threads from": _core.thread_source(),
         "caches": {"l1": machine["l1"], "l2": machine["l2"], "l3": machine["l3"]},
         "compiler": machine["compiler"],
         "cuda": _device.described(),

@@ -1,6 +1,7 @@
 """The compiled engine; private to this package."""
 
 from collections.abc import Sequence
+from contextvars import ContextVar
 from typing import Any, Generic, TypedDict, TypeVar
 
 import numpy as np
@@ -98,6 +99,12 @@ class _Machine(TypedDict):
 def machine() -> _Machine: ...
 def set_num_threads(n: int) -> None: ...
 def get_num_threads() -> int: ...
+def thread_limit() -> ContextVar[int]:
+    """Return the variable that limits the threads of calls made in a context; 0: no limit."""
+
+def thread_source() -> str:
+    """Tell where threads come from: "pool" or "openmp"."""
+
 def borrow_threads(parallel: int, thread_num: int, num_threads: int, max_threads: int) -> None:
     """Compute on the threads of an OpenMP runtime from now on, given the addresses of its functions."""
 

@@ -210,7 +210,7 @@ class BackwardTest {
       const KernelTable& table = *available_tables().back();
       const Gradients<T> expected = computed(c, table, alone(c), alone(c));
       for (Plan plan : {Plan{1, 1, 2, 1, 40, 2e12}, Plan{1, 1, 1, 2, 33, 2e12}, Plan{1, 1, 3, 1, 64, 2e12},
-                        Plan{1, 1, 2, 2, 33, 2e12}})
+                        Plan{1, 1, 1, 3, 33, 2e12}})
         for (const bool far : {false, true}) {
           plan.far = far;
           for (const bool recompute : {false, true})

@@ -229,7 +229,8 @@ int main() {
     const Shape ragged{17, 33, 6, 5, 3, 2, {6, 0, 1, 3, 6}}, one_step{17, 33, 1, 1};
     check_steady_state<float>(cell, ragged, {1, 1, 1, 1, 8, 0});
     check_steady_state<double>(cell, one_step, {1, 1, 1, 1, 1, 0});
-    check_steady_state<float>(cell, ragged, {1, 2, 1, 2, 8, 2e12});  // cycles: it waits for its threads
+    check_steady_state<float>(cell, ragged, {1, 2, 2, 1, 8, 2e12});  // cycles: it waits for its threads
+    check_steady_state<float>(cell, ragged, {1, 1, 1, 2, 8, 2e12});
   }
   for (const Index directions : {1, 2})
     for (const Index batch : {1, 3}) CHECK_EQUAL(scratch(4000, batch, directions), scratch(12000, batch, directions));

@@ -1,11 +1,17 @@
-// Barrier, teams, and the floating-point mode. With the argument "one": that OMP_NUM_THREADS=1 is respected; with "borrowed":
+// Teams, their phases, and the floating-point mode. With the argument "one": that OMP_NUM_THREADS=1 is respected; with "borrowed":
 // teams of the threads of another runtime.
+#include <dirent.h>
+#include <signal.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <atomic>
 #include <cfenv>
 #include <chrono>
+#include <cstdlib>
+#include <random>
+#include <stdexcept>
 #include <thread>
 #include <vector>
 
@@ -17,32 +23,50 @@
 namespace gatedrnn::test {
 namespace {
 
-// Each thread publishes its round in plain memory; after the barrier everybody has to see everybody's.
-void check_barrier(int count, int rounds) {
-  Barrier barrier(7);
-  barrier.reset(count);
-  struct alignas(64) Slot {
-    int round = 0;
-  };
-  std::vector<Slot> slots(count);
-  std::atomic<long> mistakes{0}, seen{0};
-  std::vector<std::thread> threads;
-  for (int t = 0; t < count; ++t)
-    threads.emplace_back([&, t] {
-      for (int round = 1; round <= rounds; ++round) {
-        slots[t].round = round;
-        barrier.wait();
-        for (const Slot& slot : slots) mistakes += slot.round != round;
-        ++seen;
-        barrier.wait();  // nobody goes on before all have looked
-      }
-    });
-  for (std::thread& thread : threads) thread.join();
-  CHECK_EQUAL(0L, mistakes.load());
-  CHECK_EQUAL(static_cast<long>(count) * rounds, seen.load());
+constexpr Patience kPatient{Patience::wait, std::chrono::minutes(1)};
+constexpr Patience kEager{Patience::take_at_once};
+
+// Runs `work(member)` on a team.
+template <class Work>
+bool run_on_team(int count, const Patience& patience, Work&& work) {
+  return run_team(
+      count, patience, [](void* self, Member& member) { (*static_cast<std::remove_reference_t<Work>*>(self))(member); },
+      &work);
 }
 
-constexpr double kPatience = 60e6;  // microseconds
+// Each share publishes its phase in plain memory; after the phase everybody has to see everybody's, each done once.
+struct Phases {
+  struct alignas(64) Slot {
+    int phase = 0;
+  };
+  std::vector<Slot> slots;
+  std::atomic<long> mistakes{0}, shares{0};
+
+  explicit Phases(int count) : slots(count) {}
+
+  void run(Member& member, int phases) {
+    for (int phase = 1; phase <= phases; ++phase) {
+      member.phase([&](int share) {
+        mistakes += slots[share].phase != phase - 1;  // nobody did it before, nobody left the one before out
+        slots[share].phase = phase;
+        ++shares;
+      });
+      for (const Slot& slot : slots) mistakes += slot.phase != phase;
+      member.phase([](int) {});  // nobody goes on before all have looked
+    }
+  }
+
+  void check(int phases) {
+    CHECK_EQUAL(0L, mistakes.load());
+    CHECK_EQUAL(static_cast<long>(slots.size()) * phases, shares.load());
+  }
+};
+
+void check_phases(int count, int phases) {
+  Phases all(count);
+  CHECK(run_on_team(count, kPatient, [&](Member& member) { all.run(member, phases); }));
+  all.check(phases);
+}
 
 struct Job {
   std::vector<std::atomic<int>> calls = std::vector<std::atomic<int>>(16);
@@ -54,24 +78,157 @@ struct Job {
     for (int i = 0; i < 16; ++i) CHECK_EQUAL(ran && i < count ? 1 : 0, calls[i].load());
   }
 
-  static void share(void* context, int thread) { ++static_cast<Job*>(context)->calls[thread]; }
+  static void share(void* context, Member& member) {
+    member.phase([context](int i) { ++static_cast<Job*>(context)->calls[i]; });
+  }
 
   // Ends only if all shares are under way at once.
-  static void meeting_share(void* context, int thread) {
+  static void meeting_share(void* context, Member& member) {
     Job& job = *static_cast<Job*>(context);
-    ++job.calls[thread];
-    ++job.arrived;
-    while (job.arrived < job.count) std::this_thread::yield();
+    member.phase([&](int i) {
+      ++job.calls[i];
+      ++job.arrived;
+      while (job.arrived < job.count) std::this_thread::yield();
+    });
   }
 };
 
 void check_team(int count) {
   Job apart, together;
   apart.count = together.count = count;
-  CHECK(run_team(count, Shares::independent, 0, Job::share, &apart));
+  CHECK(run_team(count, kEager, Job::share, &apart));
   apart.check(true);
-  CHECK(run_team(count, Shares::together, kPatience, Job::meeting_share, &together));
+  CHECK(run_team(count, kPatient, Job::meeting_share, &together));
   together.check(true);
+}
+
+// ---- Threads that do not come -----------------------------------------------------------------------------------------------
+
+// A thread that never takes its seat: the others do its shares, from the first one that is waited for on. Whoever comes late is out.
+void check_absent_thread() {
+  Team team;
+  Phases all(3);
+  Member caller = team.open(3, {Patience::wait, std::chrono::microseconds(200)});
+  const Stamp call = team.published();
+  std::thread helper([&] {
+    Member member;
+    if (!team.enter(call, member)) return;  // on a busy machine it may be late, or lose its seat on the way
+    try {
+      all.run(member, 50);
+    } catch (const LeftTeam&) {
+    }
+    member.leave();
+  });
+  all.run(caller, 50);
+  team.close();
+  helper.join();
+  all.check(50);
+  Member late;
+  CHECK(!team.enter(call, late));
+  CHECK(!team.enter(1, late));
+  CHECK(!team.enter(2, late));
+}
+
+// Where the call ends in the middle, its threads leave it, wherever they wait.
+void check_ended_call() {
+  for (int i = 0; i < 200; ++i) {
+    bool caught = false;
+    std::atomic<long> after{0};
+    try {
+      run_on_team(3, kPatient, [&](Member& member) {
+        for (int phase = 0; phase < i % 7; ++phase) member.phase([](int) {});
+        if (member.is_caller()) throw std::runtime_error("the end");
+        member.phase([](int) {});
+        ++after;  // nobody gets here: the caller's share is never done
+      });
+    } catch (const std::runtime_error&) {
+      caught = true;
+    }
+    CHECK(caught);
+    CHECK_EQUAL(0L, after.load());
+  }
+  check_team(3);
+}
+
+// Puts all threads of the process but the one that makes calls, and itself, to sleep again and again, in the middle of whatever they
+// are doing, as a system does that has other work.
+class BusySystem {
+ public:
+  BusySystem() : caller_(tid()) {
+    struct sigaction action{};
+    action.sa_handler = [](int) {
+      const timespec slice{0, 2000000};
+      nanosleep(&slice, nullptr);
+    };
+    action.sa_flags = SA_RESTART;
+    sigaction(SIGUSR1, &action, nullptr);
+    thread_ = std::thread([this] { disturb(); });
+  }
+  ~BusySystem() {
+    done_ = true;
+    thread_.join();
+  }
+
+ private:
+  static pid_t tid() { return static_cast<pid_t>(syscall(SYS_gettid)); }
+
+  void disturb() {
+    std::mt19937 random(7);
+    const pid_t self = tid();
+    while (!done_) {
+      DIR* tasks = opendir("/proc/self/task");
+      while (const dirent* entry = readdir(tasks)) {
+        const pid_t task = std::atoi(entry->d_name);
+        if (task > 0 && task != caller_ && task != self && random() % 2) syscall(SYS_tgkill, getpid(), task, SIGUSR1);
+      }
+      closedir(tasks);
+      std::this_thread::sleep_for(std::chrono::microseconds(random() % 3000));
+    }
+  }
+
+  const pid_t caller_;
+  std::atomic<bool> done_{false};
+  std::thread thread_;
+};
+
+// Every share of every phase is done once, by whomever, and nothing is written late. Memory of calls goes at once.
+void check_sleepy_threads() {
+  const BusySystem busy;
+  const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(3);
+  for (int i = 0; std::chrono::steady_clock::now() < end; ++i) {
+    const int count = 2 + i % 3, phases = 1 + i * 37 % 400;
+    const auto all = std::make_unique<Phases>(count);
+    const Patience patience{i % 2 ? Patience::wait : Patience::take_at_once, std::chrono::microseconds(i % 5 * 50)};
+    CHECK(run_on_team(count, patience, [run = all.get(), phases](Member& member) { run->run(member, phases); }));
+    all->check(phases);
+  }
+}
+
+// A team that has lost a thread for long is smaller for a while.
+void check_small_teams_after_a_loss() {
+  CHECK_EQUAL(1, useful_threads(1));
+  Team team;
+  Member caller = team.open(2, {Patience::wait, std::chrono::microseconds(50)});
+  caller.phase([](int) {});
+  team.close();
+  CHECK_EQUAL(1, useful_threads(2));
+  const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(60);
+  while (useful_threads(2) == 1 && std::chrono::steady_clock::now() < end)
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  CHECK_EQUAL(2, useful_threads(2));
+}
+
+// As many threads as the other calls leave processors.
+void check_threads_beside_calls() {
+  const int before = num_threads(), processors = usable_processors();
+  set_num_threads(processors);
+  std::vector<std::unique_ptr<CallUnderWay>> calls;
+  for (int count = 1; count <= processors + 2; ++count) {
+    calls.push_back(std::make_unique<CallUnderWay>());
+    CHECK_EQUAL(std::max(1, processors - (count - 1)), useful_threads(processors));
+  }
+  calls.clear();
+  set_num_threads(before);
 }
 
 // Each piece once, whatever their number and that of the threads; several threads only for much.
@@ -105,15 +262,6 @@ void check_share_out() {
   set_num_threads(before);
 }
 
-// Without patience: all or nothing.
-void check_impatient_teams() {
-  for (int i = 0; i < 2000; ++i) {
-    Job job;
-    job.count = 4;
-    job.check(run_team(job.count, Shares::together, i % 3 - 1, Job::meeting_share, &job));
-  }
-}
-
 // Several callers at once: each call runs whole or not at all, and at least one of them gets the threads.
 void check_teams_at_once() {
   std::atomic<long> ran{0}, mistakes{0};
@@ -123,8 +271,7 @@ void check_teams_at_once() {
       for (int i = 0; i < 500; ++i) {
         Job job;
         job.count = 2 + i % 3;
-        const Shares shares = (i + caller) % 2 ? Shares::independent : Shares::together;
-        const bool complete = run_team(job.count, shares, 50, Job::share, &job);
+        const bool complete = run_team(job.count, (i + caller) % 2 ? kEager : kPatient, Job::share, &job);
         ran += complete;
         for (int s = 0; s < 16; ++s) mistakes += job.calls[s] != (complete && s < job.count ? 1 : 0);
       }
@@ -136,7 +283,7 @@ void check_teams_at_once() {
 
 // Does the team get into this state when such calls go on?
 template <class Call>
-bool comes_to(Team state, Call&& call) {
+bool comes_to(Awake state, Call&& call) {
   const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(60);
   while (std::chrono::steady_clock::now() < end) {
     call();
@@ -147,26 +294,26 @@ bool comes_to(Team state, Call&& call) {
 
 // Workers fall asleep without calls, are not woken by calls that come seldom, and are woken by calls that follow each other.
 void check_waking() {
-  CHECK(team_of(1) == Team::asleep);
+  CHECK(team_of(1) == Awake::no);
   const auto nothing = [] { std::this_thread::sleep_for(std::chrono::milliseconds(5)); };
   const auto seldom = [&] {
     nothing();
     miss_team(2, std::chrono::steady_clock::now());
   };
-  CHECK(comes_to(Team::asleep, nothing));
+  CHECK(comes_to(Awake::no, nothing));
   for (int i = 0; i < 3; ++i) {
     seldom();
-    CHECK(team_of(2) == Team::asleep);
+    CHECK(team_of(2) == Awake::no);
   }
-  CHECK(comes_to(Team::awake, [] { miss_team(2, std::chrono::steady_clock::now()); }));
-  CHECK(comes_to(Team::asleep, nothing));
+  CHECK(comes_to(Awake::yes, [] { miss_team(2, std::chrono::steady_clock::now()); }));
+  CHECK(comes_to(Awake::no, nothing));
 }
 
 // Measured when a team is awake, and then known for a while.
 void check_meetings() {
   const auto nothing = [] { std::this_thread::sleep_for(std::chrono::milliseconds(5)); };
   const auto forgotten = [] { std::this_thread::sleep_for(std::chrono::milliseconds(60)); };
-  CHECK(comes_to(Team::asleep, nothing));
+  CHECK(comes_to(Awake::no, nothing));
   forgotten();
   CHECK_EQUAL(0.0, meeting_cycles(2));
   const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(60);
@@ -180,7 +327,7 @@ void check_meetings() {
   bool same = false;
   while (!same && std::chrono::steady_clock::now() < end) same = meeting_cycles(2) == meeting_cycles(2);
   CHECK(same);
-  CHECK(comes_to(Team::asleep, nothing));
+  CHECK(comes_to(Awake::no, nothing));
   forgotten();
   CHECK_EQUAL(0.0, meeting_cycles(2));
 }
@@ -247,8 +394,8 @@ void check_mode_after_run() {
     CHECK(network.run(sequence, workspace, Plan{1, 1, 1, threads, 6, 2e12}));  // cycles: it waits for its threads
     CHECK(denormals_live());
     std::atomic<int> live{0};
-    const auto look = [](void* context, int) { *static_cast<std::atomic<int>*>(context) += denormals_live(); };
-    CHECK(run_team(threads, Shares::together, kPatience, look, &live));
+    CHECK(
+        run_on_team(threads, kPatient, [&](Member& member) { member.phase([&](int) { live += denormals_live(); }); }));
     CHECK_EQUAL(threads, live.load());
   }
 }
@@ -365,17 +512,17 @@ void check_borrowed_threads() {
     CHECK_EQUAL(before + (lent ? 2 : 0), lender::regions.load());
     CHECK_EQUAL(lent ? static_cast<unsigned>(std::max(count, lender::kMost)) : 0u, lender::asked.load());
   }
-  CHECK(team_of(2) == Team::awake);
-  CHECK(team_of(1) == Team::asleep);
+  CHECK(team_of(2) == Awake::yes);
+  CHECK(team_of(1) == Awake::no);
   std::this_thread::sleep_for(std::chrono::milliseconds(5));
-  CHECK(team_of(2) == Team::asleep);
+  CHECK(team_of(2) == Awake::no);
   miss_team(2, std::chrono::steady_clock::now());
 
   // Where the runtime gives fewer threads nothing runs.
   Job refused;
   refused.count = 3;
   lender::limit = 2;
-  CHECK(!run_team(3, Shares::together, kPatience, Job::meeting_share, &refused));
+  CHECK(!run_team(3, kPatient, Job::meeting_share, &refused));
   refused.check(false);
   lender::limit = 100;
   struct Within {
@@ -385,7 +532,7 @@ void check_borrowed_threads() {
   lender::parallel(
       [](void* self) {
         Within& w = *static_cast<Within*>(self);
-        if (lender::thread_num() == 0) w.ran = run_team(2, Shares::together, kPatience, Job::meeting_share, &w.job);
+        if (lender::thread_num() == 0) w.ran = run_team(2, kPatient, Job::meeting_share, &w.job);
       },
       &within, 2, 0);
   CHECK(!within.ran);
@@ -399,7 +546,7 @@ void check_borrowed_threads() {
   if (child == 0) {
     Job job;
     job.count = 2;
-    const bool ran = run_team(2, Shares::together, kPatience, Job::meeting_share, &job);
+    const bool ran = run_team(2, kPatient, Job::meeting_share, &job);
     _exit(ran && lender::regions == before ? 0 : 1);
   }
   int status = -1;
@@ -422,18 +569,22 @@ int main(int argc, char** argv) {
     return finish("test_threads borrowed");
   }
   check_thread_setting();
-  check_barrier(1, 1000);
-  check_barrier(2, 20000);
-  check_barrier(3, 3000);
-  check_barrier(4, 3000);
+  check_phases(1, 1000);
+  check_phases(2, 20000);
+  check_phases(3, 3000);
+  check_phases(4, 3000);
   for (int count = 1; count <= 6; ++count) check_team(count);
   check_share_out();
-  check_impatient_teams();
+  check_threads_beside_calls();
+  check_absent_thread();
+  check_ended_call();
   check_teams_at_once();
   check_waking();
   check_meetings();
   check_flush_denormals();
   check_mode_after_run();
   check_fork();
+  check_sleepy_threads();
+  check_small_teams_after_a_loss();
   return finish("test_threads");
 }

@@ -12,6 +12,13 @@
 
 namespace gatedrnn {
 
+// Called now and then by the thread that made a call, in the middle of it. What it throws ends the call, whose results are then
+// half written.
+struct Poll {
+  void (*function)(void* context) = nullptr;
+  void* context = nullptr;
+};
+
 // One call's data. Strides count values; features are contiguous. x and y do not overlap.
 template <class T>
 struct Sequence {
@@ -26,6 +33,7 @@ struct Sequence {
   const T* c_0 = nullptr;          // [L * D][B][H]; null: zeros
   T* h_n = nullptr;                // may be h_0
   T* c_n = nullptr;                // LSTM only; may be c_0
+  Poll poll;
 };
 
 template <class T>

@@ -22,16 +22,16 @@ struct Problem {
 };
 
 struct Plan {
-  // Threads form a grid. Directions and rows never meet within a layer; threads that share the units of the same rows meet
-  // at a barrier in every step. Layers follow one another, a block of steps behind.
+  // Groups of threads, or of one thread each: directions and rows never meet within a layer, layers follow one another, a block of
+  // steps behind. Or all threads share the units of the same rows, and meet in every stage of a step.
   int layer_groups = 1;
   int direction_groups = 1;
   int row_groups = 1;
   int unit_groups = 1;
   Index block_pairs = 1;  // (step, row) pairs whose inputs are projected ahead together, or that mergers get at a time
   double cycles = 0;      // what the model expects
-  // Backward: threads beside the grid, which merge the pairs of a block while the grid goes back through the next. None: the
-  // grid's threads do both in turns.
+  // Backward: threads beside the groups, which merge the pairs of a block while those go back through the next. None: all do both
+  // in turns.
   int mergers = 0;
   // Its threads are far from each other: what one writes for others goes past the caches, not from cache to cache.
   bool far = false;
@@ -44,7 +44,7 @@ struct Plan {
 Plan plan_alone(const Problem& problem, const Core& core);
 
 // `meeting`: see meeting_cycles.
-Plan make_plan(const Problem& problem, int max_threads, const Core& core, Team team = Team::asleep,
+Plan make_plan(const Problem& problem, int max_threads, const Core& core, Awake team = Awake::no,
                double meeting = kUsualMeetingCycles);
 
 }  // namespace gatedrnn

@@ -77,6 +77,7 @@ struct BackwardCall {
   T* d_c_0 = nullptr;
   std::vector<LayerGradients<T>> gradients;  // by track
   bool accumulate = false;                   // add to what stands in `gradients`
+  Poll poll;
 };
 
 }  // namespace gatedrnn

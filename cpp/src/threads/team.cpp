@@ -1,0 +1,140 @@
+#include "gatedrnn/team.h"
+
+#include <chrono>
+
+#include "crowd.h"
+#include "waiting.h"
+
+namespace gatedrnn {
+
+void relax() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  __asm__ volatile("yield");
+#endif
+}
+
+// ---- Member --------------------------------------------------------------------------------------------------------------
+
+// From here to `resume` the thread may lose its seat. The caller never does: it is its call.
+void Member::rest() {
+  if (!is_caller()) seats_[thread_].state.store(call_ | Seat::waiting, std::memory_order_release);
+}
+
+void Member::resume() {
+  Stamp expected = call_ | Seat::waiting;
+  if (!is_caller() &&
+      !seats_[thread_].state.compare_exchange_strong(expected, call_ | Seat::active, std::memory_order_acq_rel))
+    throw LeftTeam();
+}
+
+bool Member::await(int share) {
+  using Clock = std::chrono::steady_clock;
+  Clock::time_point begun;
+  bool lost = false;
+  rest();
+  for (int spins = 0; !is_done(share); ++spins) {
+    if (spins < kSpins && patience_.late == Patience::wait) {
+      relax();
+      continue;
+    }
+    const Clock::time_point now = Clock::now();
+    if (begun == Clock::time_point()) begun = now;
+    const bool over = now - begun > patience_.lost_after;
+    if (over || patience_.late == Patience::take_at_once) {
+      resume();
+      const bool taken = take_over(seats_[share].holder.load(std::memory_order_relaxed));
+      if (over && !lost) note_lost_thread(count_);  // else it was put to sleep in the middle of its share
+      lost = over;
+      if (taken) return true;
+      rest();
+    }
+    std::this_thread::yield();
+  }
+  resume();
+  if (lost && is_caller()) parts_from_ = seats_[share].holder.load(std::memory_order_relaxed);
+  return false;
+}
+
+bool Member::await_rest(int thread) {
+  bool taken = false;
+  wait_until([&] {
+    taken = take_over(thread);
+    return taken || seats_[thread].state.load(std::memory_order_acquire) == (call_ | Seat::left);
+  });
+  return taken;
+}
+
+// The thread has to be at rest, or not to have come at all. All that it held goes along.
+bool Member::take_over(int thread) {
+  Stamp state = seats_[thread].state.load(std::memory_order_acquire);
+  if (state != (call_ | Seat::waiting) && state != (call_ | Seat::absent)) return false;
+  if (!seats_[thread].state.compare_exchange_strong(state, call_ | Seat::left, std::memory_order_acq_rel)) return false;
+  for (int i = 0; i < count_; ++i)
+    if (seats_[i].holder.load(std::memory_order_relaxed) == thread)
+      seats_[i].holder.store(thread_, std::memory_order_relaxed);
+  return holds_others_ = true;
+}
+
+// ---- Team ----------------------------------------------------------------------------------------------------------------
+
+Member Team::open(int count, const Patience& patience) {
+  if (count > most_) {
+    memory_.push_back(std::make_unique<Seat[]>(count));
+    most_ = count;
+    seats_.store(memory_.back().get(), std::memory_order_release);
+  }
+  call_ += Stamp(1) << kPhaseBits;
+  patience_ = patience;
+  Seat* const seats = seats_.load(std::memory_order_relaxed);
+  for (int i = 0; i < count; ++i) {
+    seats[i].holder.store(i, std::memory_order_relaxed);
+    seats[i].done.store(call_, std::memory_order_relaxed);
+    seats[i].state.store(call_ | (i == 0 ? Seat::active : Seat::absent), std::memory_order_release);
+  }
+  count_.store(count, std::memory_order_relaxed);
+  published_.store(call_);
+  return member(0);
+}
+
+void Team::close() {
+  Seat* const seats = seats_.load(std::memory_order_relaxed);
+  for (int i = 1; i < count_.load(std::memory_order_relaxed); ++i)
+    wait_until([&] {
+      const Stamp state = seats[i].state.load(std::memory_order_acquire);
+      if (state == (call_ | Seat::left)) return true;
+      Stamp expected = state;
+      return state != (call_ | Seat::active) &&
+             seats[i].state.compare_exchange_strong(expected, call_ | Seat::left, std::memory_order_acq_rel);
+    });
+}
+
+bool Team::take(int thread, Stamp call) const {
+  Stamp expected = call | Seat::absent;
+  return seats_.load(std::memory_order_acquire)[thread].state.compare_exchange_strong(expected, call | Seat::active,
+                                                                                      std::memory_order_acq_rel);
+}
+
+// Whoever has a seat may read what the call has set, since the call waits for all who have one.
+bool Team::enter(Stamp call, Member& member) {
+  const int count = count_.load(std::memory_order_relaxed);
+  for (int thread = 1; thread < count; ++thread)
+    if (take(thread, call)) {
+      member = this->member(thread);
+      return true;
+    }
+  return false;
+}
+
+bool Team::enter(int thread, Member& member) {
+  if (!take(thread, published())) return false;
+  member = this->member(thread);
+  return true;
+}
+
+Member Team::member(int thread) const {
+  return {seats_.load(std::memory_order_relaxed), count_.load(std::memory_order_relaxed), thread, call_, patience_};
+}
+
+}  // namespace gatedrnn
