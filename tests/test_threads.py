@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sys
 import threading
@@ -64,20 +65,18 @@ def test_weights_packed_by_several_threads(cell, threads):
 @pytest.mark.parametrize("threads", [1, 2])
 def test_eight_python_threads_share_a_module(cell, threads):
     """Different shapes at once, over and over, some ragged: everyone gets what it gets alone."""
+    gr.set_num_threads(threads)
     module = build(cell, 17, 65, num_layers=2, bidirectional=True)
     shapes = [(1, 1), (5, 2), (3, 7), (20, 3), (2, 40), (0, 3), (9, 16), (4, 64)]
-    with gr.num_threads(threads):
-        inputs = [
-            (normal((t, b, 17), seed=b), state_of(module, b), np.arange(b) % (t + 1)) for t, b in shapes
-        ]
-        expected = [module(x, state, lengths=lengths) for x, state, lengths in inputs]
+    inputs = [(normal((t, b, 17), seed=b), state_of(module, b), np.arange(b) % (t + 1)) for t, b in shapes]
+    expected = [module(x, state, lengths=lengths) for x, state, lengths in inputs]
 
-        def repeat(x, state, lengths):
-            return lambda: [module(x, state, lengths=lengths) for _ in range(10)]
+    def repeat(x, state, lengths):
+        return lambda: [module(x, state, lengths=lengths) for _ in range(10)]
 
-        for results, e in zip(together([repeat(*i) for i in inputs]), expected, strict=True):
-            for result in results:
-                assert_same_bits(result, e)
+    for results, e in zip(together([repeat(*i) for i in inputs]), expected, strict=True):
+        for result in results:
+            assert_same_bits(result, e)
 
 
 @pytest.mark.parametrize("cell", CELLS)
@@ -199,6 +198,29 @@ print(json.dumps(codes))
 
 
 @linux
+def test_a_child_forked_in_a_block_of_threads():
+    """Its calls use threads again, and the calls of its parent's other threads do not count."""
+    code = """
+import json, os, threading
+import gatedrnn as gr
+from helpers import build, normal
+gr.set_num_threads(2)
+module, x = build("lstm", 65, 257), normal((20, 64, 65))
+expected = module(x)[0].tobytes()
+busy = [threading.Thread(target=module, args=(normal((4000, 64, 65)),)) for _ in range(3)]
+for thread in busy: thread.start()
+child = os.fork()
+if child == 0:
+    right = all(module(x)[0].tobytes() == expected for _ in range(5))
+    os._exit(0 if right and len(os.listdir("/proc/self/task")) == 2 else 1)
+status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+for thread in busy: thread.join()
+print(json.dumps(status))
+"""
+    assert run_python(code, timeout=120) == 0
+
+
+@linux
 def test_fork_while_parameters_are_loaded():
     """The child has the old ones or the new ones."""
     code = """
@@ -285,6 +307,70 @@ def test_num_threads_is_a_context_manager():
     with pytest.raises(RuntimeError, match="inside"), gr.num_threads(before + 2):
         raise RuntimeError("inside")
     assert gr.get_num_threads() == before
+
+
+def test_num_threads_belongs_to_its_thread():
+    """Blocks of two threads overlap, and the first to enter is the first to leave."""
+    before = gr.get_num_threads()
+    entered, left = threading.Barrier(2), threading.Event()
+
+    def first():
+        with gr.num_threads(before + 1):
+            entered.wait(60)
+            inside = gr.get_num_threads()
+        left.set()
+        return inside, gr.get_num_threads()
+
+    def second():
+        with gr.num_threads(before + 2):
+            entered.wait(60)
+            assert left.wait(60)
+            inside = gr.get_num_threads()
+        return inside, gr.get_num_threads()
+
+    with gr.num_threads(before + 3):  # a new thread has a context of its own
+        assert together([first, second]) == [(before + 1, before), (before + 2, before)]
+        assert gr.get_num_threads() == before + 3
+    assert gr.get_num_threads() == before
+
+
+def test_num_threads_belongs_to_its_task():
+    before = gr.get_num_threads()
+
+    async def task(count, sleeps):
+        with gr.num_threads(count):
+            for _ in range(sleeps):
+                assert gr.get_num_threads() == count
+                await asyncio.sleep(0)
+        assert gr.get_num_threads() == before
+
+    async def tasks():
+        await asyncio.gather(*[task(k + 1, 7 - k) for k in range(5)])
+
+    asyncio.run(tasks())
+    assert gr.get_num_threads() == before
+
+
+def test_num_threads_limits_calls_of_its_thread():
+    """A large call in a block of one thread starts no others."""
+    code = """
+import json, os
+import gatedrnn as gr
+from helpers import build, normal
+gr.set_num_threads(4)
+def tasks():
+    return len(os.listdir("/proc/self/task"))
+before = tasks()
+with gr.num_threads(1):
+    module = build("lstm", 256, 512)
+    output, _, tape = module.forward(normal((30, 64, 256)))
+    module.backward(tape, output)
+    module.stream(64).step(normal((64, 256)))
+    limited = tasks()
+module(normal((30, 64, 256)))
+print(json.dumps([limited - before, tasks() - before > 0]))
+"""
+    assert run_python(code) == [0, True]
 
 
 def test_num_threads_decorates_plain_functions():

@@ -51,7 +51,7 @@ class BackwardRun : private BackwardMerge<T> {
       for (Index direction = 0; direction < spec_.directions; ++direction) run_direction(member, layer, direction);
       if (layer > 0 && !tape_.masks.empty()) member.phase([&](int part) { undrop(part, layer - 1); });
     }
-    if (call_.d_x) member.phase([&](int part) { clear_past_lengths(part); });
+    if (call_.d_x && batch_ > 0) member.phase([&](int part) { clear_past_lengths(part); });
   }
 
  private:

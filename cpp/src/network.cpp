@@ -22,25 +22,25 @@ bool start(Run& run, Workspace& workspace) {
 }
 
 // The plan for threads that are awake. Where several would pay if they are near each other, it is measured how near they are.
-Plan plan_for_awake(const Problem& problem, int threads, const Core& core) {
-  const Plan near = make_plan(problem, threads, core, Awake::yes, kLeastMeetingCycles);
+Plan plan_for_awake(const Problem& problem, int threads, const Core& core, PlanCache& cache) {
+  const Plan near = make_plan(problem, threads, core, Awake::yes, kLeastMeetingCycles, &cache);
   if (near.threads() == 1) return near;
   const double measured = meeting_cycles(near.threads());
-  return measured > 0 ? make_plan(problem, threads, core, Awake::yes, measured) : near;
+  return measured > 0 ? make_plan(problem, threads, core, Awake::yes, measured, &cache) : near;
 }
 
 // Runs with the plan for now, and if its threads cannot be had, with one.
 template <class RunWith>
-void run_planned(const Problem& problem, const Core& core, RunWith&& run_with) {
+void run_planned(const Problem& problem, const Core& core, PlanCache& cache, RunWith&& run_with) {
   if (num_threads() == 1) {
     run_with(plan_alone(problem, core));
     return;
   }
   const CallUnderWay under_way;
   const int threads = useful_threads(num_threads());
-  const Plan wanted = threads > 1 ? plan_for_awake(problem, threads, core) : plan_alone(problem, core);
+  const Plan wanted = threads > 1 ? plan_for_awake(problem, threads, core, cache) : plan_alone(problem, core);
   const bool asleep = wanted.threads() > 1 && team_of(wanted.threads()) == Awake::no;
-  const Plan chosen = asleep ? make_plan(problem, threads, core, Awake::no) : wanted;
+  const Plan chosen = asleep ? make_plan(problem, threads, core, Awake::no, kUsualMeetingCycles, &cache) : wanted;
   const bool missed = asleep && chosen.threads() == 1;
   const auto begun = missed ? std::chrono::steady_clock::now() : std::chrono::steady_clock::time_point();
   if (!run_with(chosen)) run_with(plan_alone(problem, core));
@@ -98,7 +98,7 @@ template <class T>
 void Network<T>::run(const Sequence<T>& sequence, Workspace& workspace) const {
   if (sequence.batch == 0) return;
   const Index valid = valid_steps(sequence.steps, sequence.batch, sequence.lengths);
-  run_planned(problem(sequence.steps, sequence.batch, valid), core_,
+  run_planned(problem(sequence.steps, sequence.batch, valid), core_, plans_,
               [&](const Plan& plan) { return run(sequence, workspace, plan); });
 }
 
@@ -114,7 +114,7 @@ void Network<T>::forward(const Sequence<T>& sequence, Workspace& workspace, Tape
   Problem problem =
       this->problem(sequence.steps, sequence.batch, valid_steps(sequence.steps, sequence.batch, sequence.lengths));
   if (tape.options.dropout.rate > 0) problem.layers_overlap = false;  // its masks are applied to whole layers
-  run_planned(problem, core_, [&](const Plan& plan) { return forward(sequence, workspace, tape, plan); });
+  run_planned(problem, core_, plans_, [&](const Plan& plan) { return forward(sequence, workspace, tape, plan); });
 }
 
 template <class T>
@@ -126,7 +126,7 @@ bool Network<T>::forward(const Sequence<T>& sequence, Workspace& workspace, Tape
 template <class T>
 void Network<T>::backward(const Tape<T>& tape, const BackwardCall<T>& call, Workspace& workspace) const {
   const Index valid = valid_steps(tape.steps, tape.batch, tape.lengths.data());
-  run_planned(backward_problem(tape.steps, tape.batch, valid, tape.recomputing()), core_,
+  run_planned(backward_problem(tape.steps, tape.batch, valid, tape.recomputing()), core_, plans_,
               [&](const Plan& plan) { return backward(tape, call, workspace, plan); });
 }
 

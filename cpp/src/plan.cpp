@@ -180,17 +180,49 @@ Plan plan_alone(const Problem& p, const Core& core) {
   return plan;
 }
 
-Plan make_plan(const Problem& p, int max_threads, const Core& core, Awake team, double meeting) {
+Plan make_plan(const Problem& p, int max_threads, const Core& core, Awake team, double meeting, PlanCache* cache) {
+  // Measured meetings differ a little each time; plans do not.
+  meeting = std::exp2(std::round(8 * std::log2(meeting)) / 8);
   const Machine machine{core, team, meeting};
   Plan plan = plan_alone(p, core);
-  if (p.batch > 0 && p.valid > 0) {
-    plan.cycles = total_cycles(p, plan, machine);
-    if (max_threads > 1 && machine.may_pay(plan.cycles, max_threads))
-      plan = plan_for_several(p, plan, max_threads, machine);
-    plan.far = plan.threads() > 1 && team == Awake::yes && p.lanes * p.value_size == kAlignment &&  // whole lines
-               meeting > kFarCycles * plan.threads();
-  }
+  if (p.batch == 0 || p.valid == 0) return plan;
+  plan.cycles = total_cycles(p, plan, machine);
+  if (max_threads == 1 || !machine.may_pay(plan.cycles, max_threads)) return plan;
+  const PlanCache::Key key{p.steps,    p.batch,           p.valid, max_threads, p.layers_overlap,
+                           p.backward, p.mergers_allowed, team,    meeting};
+  if (cache && cache->find(key, plan)) return plan;
+  plan = plan_for_several(p, plan, max_threads, machine);
+  plan.far = plan.threads() > 1 && team == Awake::yes && p.lanes * p.value_size == kAlignment &&  // whole lines
+             meeting > kFarCycles * plan.threads();
+  if (cache) cache->keep(key, plan);
   return plan;
+}
+
+bool PlanCache::Key::operator==(const Key& other) const {
+  return steps == other.steps && batch == other.batch && valid == other.valid && threads == other.threads &&
+         layers_overlap == other.layers_overlap && backward == other.backward &&
+         mergers_allowed == other.mergers_allowed && team == other.team && meeting == other.meeting;
+}
+
+bool PlanCache::find(const Key& key, Plan& plan) {
+  const std::unique_lock lock(mutex_, std::try_to_lock);
+  if (!lock) return false;
+  const auto found =
+      std::find_if(entries_.begin(), entries_.end(), [&](const Entry& entry) { return entry.key == key; });
+  if (found == entries_.end()) return false;
+  plan = found->plan;
+  return true;
+}
+
+void PlanCache::keep(const Key& key, const Plan& plan) {
+  const std::unique_lock lock(mutex_, std::try_to_lock);
+  if (!lock) return;
+  if (entries_.size() < kMost) {
+    entries_.push_back({key, plan});
+    return;
+  }
+  entries_[oldest_] = {key, plan};
+  oldest_ = (oldest_ + 1) % kMost;
 }
 
 }  // namespace gatedrnn

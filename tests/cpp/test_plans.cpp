@@ -176,6 +176,26 @@ void check_make_plan() {
   CHECK(!make_plan(half_lines, 2, core, Awake::yes, 2600).far);
 }
 
+// A plan that was kept is the one that would be made, also after more of them than are kept.
+void check_plan_cache() {
+  PlanCache cache;
+  for (int round = 0; round < 3; ++round)
+    for (const Index batch : {1, 3, 16})
+      for (const Index steps : {25, 1000, 1001, 1002})
+        for (const bool backward : {false, true})
+          for (const int threads : {2, 64})
+            for (const Awake team : {Awake::no, Awake::yes})
+              for (const double meeting : {700.0, 2600.0}) {
+                const Spec spec{Cell::lstm, 512, 512, 2, 1, 0};
+                const gatedrnn::Problem problem{spec, steps,     batch,    steps * batch, 4,
+                                                16,   !backward, backward, backward};
+                const Plan plan = make_plan(problem, threads, kCores[1], team, meeting);
+                const Plan kept = make_plan(problem, threads, kCores[1], team, meeting, &cache);
+                CHECK_EQUAL(text(plan), text(kept));
+                CHECK(plan.cycles == kept.cycles && plan.mergers == kept.mergers);
+              }
+}
+
 // ---- No threads -----------------------------------------------------------------------------------------------------------
 
 // Another call has the threads, for as long as an instance lives.
@@ -240,6 +260,7 @@ int main() {
   using namespace gatedrnn;
   using namespace gatedrnn::test;
   check_make_plan();
+  check_plan_cache();
   check_without_threads();
   for (const NamedCell& cell : kCells) {
     compare_plans<float>(cell);

@@ -94,6 +94,7 @@ class Network {
   std::vector<PackedLayer<T>> layers_;
   mutable std::atomic<BackLayers*> back_layers_{nullptr};  // made when first needed
   mutable std::atomic<BackLayers*> spare_{nullptr};        // memory for them, from before the network was renewed
+  mutable PlanCache plans_;
 };
 
 }  // namespace gatedrnn

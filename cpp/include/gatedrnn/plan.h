@@ -2,6 +2,9 @@
 // plan never changes a result, only the time it takes. Forward and backward have plans of their own.
 #pragma once
 
+#include <mutex>
+#include <vector>
+
 #include "gatedrnn/machine.h"
 #include "gatedrnn/spec.h"
 #include "gatedrnn/threads.h"
@@ -43,8 +46,38 @@ struct Plan {
 // For one thread; without what it costs.
 Plan plan_alone(const Problem& problem, const Core& core);
 
+// The plans that one network made last, since calls repeat and a search among many threads takes as long as a small call. Nobody
+// waits: who does not get the lock at once searches again.
+class PlanCache {
+ public:
+  // What decides a plan, beside the network and the machine.
+  struct Key {
+    Index steps, batch, valid;
+    int threads;
+    bool layers_overlap, backward, mergers_allowed;
+    Awake team;
+    double meeting;
+    bool operator==(const Key& other) const;
+  };
+
+  bool find(const Key& key, Plan& plan);
+  void keep(const Key& key, const Plan& plan);
+
+ private:
+  static constexpr int kMost = 16;
+
+  struct Entry {
+    Key key;
+    Plan plan;
+  };
+
+  std::mutex mutex_;
+  std::vector<Entry> entries_;
+  std::size_t oldest_ = 0;
+};
+
 // `meeting`: see meeting_cycles.
 Plan make_plan(const Problem& problem, int max_threads, const Core& core, Awake team = Awake::no,
-               double meeting = kUsualMeetingCycles);
+               double meeting = kUsualMeetingCycles, PlanCache* cache = nullptr);
 
 }  // namespace gatedrnn
