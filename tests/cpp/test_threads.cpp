@@ -204,6 +204,14 @@ void check_sleepy_threads() {
   }
 }
 
+// Until losses of before are forgotten.
+void forget_losses() {
+  const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(60);
+  while (useful_threads(2) == 1 && std::chrono::steady_clock::now() < end)
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  CHECK_EQUAL(2, useful_threads(2));
+}
+
 // A team that has lost a thread for long is smaller for a while.
 void check_small_teams_after_a_loss() {
   CHECK_EQUAL(1, useful_threads(1));
@@ -212,16 +220,14 @@ void check_small_teams_after_a_loss() {
   caller.phase([](int) {});
   team.close();
   CHECK_EQUAL(1, useful_threads(2));
-  const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(60);
-  while (useful_threads(2) == 1 && std::chrono::steady_clock::now() < end)
-    std::this_thread::sleep_for(std::chrono::milliseconds(5));
-  CHECK_EQUAL(2, useful_threads(2));
+  forget_losses();
 }
 
 // As many threads as the other calls leave processors.
 void check_threads_beside_calls() {
   const int before = num_threads(), processors = usable_processors();
   set_num_threads(processors);
+  forget_losses();
   std::vector<std::unique_ptr<CallUnderWay>> calls;
   for (int count = 1; count <= processors + 2; ++count) {
     calls.push_back(std::make_unique<CallUnderWay>());
@@ -575,7 +581,6 @@ int main(int argc, char** argv) {
   check_phases(4, 3000);
   for (int count = 1; count <= 6; ++count) check_team(count);
   check_share_out();
-  check_threads_beside_calls();
   check_absent_thread();
   check_ended_call();
   check_teams_at_once();
@@ -586,5 +591,6 @@ int main(int argc, char** argv) {
   check_fork();
   check_sleepy_threads();
   check_small_teams_after_a_loss();
+  check_threads_beside_calls();
   return finish("test_threads");
 }
