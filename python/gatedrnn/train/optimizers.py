@@ -150,7 +150,7 @@ class Optimizer:
                 for start in range(0, parameter.size, _BLOCK):
                     blocks = [array[start : start + _BLOCK] for array in flat]
                     self._update(*blocks, scratch=scratch[:, : blocks[0].size])
-        del loans  # not before: see there
+        del loans  # until here nobody trusts a pack, also after an error
 
     def _loans(self) -> list[Loan]:
         """As long as these live, no module trusts what it makes of its parameters."""
