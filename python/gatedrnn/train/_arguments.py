@@ -96,12 +96,12 @@ def names(name: str, got: Iterable[str], wanted: Iterable[str]) -> None:
 def float_array(name: str, value: object, dtype: np.dtype[Any] | None = None) -> Array:
     """Accept a NumPy array of float32 or float64, or of `dtype` alone, with any shape and strides."""
     allowed = _FLOATS if dtype is None else (dtype,)
-    wanted = " or ".join(each.name for each in allowed)
-    if not isinstance(value, np.ndarray):
-        raise TypeError(f"{name}: expected a NumPy array of {wanted}, got {_checks.described(value)}")
-    if value.dtype not in allowed:
+    if isinstance(value, np.ndarray) and value.dtype in allowed:
+        return value
+    wanted = " or ".join(each.name for each in allowed)  # only now: it takes longer than the rest
+    if isinstance(value, np.ndarray):
         raise TypeError(f"{name}: expected {wanted}, got dtype {value.dtype}")
-    return value
+    raise TypeError(f"{name}: expected a NumPy array of {wanted}, got {_checks.described(value)}")
 
 
 def shaped(name: str, value: object, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
