@@ -143,12 +143,60 @@ def test_embedding_initial_parameters(dtype):
     assert_same_bits(train.Embedding(100, 100, dtype=dtype, seed=3).weight, weight)
 
 
-def test_indices_are_kept_though_the_list_changes():
+@pytest.mark.parametrize("indices", [[1, 2], np.array([1, 2]), np.array([1, 2], np.int32)])
+def test_indices_are_kept_though_what_they_came_in_changes(indices):
     layer = embedding()
-    indices = [1, 2]
     _, tape = layer.forward(indices)
     indices[0] = 5
     assert layer.backward(tape, np.ones((2, 4)))[1]["weight"][5].sum() == 0
+
+
+@dtypes
+@pytest.mark.parametrize("view", [lambda x: x, lambda x: x[::-1, :, ::2], lambda x: x[:1, 0, :5]])
+def test_a_batch_buffer_may_be_filled_again(dtype, view):
+    """Between forward and backward, as a loop does that makes its next batch in the memory of the last."""
+    buffer = normal((3, 4, 10), dtype=dtype)
+    layer = train.Linear(view(buffer).shape[-1], 7, dtype=dtype)
+    kept = view(buffer).copy()
+    y, tape = layer.forward(view(buffer))
+    buffer[...] = np.nan
+    d_y = normal(y.shape, dtype=dtype)
+    d_x, grads = layer.backward(tape, d_y)
+    same_y, same_tape = layer.forward(kept)
+    same_d_x, same_grads = layer.backward(same_tape, d_y)
+    for name, gradient in grads.items():
+        assert_same_bits(gradient, same_grads[name])
+    assert_same_bits((y, d_x), (same_y, same_d_x))
+
+
+@dtypes
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_positions_that_do_not_count_reach_no_gradient(dtype, value):
+    """Padding may hold anything: 0 times NaN would be NaN."""
+    layer = linear(dtype)
+    x, mask = normal((4, 3, 5), dtype=dtype), train.mask_of([4, 0, 2], 4)
+    targets = np.where(mask[..., None], normal((4, 3, 7), dtype=dtype), value)
+    spoiled = np.where(mask[..., None], x, dtype(value))
+    expected = []
+    for inputs in (np.where(mask[..., None], x, dtype(0)), spoiled):
+        with np.errstate(invalid="ignore"):  # inf - inf in the padding's outputs
+            y, tape = layer.forward(inputs)
+        loss, d_y = train.mse(y, targets, mask)
+        expected.append((loss, *layer.backward(tape, d_y)))
+    (loss, d_x, grads), (loss_spoiled, d_x_spoiled, grads_spoiled) = expected
+    assert loss == loss_spoiled
+    assert_same_bits(d_x_spoiled, d_x)
+    for name, gradient in grads.items():
+        assert_same_bits(grads_spoiled[name], gradient)
+
+
+def test_a_position_that_counts_and_diverged_is_not_hidden():
+    layer = linear()
+    x = normal((4, 5), dtype=np.float64)
+    x[2, 1] = np.nan
+    gradient = layer.backward(layer.forward(x)[1], np.ones((4, 7)))[1]["weight"]
+    assert np.isnan(gradient[:, 1]).all()
+    assert np.isfinite(gradient[:, [0, 2, 3, 4]]).all()
 
 
 # ---- parameters of both ----

@@ -11,7 +11,7 @@ import pytest
 
 from gatedrnn import train
 from gatedrnn.train import loop
-from training_runs import Run, Scripted
+from training_runs import Run, Scripted, assert_same_run
 
 # ---- training ----
 
@@ -64,31 +64,92 @@ def test_max_norm_clips():
     assert abs(run.layer.weight - 0.5) < 1e-6  # the epsilon of the clipping itself
 
 
+VALIDATIONS = [0.3, 0.5, 0.4, 0.7, 0.7, 0.6]
+
+
+@pytest.mark.parametrize(("mode", "best", "since"), [("min", 0, 5), ("max", 3, 2)])
+def test_mode_says_which_validation_is_the_best(mode, best, since):
+    run = Scripted(VALIDATIONS)
+    history = run.fit(6, mode=mode)
+    assert (history.best_epoch, history.epochs_since_best) == (best, since)
+    assert run.layer.weight == best + 1
+    assert len(Scripted(VALIDATIONS).fit(6, mode=mode, patience=2).loss) == {"min": 3, "max": 6}[mode]
+
+
+def test_a_checkpoint_remembers_the_mode(tmp_path):
+    path = tmp_path / "run"
+    Scripted(VALIDATIONS).fit(2, mode="max", checkpoint=path)
+    other = Scripted(VALIDATIONS)
+    with pytest.raises(ValueError, match="checkpoint: expected a run with mode='min', got one with 'max'"):
+        other.fit(3, checkpoint=path)
+    assert other.layer.weight == 0
+    history = other.fit(3, mode="max", checkpoint=path)
+    assert (history.validation, history.best_epoch) == ([0.3, 0.5, 0.3], 1)
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_run_that_diverged_stops(value, tmp_path):
     run = Scripted([])
-    with pytest.raises(FloatingPointError, match=r"loss: expected a finite number, got .* at step 1"):
+    with pytest.raises(
+        FloatingPointError, match=r"loss: .* finite number, got .* at step 1, batch 2 of epoch 1"
+    ):
         run.fit(1, [1.0, value, 1.0], validate=None)
     assert run.layer.weight == 1
     path = tmp_path / "run"
     run = Scripted([1.0, value])
-    with pytest.raises(FloatingPointError, match=r"validate: expected a finite number, got .* at step 2"):
+    with pytest.raises(FloatingPointError, match=r"validate: expected a finite number, got .* after step 2"):
         run.fit(2, checkpoint=path)
     assert train.load_checkpoint(path, run.layer, run.optimizer)[0]["step"] == 1
 
 
-def test_a_run_whose_gradients_or_parameters_diverged_stops(tmp_path):
-    """Though every loss was finite; the checkpoint is that of the epoch before."""
-    messages = {1.0: "norm of the gradients: .* at step 1", None: "weight: .* after step 2"}
-    for max_norm, message in messages.items():
-        path = tmp_path / f"{max_norm}.safetensors"
-        run = Scripted([])
-        run.fit(1, validate=None, max_norm=max_norm, checkpoint=path)
-        run.loss_and_gradients = lambda batch: (1.0, {"weight": np.full((1, 1), math.nan)})
-        with pytest.raises(FloatingPointError, match=message):
-            run.fit(2, validate=None, max_norm=max_norm, checkpoint=path)
-        train.load_checkpoint(path, run.layer, run.optimizer)
-        assert abs(run.layer.weight - 1) < 1e-6
+@pytest.mark.parametrize("max_norm", [1.0, None])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_gradient_that_is_not_finite_reaches_nothing(max_norm, value, tmp_path):
+    """Though its loss was finite; the checkpoint is that of the epoch before."""
+    path = tmp_path / "run"
+
+    def schedule(step):
+        return 1.0 / (step + 1)
+
+    run = Run()
+    run.fit(1, max_norm=max_norm, checkpoint=path)
+    before, computed, count = [], run.loss_and_gradients, iter(range(99))
+
+    def loss_and_gradients(batch):
+        loss, grads = computed(batch)
+        if next(count) == 2:
+            grads["head.bias"][3] = value
+            before.append(run.everything())
+        return loss, grads
+
+    run.loss_and_gradients = loss_and_gradients
+    message = "gradient of head.bias: expected finite numbers, got .* at step 10, batch 3 of epoch 2"
+    with pytest.raises(FloatingPointError, match=message):
+        run.fit(2, max_norm=max_norm, checkpoint=path, schedule=schedule)
+    before[0]["lr"] = np.array(schedule(9))  # that of the last update
+    assert_same_run(run.everything(), before[0])
+    assert train.load_checkpoint(path, run.net, run.optimizer)[0]["step"] == 8
+
+
+def test_a_norm_that_is_not_finite_reaches_nothing():
+    run = Scripted([])
+    run.loss_and_gradients = lambda batch: (1.0, {"weight": np.full((1, 1), 1e200)})
+    with pytest.raises(FloatingPointError, match=r"norm of the gradients: .* at step 0, batch 1 of epoch 1"):
+        run.fit(1, validate=None, max_norm=1.0)
+    assert (run.layer.weight, run.optimizer.steps) == (0, 0)
+
+
+def test_parameters_that_an_update_made_infinite_are_found(tmp_path):
+    path, run = tmp_path / "run", Scripted([])
+    run.fit(1, validate=None, checkpoint=path)
+    run.loss_and_gradients = lambda batch: (1.0, {"weight": np.full((1, 1), -1e308)})
+    with (
+        np.errstate(over="ignore"),
+        pytest.raises(FloatingPointError, match=r"weight: .* after step 2"),
+    ):
+        run.fit(2, validate=None, schedule=lambda step: 2.0, checkpoint=path)
+    train.load_checkpoint(path, run.layer, run.optimizer)
+    assert run.layer.weight == 1
 
 
 # ---- what is shown ----
@@ -99,9 +160,15 @@ def test_a_line_for_each_epoch(capsys):
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.splitlines() == [
-        "epoch 1/3  step 1  loss 1  validation 2 (best)",
-        "epoch 2/3  step 2  loss 1  validation 1 (best)",
-        "epoch 3/3  step 3  loss 1  validation 3",
+        "epoch 1/3  step 1  loss 1  validation 2 (best, lower is better)",
+        "epoch 2/3  step 2  loss 1  validation 1 (best, lower is better)",
+        "epoch 3/3  step 3  loss 1  validation 3 (best 1, lower is better)",
+    ]
+    Scripted([0.5, 0.4, 0.9]).fit(3, mode="max", patience=1, progress=True)
+    assert capsys.readouterr().err.splitlines() == [
+        "epoch 1/3  step 1  loss 1  validation 0.5 (best, higher is better)",
+        "epoch 2/3  step 2  loss 1  validation 0.4 (best 0.5, higher is better)",
+        "stopped: no higher validation in 1 epochs than 0.5 in epoch 1",
     ]
     Scripted([2.0]).fit(1, progress=False)
     assert capsys.readouterr().err == ""

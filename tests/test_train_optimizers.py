@@ -230,16 +230,23 @@ def test_state_names_and_types():
         "adam": ["exp_avg", "exp_avg_sq"],
         "adamw": ["exp_avg", "exp_avg_sq"],
         "rmsprop": ["square_avg"],
-        "rmsprop_centered": ["square_avg", "momentum_buffer", "grad_avg"],
+        "rmsprop_centered": ["variance", "momentum_buffer", "grad_avg"],
+    }
+    options = {
+        "sgd": {"momentum": np.float64, "dampening": np.float64, "nesterov": np.bool_},
+        "adam": {"betas": np.float64, "eps": np.float64},
+        "rmsprop": {"alpha": np.float64, "eps": np.float64, "momentum": np.float64, "centered": np.bool_},
     }
     for case, buffers in names.items():
         state = make(case, parameters).state_dict()
+        own = options[case.split("_")[0].removesuffix("w")]
         assert list(state) == [
             "step",
-            "lr",
+            *("lr", "weight_decay", *own),
             *(f"{buffer}.{name}" for buffer in buffers for name in parameters),
         ]
         assert (state["step"].dtype, state["lr"].dtype) == (np.int64, np.float64)
+        assert {name: state[name].dtype for name in own} == own
         assert all(array.dtype == np.float32 for key, array in state.items() if "." in key)
 
 
@@ -248,7 +255,7 @@ def test_state_dict_copies():
     optimizer = train.Adam(parameters)
     state = optimizer.state_dict()
     optimizer.step(gradients[0])
-    assert all((array == 0).all() for key, array in state.items() if key != "lr")
+    assert all((array == 0).all() for key, array in state.items() if key == "step" or "." in key)
 
 
 def test_load_state_dict_refuses():
@@ -256,7 +263,7 @@ def test_load_state_dict_refuses():
     optimizer = train.Adam(parameters)
     optimizer.step(gradients[0])
     good = optimizer.state_dict()
-    other = {key: array + 1 for key, array in good.items()}
+    other = {key: array + 1 if key == "step" or "." in key else array for key, array in good.items()}
     wrong = [
         ("d", None),
         ("d", {}),
@@ -265,6 +272,10 @@ def test_load_state_dict_refuses():
         ("step", {**other, "step": np.array(1.5)}),
         ("lr", {**other, "lr": np.array(-1.0)}),
         ("lr", {**other, "lr": np.array([1.0])}),
+        ("d", {key: value for key, value in other.items() if key != "lr"}),
+        ("eps", {**other, "eps": np.array(-1.0)}),
+        (r"betas\[1\].*", {**other, "betas": np.array([0.9, 1.0])}),
+        ("betas", {**other, "betas": np.array(0.9)}),
         ("exp_avg_sq.p1", {**other, "exp_avg_sq.p1": np.zeros(4)}),
         ("exp_avg_sq.p1", {**other, "exp_avg_sq.p1": np.zeros(5, np.float32)}),
     ]
@@ -273,6 +284,135 @@ def test_load_state_dict_refuses():
             optimizer.load_state_dict(state)
         for key, array in optimizer.state_dict().items():
             assert_same_bits(array, good[key])
+
+
+LOADED = {
+    "sgd_nesterov": {"lr": 0.5, "momentum": 0.8, "dampening": 0.0, "weight_decay": 0.2, "nesterov": True},
+    "adam": {"lr": 0.5, "betas": (0.7, 0.8), "eps": 0.1, "weight_decay": 0.2},
+    "adamw": {"lr": 0.5, "betas": (0.7, 0.8), "eps": 0.1, "weight_decay": 0.2},
+    "rmsprop": {"lr": 0.5, "alpha": 0.7, "eps": 0.1, "weight_decay": 0.2},
+}
+
+
+@pytest.mark.parametrize("case", LOADED)
+def test_a_state_has_all_hyper_parameters(case):
+    """None is treated in another way than the others."""
+    parameters, _ = problem()
+    saved = CASES[case][0](parameters, **LOADED[case])
+    other = make(case, parameters)
+    other.load_state_dict(saved.state_dict())
+    assert other.hyper_parameters() == saved.hyper_parameters()
+    assert {name: getattr(other, name) for name in LOADED[case]} == LOADED[case]
+
+
+@cases
+def test_states_of_the_earlier_version(case):
+    """They had `step`, `lr` and buffers, of which a centred RMSprop's was the mean square."""
+    parameters, gradients = problem()
+    optimizer = make(case, parameters)
+    for grads in gradients[:3]:
+        optimizer.step(grads)
+    new = optimizer.state_dict()
+    old = {key: array for key, array in new.items() if key in ("step", "lr") or "." in key}
+    for name in parameters:
+        if f"variance.{name}" in old:
+            old[f"square_avg.{name}"] = old.pop(f"variance.{name}") + old[f"grad_avg.{name}"] ** 2
+    other = make(case, parameters, lr=0.7)
+    given = other.hyper_parameters()
+    other.load_state_dict(old)
+    assert other.hyper_parameters() == {**given, "lr": 0.05}
+    for key, array in other.state_dict().items():
+        np.testing.assert_allclose(array, new[key], rtol=20 * EPS, atol=20 * EPS)
+
+
+def test_a_damaged_state_of_the_earlier_version():
+    parameters, gradients = problem()
+    optimizer = make("rmsprop_centered", parameters)
+    optimizer.step(gradients[0])
+    good = optimizer.state_dict()
+    old = {key: array for key, array in good.items() if not key.startswith("variance")}
+    old |= {f"square_avg.{name}": np.ones_like(p) for name, p in parameters.items()}
+    for key, wrong in (("square_avg.p0", np.ones(3)), ("square_avg.p1", [1.0]), ("grad_avg.p0", None)):
+        with refused(r"(square|grad)_avg\.p[01]"):
+            optimizer.load_state_dict({**old, key: wrong})
+    for key, array in optimizer.state_dict().items():
+        assert_same_bits(array, good[key])
+
+
+def test_hyper_parameters_are_checked_when_set():
+    optimizer = make("sgd_nesterov", problem()[0])
+    before = optimizer.hyper_parameters()
+    for name, options in (("momentum", {"momentum": -1}), ("nesterov", {"lr": 0.3, "dampening": 0.1})):
+        with refused(name):
+            optimizer.set_hyper_parameters(options)
+        assert optimizer.hyper_parameters() == before
+    optimizer.set_hyper_parameters({"lr": 0.3, "momentum": 0.5})
+    assert optimizer.hyper_parameters() == {**before, "lr": 0.3, "momentum": 0.5}
+
+
+# ---- numbers at the ends of their range ----
+
+
+@dtypes
+def test_the_variance_of_constant_gradients(dtype):
+    """It falls by alpha a step, as the equations say: neither below 0, nor to whatever rounding leaves."""
+    gradient = normal((64,), dtype=dtype)
+    gradient += np.copysign(dtype(0.1), gradient)
+    optimizer = train.RMSprop({"p": np.zeros(64, dtype)}, lr=1e-3, centered=True)
+    for _ in range(3000):
+        optimizer.step({"p": gradient})
+    shrunk = 0.99**3000 * (1 - 0.99**3000) * gradient.astype(np.float64) ** 2
+    # A step has less than 10 roundings, of which the mean's matter by their share of what is left: a tenth.
+    variance = optimizer.state_dict()["variance.p"]
+    assert (variance >= 0).all()
+    if dtype == np.float64:
+        np.testing.assert_allclose(variance, shrunk, rtol=0.1)
+    assert np.isfinite(optimizer.state_dict()["grad_avg.p"]).all()
+
+
+@pytest.mark.parametrize("kind", ["raise", "warn"])
+@cases
+@dtypes
+def test_strict_numpy_does_not_hear_of_underflow(kind, case, dtype):
+    """Tests turn warnings into errors."""
+    tiny = np.finfo(dtype).tiny
+    results = []
+    for told in ("ignore", kind):
+        parameters = {"p": np.array([1, tiny, -3 * tiny, 0], dtype)}
+        optimizer = make(case, parameters)
+        for scale in (1, 1e-3, 0.3):
+            grads = {"p": np.array([1e-20, tiny / dtype(scale), 1e-30, 1e-10], dtype) * dtype(scale)}
+            with np.errstate(all=told):
+                optimizer.step(grads)
+                train.clip_grad_norm(grads, 1e-30)
+        results.append((parameters["p"], grads["p"]))
+    assert_same_bits(results[0], results[1])
+
+
+@cases
+@pytest.mark.parametrize("kind", ["raise", "warn", "call"])
+def test_a_strict_numpy_leaves_no_step_half_done(case, kind):
+    """What it has to say comes when all is done: parameters, buffers and the counter go together."""
+    infinite = {"p0": np.full((3, 4), 1e300), "p1": np.full(5, np.inf)}
+    states = []
+    for told in ("ignore", kind):
+        parameters, gradients = problem()
+        optimizer = make(case, parameters)
+        optimizer.step(gradients[0])
+        heard = []
+        with np.errstate(all=told, call=lambda *what, heard=heard: heard.append(what)):
+            for grads in (infinite, gradients[1]):
+                try:
+                    optimizer.step(grads)
+                except (FloatingPointError, RuntimeWarning) as error:
+                    heard.append(str(error))
+        assert bool(heard) <= (told != "ignore")
+        if told in ("raise", "warn"):
+            assert all(f"encountered in {type(optimizer).__name__}.step" in each for each in heard)
+        states.append({**optimizer.state_dict(), **parameters})
+    assert states[0]["step"] == 3
+    for key, array in states[0].items():
+        assert_same_bits(states[1][key], array)
 
 
 # ---- clipping ----

@@ -33,8 +33,25 @@ void refuse_value(const char* name, const std::string& expected, const std::stri
   throw py::value_error(std::string(name) + ": expected " + expected + ", got " + got);
 }
 
+bool is_of_range(const py::error_already_set& error) {
+  return error.matches(PyExc_ArithmeticError) || error.matches(PyExc_Warning);
+}
+
+UnderflowIgnored::UnderflowIgnored()
+    : context_(py::module_::import("numpy").attr("errstate")(py::arg("under") = "ignore")) {
+  context_.attr("__enter__")();
+}
+
+UnderflowIgnored::~UnderflowIgnored() {
+  try {
+    context_.attr("__exit__")(py::none(), py::none(), py::none());
+  } catch (py::error_already_set& error) {
+    error.discard_as_unraisable("gatedrnn: numpy.errstate");
+  }
+}
+
 void refuse_conversion(const char* name, const py::dtype& dtype, const py::error_already_set& error) {
-  if (!error.matches(PyExc_ArithmeticError) && !error.matches(PyExc_Warning)) throw error;
+  if (!is_of_range(error)) throw error;
   refuse_value(name, "numbers in the range of " + std::string(py::str(dtype)), std::string(py::str(error.value())));
 }
 

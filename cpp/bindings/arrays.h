@@ -49,16 +49,42 @@ std::string type_name(py::handle object);
 // `object` as an array of native floating-point numbers, or a TypeError.
 py::array float_array(const char* name, py::handle object);
 
-// For what NumPy raises where numbers exceed the range of a conversion and it was told to be strict.
+// What NumPy raises where numbers leave the range of a conversion and it was told to be strict.
+bool is_of_range(const py::error_already_set& error);
+
+// For that, and for numbers that are too large.
 [[noreturn]] void refuse_conversion(const char* name, const py::dtype& dtype, const py::error_already_set& error);
+
+// While it lives NumPy says nothing of numbers that are too small for a conversion, which become 0 or nearly so.
+class UnderflowIgnored {
+ public:
+  UnderflowIgnored();
+  ~UnderflowIgnored();
+  UnderflowIgnored(const UnderflowIgnored&) = delete;
+  UnderflowIgnored& operator=(const UnderflowIgnored&) = delete;
+
+ private:
+  py::object context_;
+};
+
+template <class T>
+py::array_t<T, py::array::c_style> converted(const py::array& array) {
+  constexpr int flags = py::array::c_style | py::array::forcecast | py::detail::npy_api::NPY_ARRAY_ALIGNED_;
+  const py::array_t<T, flags> made(static_cast<const py::object&>(array));
+  return py::reinterpret_borrow<py::array_t<T, py::array::c_style>>(made);
+}
 
 // The argument as aligned C-contiguous T; converts only where needed.
 template <class T>
 py::array_t<T, py::array::c_style> contiguous(const char* name, const py::array& array) {
   try {
-    constexpr int flags = py::array::c_style | py::array::forcecast | py::detail::npy_api::NPY_ARRAY_ALIGNED_;
-    const py::array_t<T, flags> converted(static_cast<const py::object&>(array));
-    return py::reinterpret_borrow<py::array_t<T, py::array::c_style>>(converted);
+    return converted<T>(array);
+  } catch (const py::error_already_set& error) {
+    if (!is_of_range(error)) throw;
+  }
+  try {  // once more, since to be told of an underflow is rare, and not to be told costs time
+    const UnderflowIgnored ignored;
+    return converted<T>(array);
   } catch (const py::error_already_set& error) {
     refuse_conversion(name, py::dtype::of<T>(), error);
   }

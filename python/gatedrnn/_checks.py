@@ -152,6 +152,22 @@ def described(value: object) -> str:
     return f"{shortened(value)} ({kind})" if isinstance(value, _PLAIN) else f"an object of type {kind}"
 
 
+INIT = "super().__init__()"
+
+
+def half_made(module: object) -> str:
+    """Write a module whose constructor has not run."""
+    return f"<{type(module).__name__}, before {INIT}>"
+
+
+def no_attribute(module: object, name: str, made: str) -> AttributeError:
+    """Make the error for an attribute that is not there; `made` is one that every constructed object has."""
+    text = f"{type(module).__name__!r} object has no attribute {name!r}"
+    if name == made or not hasattr(module, made):
+        text += f": {INIT} was not called yet"
+    return AttributeError(text, name=name, obj=module)
+
+
 def path(name: str, value: object) -> str:
     """Accept a path."""
     if not isinstance(value, (str, os.PathLike)):

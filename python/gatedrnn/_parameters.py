@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
+import weakref
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -65,34 +66,138 @@ def _elements(shapes: Shapes) -> int:
     return sum(map(math.prod, shapes.values()))
 
 
+class Owner(Protocol):
+    """A module or layer whose parameters are in a `ParameterStore`."""
+
+    _store: ParameterStore
+
+    def _lend(self) -> Loan:
+        """Take note that somebody may write into the parameters, from now on until the loan is gone."""
+        ...
+
+
+class Loan:
+    """What every array of parameters that was handed out keeps alive, through its chain of bases.
+
+    So one weak reference tells whether anybody outside can still write into the parameters. Counting
+    references would not: what they count depends on the interpreter.
+    """
+
+    __slots__ = ("__weakref__", "store")
+
+    def __init__(self, store: ParameterStore) -> None:
+        self.store = store
+
+    @property
+    def __array_struct__(self) -> object:
+        """For `numpy.asarray`, whose result has this object as its base."""
+        return self.store.flat.__array_struct__
+
+    def arrays(self) -> dict[str, Array]:
+        """Views of all parameters by name, which keep the loan alive."""
+        flat = np.asarray(self)
+        return {name: self.store.cut(flat, name) for name in self.store.views}
+
+    def array(self, name: str) -> Array:
+        """Return a view of one parameter, which keeps the loan alive."""
+        return self.store.cut(np.asarray(self), name)
+
+
+def store_of(array: Array) -> ParameterStore | None:
+    """Find out whose parameters an array is a view of; None where they are no module's."""
+    base: object = array
+    while isinstance(base, np.ndarray):
+        base = base.base
+    if isinstance(base, tuple):  # NumPy may put the loan and what it described itself with together
+        base = base[0]
+    return base.store if isinstance(base, Loan) and array.dtype == base.store.flat.dtype else None
+
+
+class Part(NamedTuple):
+    """A piece of a module's parameters, as one or whole rows of one. It follows the module into copies."""
+
+    owner: Owner
+    start: int
+    shape: tuple[int, ...]
+
+
 class ParameterStore:
-    """All parameters of a module in one contiguous array, so that one fingerprint covers them."""
+    """All parameters of a module in one contiguous array, so that one fingerprint covers them.
 
-    __slots__ = ("_starts", "flat", "views")
+    Its own views never leave the module: whoever gets an array gets it from a `Loan`.
+    """
 
-    def __init__(self, shapes: Shapes, dtype: np.dtype[Any]) -> None:
+    __slots__ = ("_loan", "_places", "flat", "owner", "views")
+
+    def __init__(self, shapes: Shapes, dtype: np.dtype[Any], owner: Owner) -> None:
         """Allocate; the numbers are undefined until written."""
         self.flat: Array = np.empty(_elements(shapes), dtype)
         sizes = [math.prod(shape) for shape in shapes.values()]
-        self._starts = list(itertools.accumulate(sizes, initial=0))[:-1]
-        self.views: dict[str, Array] = {
-            name: self.flat[start : start + size].reshape(shape)
-            for start, size, (name, shape) in zip(self._starts, sizes, shapes.items(), strict=True)
+        places = zip(itertools.accumulate(sizes, initial=0), sizes, shapes.values(), strict=False)
+        self._places = {
+            name: (slice(start, start + size), shape)
+            for name, (start, size, shape) in zip(shapes, places, strict=True)
         }
+        self.views: dict[str, Array] = {name: self.cut(self.flat, name) for name in shapes}
+        self.owner = weakref.ref(owner)
+        self._loan: weakref.ref[Loan] | None = None
+
+    @property
+    def is_lent(self) -> bool:
+        """Whether anybody outside may write into the parameters."""
+        return self._loan is not None and self._loan() is not None
+
+    def loan(self) -> Loan:
+        """Return the loan of all who hold arrays now, or a new one. One thread at a time."""
+        loan = None if self._loan is None else self._loan()
+        if loan is None:
+            loan = Loan(self)
+            self._loan = weakref.ref(loan)
+        return loan
+
+    def lend(self) -> Loan:
+        """Let the owner, where it is alive, take note of a loan, and return that."""
+        owner = self.owner()
+        return self.loan() if owner is None else owner._lend()
+
+    def own(self, array: Array) -> Array:
+        """Return a view of the same memory as a contiguous lent array that does not count as lent.
+
+        It is for those who take a loan whenever they write.
+        """
+        return self._view(self._start(array), array.shape)
+
+    def part(self, array: Array) -> Part | Array:
+        """Say of such a view whose parameters it is, so that a copy can find those of the copied module."""
+        owner = self.owner()
+        return array if owner is None else Part(owner, self._start(array), array.shape)
+
+    def found(self, part: Part) -> Array:
+        """Return the view that became a part."""
+        return self._view(part.start, part.shape)
+
+    def _start(self, array: Array) -> int:
+        return (array.ctypes.data - self.flat.ctypes.data) // self.flat.itemsize
+
+    def _view(self, start: int, shape: tuple[int, ...]) -> Array:
+        return self.flat[start : start + math.prod(shape)].reshape(shape)
+
+    def cut(self, flat: Array, name: str) -> Array:
+        """Return a view of one parameter in an array that has all of them side by side."""
+        place, shape = self._places[name]
+        return flat[place].reshape(shape)
 
     def like(self) -> dict[str, Array]:
         """New arrays of the same names, shapes and dtype; the numbers are undefined."""
         flat = _core.aligned_array(self.flat.size, self.flat.dtype)
-        return {
-            name: flat[start : start + view.size].reshape(view.shape)
-            for start, (name, view) in zip(self._starts, self.views.items(), strict=True)
-        }
+        return {name: self.cut(flat, name) for name in self.views}
 
     def draw(self, bound: float, seed: int | None) -> None:
         """Fill with numbers uniform in +-bound, the same for both dtypes but for rounding."""
         rng = np.random.default_rng(seed)
-        for view in self.views.values():
-            view[...] = rng.uniform(-bound, bound, view.shape)
+        with np.errstate(under="ignore"):
+            for view in self.views.values():
+                view[...] = rng.uniform(-bound, bound, view.shape)
 
     def accept(self, values: Mapping[str, object]) -> dict[str, Array]:
         """Check and convert new values for some of the parameters, without writing any.

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar, over
 import numpy as np
 
 from gatedrnn import _checks, _core, _device
-from gatedrnn._parameters import IncompatibleKeys, ParameterStore, parameter_shapes
+from gatedrnn._parameters import IncompatibleKeys, Loan, ParameterStore, parameter_shapes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -82,8 +82,8 @@ class _Recurrent(Generic[_State, _Given]):
 
     The pack, an engine `Network` made from the parameters, is immutable and replaced as a whole, so that a
     call in another thread finishes with the one it took. While nobody outside holds the parameters' arrays,
-    only this class can change them, and `_network` is the pack, ready to use without a question. After they
-    were handed out `_network` stays None and every call compares fingerprints (see `_packed`).
+    only this class can change them, and `_network` is the pack, ready to use without a question. To lend them
+    sets it to None, and while the loan lives every call compares fingerprints (see `_packed`).
     """
 
     __slots__ = (
@@ -91,7 +91,6 @@ class _Recurrent(Generic[_State, _Given]):
         "_batch_first",
         "_device",
         "_dropout_generator",
-        "_handed_out",
         "_identity",
         "_lock",
         "_network",
@@ -101,6 +100,7 @@ class _Recurrent(Generic[_State, _Given]):
         "_store",
     )
 
+    _store: ParameterStore
     _gates: ClassVar[int]
     _defaults: ClassVar[dict[str, object]]  # of the arguments after input_size and hidden_size
 
@@ -136,10 +136,10 @@ class _Recurrent(Generic[_State, _Given]):
         """Set everything up but the parameters' numbers."""
         self._options = self._checked(options)
         self._batch_first = self.batch_first
-        self._store = ParameterStore(parameter_shapes(self._options, self._gates), self.dtype)
+        self._store = ParameterStore(parameter_shapes(self._options, self._gates), self.dtype, self)
+        self._refuse_shadowed()
         self._lock = threading.Lock()
         self._identity = object()  # by which a tape knows its module
-        self._handed_out = False
         self._dropout_generator = np.random.default_rng()
         self._device = "cpu"
         self._precision: str | None = None
@@ -403,14 +403,16 @@ class _Recurrent(Generic[_State, _Given]):
     def parameters(self) -> dict[str, Array]:
         """Hand out the module's own arrays by name: writing into them changes the module.
 
-        A change takes effect at the next call. To notice it, from now on every call reads all parameters once
-        and compares a 64-bit fingerprint (as fast as memory is read: about 10 to 100 microseconds per
-        megabyte); and a call after a change packs the weights again. `state_dict()` has copies and costs
-        later calls nothing. Do not write while another thread calls the module. Reading a parameter as an
-        attribute (``m.weight_ih_l0``) hands it out just the same.
+        A change takes effect at the next call. To notice it, as long as anybody holds one of these arrays (or
+        a view of one) every call reads all parameters once and compares a 64-bit fingerprint (as fast as
+        memory is read: about 10 to 100 microseconds per megabyte); and a call after a change packs the
+        weights again. When the last of the arrays is gone one more call compares, and later ones cost what
+        they did before. The optimisers of `gatedrnn.train` say when they write, so that theirs do not count.
+        `state_dict()` has copies and costs later calls nothing. Do not write while another thread calls the
+        module, nor through an address whose array is gone. Reading a parameter as an attribute
+        (``m.weight_ih_l0``) hands it out just the same.
         """
-        self._hand_out()
-        return {name: view[...] for name, view in self._store.views.items()}
+        return self._lend().arrays()
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write parameters and constructor arguments to a safetensors file, for `gatedrnn.load`.
@@ -431,15 +433,16 @@ class _Recurrent(Generic[_State, _Given]):
     def _packed(self, for_backward: bool = False) -> Any:
         """Return the pack of the parameters as they are now, packing them first where they changed."""
         network, pack = self._network, self._pack
-        if network is None and pack is not None and pack[0] == _core.fingerprint([self._store.flat]):
-            network = pack[1]
+        if network is None and pack is not None and self._store.is_lent:
+            network = pack[1] if pack[0] == _core.fingerprint([self._store.flat]) else None
         if network is not None and (network.packed_for_backward or not for_backward):
             return network
         with self._lock:  # nobody writes meanwhile: both packs are of the same parameters
+            lent = self._store.is_lent  # asked before the comparison: whoever lets go may have written
             fingerprint = _core.fingerprint([self._store.flat])
             if self._pack is None or self._pack[0] != fingerprint:
                 self._pack = fingerprint, self._new_network()
-            if not self._handed_out:
+            if not lent:
                 self._network = self._pack[1]
             if for_backward:
                 self._pack[1].pack_for_backward()
@@ -492,29 +495,39 @@ class _Recurrent(Generic[_State, _Given]):
             self._network = None
             self._store.write(accepted)
 
-    def _hand_out(self) -> None:
+    def _lend(self) -> Loan:
         with self._lock:
-            self._handed_out = True
             self._network = None
+            return self._store.loan()
+
+    def _has_parameter(self, name: str) -> bool:
+        # Own names start with "_", and before the constructor ran there is no store.
+        return not name.startswith("_") and hasattr(self, "_store") and name in self._store.views
+
+    def _refuse_shadowed(self) -> None:
+        """Refuse what a subclass set before the constructor ran and would hide a parameter."""
+        for name in getattr(self, "__dict__", {}):
+            if name in self._store.views:
+                raise AttributeError(f"{name}: cannot be assigned before {_checks.INIT} was called")
 
     def __getattr__(self, name: str) -> Array:
-        # Called only for what is no ordinary attribute. Own names start with "_": a half-made module has them
-        # not yet.
-        if not name.startswith("_") and name in self._store.views:
-            self._hand_out()
-            return self._store.views[name][...]
-        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        # Called only for what is no ordinary attribute.
+        if self._has_parameter(name):
+            return self._lend().array(name)
+        raise _checks.no_attribute(self, name, "_store")
 
     def __setattr__(self, name: str, value: object) -> None:
-        if not name.startswith("_") and name in self._store.views:
+        if self._has_parameter(name):
             self._write({name: value})
         else:
             super().__setattr__(name, value)
 
     def __dir__(self) -> list[str]:
-        return [*super().__dir__(), *self._store.views]
+        return [*super().__dir__(), *(self._store.views if hasattr(self, "_store") else ())]
 
     def __repr__(self) -> str:
+        if not hasattr(self, "_options"):
+            return _checks.half_made(self)
         parts = [str(self.input_size), str(self.hidden_size)]
         for name, default in self._defaults.items():
             value = self._options[name]

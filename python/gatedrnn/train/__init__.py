@@ -41,7 +41,7 @@ language model of bytes, trained by truncated back-propagation through time::
         checkpoint="language_model.safetensors",
     )
 
-Run again after an interruption, it goes on from the file.
+Run again after an interruption (Ctrl-C, too), it goes on from the file.
 """
 
 from __future__ import annotations

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -34,6 +36,15 @@ def fraction(name: str, value: object) -> float:
     if share >= 1:
         raise ValueError(f"{name}: expected a number of at least 0 and below 1, got {share}")
     return share
+
+
+def pair_of_fractions(name: str, value: object) -> tuple[float, float]:
+    """Accept two real numbers in 0..1, but not 1 itself."""
+    if not isinstance(value, (tuple, list)):
+        raise TypeError(f"{name}: expected a pair of numbers, got {_checks.described(value)}")
+    if len(value) != 2:
+        raise ValueError(f"{name}: expected a pair of numbers, got {len(value)}")
+    return fraction(f"{name}[0]", value[0]), fraction(f"{name}[1]", value[1])
 
 
 def function(name: str, value: object, *, optional: bool = False) -> None:
@@ -85,12 +96,12 @@ def names(name: str, got: Iterable[str], wanted: Iterable[str]) -> None:
 def float_array(name: str, value: object, dtype: np.dtype[Any] | None = None) -> Array:
     """Accept a NumPy array of float32 or float64, or of `dtype` alone, with any shape and strides."""
     allowed = _FLOATS if dtype is None else (dtype,)
-    wanted = " or ".join(each.name for each in allowed)
-    if not isinstance(value, np.ndarray):
-        raise TypeError(f"{name}: expected a NumPy array of {wanted}, got {_checks.described(value)}")
-    if value.dtype not in allowed:
+    if isinstance(value, np.ndarray) and value.dtype in allowed:
+        return value
+    wanted = " or ".join(each.name for each in allowed)  # only now: it takes longer than the rest
+    if isinstance(value, np.ndarray):
         raise TypeError(f"{name}: expected {wanted}, got dtype {value.dtype}")
-    return value
+    raise TypeError(f"{name}: expected a NumPy array of {wanted}, got {_checks.described(value)}")
 
 
 def shaped(name: str, value: object, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
@@ -133,7 +144,7 @@ def real_array(name: str, value: object, shape: tuple[int, ...], dtype: np.dtype
         raise TypeError(f"{name}: expected real numbers, got dtype {array.dtype}")
     if array.shape != shape:
         raise ValueError(f"{name}: expected shape {shape}, got {array.shape}")
-    with np.errstate(over="ignore"):  # what is beyond the dtype's range becomes infinite
+    with np.errstate(all="ignore"):  # what is beyond the dtype's range becomes infinite, or 0
         return array.astype(dtype, copy=False)
 
 
@@ -161,3 +172,33 @@ def _as_array(name: str, value: object, wanted: str) -> npt.NDArray[Any]:
     if array.dtype.kind == "O":
         raise TypeError(f"{name}: expected {wanted}, got {_checks.described(value)}")
     return array
+
+
+# What NumPy calls its errors when it reports one, by their names in `numpy.seterr`; and how to make one.
+_ERRORS: dict[str, tuple[str, Callable[[], object]]] = {
+    "divide": ("divide by zero", lambda: np.ones(1) / np.zeros(1)),
+    "over": ("overflow", lambda: np.square(np.full(1, 1e300))),
+    "invalid": ("invalid value", lambda: np.zeros(1) / np.zeros(1)),
+}
+
+
+@contextmanager
+def floating_point_errors_later(where: str) -> Iterator[None]:
+    """Do the block to its end, and only then let NumPy do what `numpy.seterr` said of what happened.
+
+    Underflow is passed over.
+    """
+    told: dict[str, str] = {**np.geterr()}  # type: ignore[dict-item]
+    seen: set[str] = set()
+    later: dict[str, Any] = {kind: "call" for kind in _ERRORS if told[kind] != "ignore"}
+    with np.errstate(**later, under="ignore", call=lambda message, _: seen.add(message)):
+        yield
+    for kind, (message, repeat) in _ERRORS.items():
+        if message not in seen:
+            continue
+        if told[kind] == "raise":
+            raise FloatingPointError(f"{message} encountered in {where}")
+        if told[kind] == "warn":
+            warnings.warn(f"{message} encountered in {where}", RuntimeWarning, stacklevel=4)
+        else:  # print, log or call
+            repeat()

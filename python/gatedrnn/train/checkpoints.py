@@ -95,7 +95,8 @@ def load_checkpoint(
     Args:
         path: A file that `save_checkpoint` wrote.
         module: With parameters of the same names and shapes.
-        optimizer: Of the same class and parameters.
+        optimizer: Of the same class and parameters; its hyper-parameters become those of the file, see
+            `Optimizer.load_state_dict`.
         rng: Of the same kind as the one that was saved; None leaves it in the file.
 
     Returns:
@@ -170,13 +171,18 @@ def _all_or_nothing(
 
 
 def _restore(name: str, rng: np.random.Generator, state: Any) -> None:
+    check_state(name, rng, state)
+    rng.bit_generator.state = state
+
+
+def check_state(name: str, rng: np.random.Generator, state: Any) -> None:
+    """Refuse what is no state of such a generator; NumPy does not look."""
     kind = type(rng.bit_generator)
     saved = state.get("bit_generator") if isinstance(state, dict) else None
     if saved != kind.__name__:
         raise ValueError(f"{name}: expected the state of a {kind.__name__}, got {_checks.shortened(saved)}")
     if not _is_like(state, kind(0).state, name):
         raise ValueError(f"{name}: expected the state of a {kind.__name__}, got a damaged one")
-    rng.bit_generator.state = state
 
 
 # Numbers in the states of NumPy's generators are below these, or below 2**128; it does not look itself.
@@ -211,6 +217,12 @@ def _json(name: str, value: object) -> str:
 
 def _state_text(state: object) -> str:
     return json.dumps(state, default=_listed)
+
+
+def plain_state(rng: np.random.Generator) -> dict[str, Any]:
+    """Return a generator's state in types that JSON has a form for; the generator takes it back."""
+    state: dict[str, Any] = json.loads(_state_text(rng.bit_generator.state))
+    return state
 
 
 def _listed(value: object) -> object:

@@ -13,7 +13,7 @@ import numpy as np
 
 import gatedrnn
 from gatedrnn import _checks
-from gatedrnn._parameters import IncompatibleKeys, ParameterStore
+from gatedrnn._parameters import IncompatibleKeys, Loan, ParameterStore
 from gatedrnn.train import _arguments
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class Module(Protocol):
 
 
 class Tape(NamedTuple):
-    """What a layer's `forward` keeps for its `backward`: the input itself, so do not change it in between."""
+    """What a layer's `forward` keeps for its `backward`: a copy of the input, which may be written into."""
 
     layer: object
     inputs: npt.NDArray[Any]
@@ -53,9 +53,12 @@ class Tape(NamedTuple):
 class _Layer:
     """Parameters of a layer, under the names and with the methods of `LSTM`, `GRU` and `RNN`."""
 
-    __slots__ = ("_store",)
+    __slots__ = ("__weakref__", "_store")
 
     _store: ParameterStore
+
+    def _lend(self) -> Loan:
+        return self._store.loan()  # nothing is packed that could be outdated
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -65,11 +68,11 @@ class _Layer:
     @property
     def weight(self) -> Array:
         """The layer's own array: writing into it changes the layer."""
-        return self._store.views["weight"]
+        return self._lend().array("weight")
 
     def parameters(self) -> dict[str, Array]:
         """Hand out the layer's own arrays by name: writing into them changes the layer."""
-        return dict(self._store.views)
+        return self._lend().arrays()
 
     def state_dict(self) -> dict[str, Array]:
         """Copy the parameters, with the names, shapes and order of the same class in ``torch.nn``."""
@@ -101,6 +104,33 @@ class _Layer:
             came = f"that of {tape.layer!r}" if isinstance(tape, Tape) else _checks.described(tape)
             raise TypeError(f"tape: expected what forward of this {self!r} returned, got {came}")
         return tape.inputs
+
+    if not TYPE_CHECKING:  # which would take it for a promise of any attribute
+
+        def __getattr__(self, name: str) -> Any:
+            # Called only for what is no ordinary attribute.
+            raise _checks.no_attribute(self, name, "_store")
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        """Pickle, and copy, with the parameters first: an attribute may be an optimiser, which needs them.
+
+        Copies share nothing.
+        """
+        shapes = {name: view.shape for name, view in self._store.views.items()}
+        state: Any = object.__reduce_ex__(self, 2)[2]
+        attributes, slots = state
+        del slots["_store"]
+        return _rebuild, (type(self), shapes, self.dtype, self.state_dict()), (attributes, slots)
+
+
+def _rebuild(
+    cls: type[_Layer], shapes: dict[str, tuple[int, ...]], dtype: np.dtype[Any], state: Mapping[str, Array]
+) -> _Layer:
+    """Make a layer of given parameters, without drawing any; its other attributes come afterwards."""
+    layer = cls.__new__(cls)
+    layer._store = ParameterStore(shapes, dtype, layer)
+    layer._store.write(state)
+    return layer
 
 
 def _refuse_incompatible(module: object, keys: IncompatibleKeys, strict: bool) -> None:
@@ -147,20 +177,28 @@ class Linear(_Layer):
         shapes: dict[str, tuple[int, ...]] = {"weight": (self.out_features, self.in_features)}
         if has_bias:
             shapes["bias"] = (self.out_features,)
-        self._store = ParameterStore(shapes, kind)
+        self._store = ParameterStore(shapes, kind, self)
         self._store.draw(self.in_features**-0.5, seed)
 
     @property
     def bias(self) -> Array | None:
         """The layer's own array, or None."""
-        return self._store.views.get("bias")
+        return self._lend().array("bias") if self._has_bias else None
+
+    @property
+    def _has_bias(self) -> bool:
+        return "bias" in self._store.views
 
     def __call__(self, x: Array) -> Array:
         """Apply the layer; keep nothing. Arguments, result and errors are those of `forward`."""
-        x = self._accept("x", x, self.in_features)
-        y: Array = x.reshape(-1, self.in_features) @ self.weight.T
-        if self.bias is not None:
-            y += self.bias
+        return self._apply(self._accept("x", x, self.in_features))
+
+    def _apply(self, x: Array) -> Array:
+        own = self._store.views
+        with np.errstate(under="ignore"):
+            y: Array = x.reshape(-1, self.in_features) @ own["weight"].T
+            if self._has_bias:
+                y += own["bias"]
         return y.reshape(*x.shape[:-1], self.out_features)
 
     def forward(self, x: Array) -> tuple[Array, Tape]:
@@ -170,16 +208,20 @@ class Linear(_Layer):
             x: (..., I) in the layer's dtype, with any axes before the last and any strides.
 
         Returns:
-            y (..., O), and the tape for `backward`.
+            y (..., O), and the tape for `backward`, which has a copy of x: it may be written into at once.
 
         Raises:
             TypeError: `x` is not an array of the layer's dtype.
             ValueError: The last axis is not I wide.
         """
-        return self(x), Tape(self, x)
+        kept = self._accept("x", x, self.in_features).copy(order="C")
+        return self._apply(kept), Tape(self, kept)
 
     def backward(self, tape: Tape, d_y: Array) -> tuple[Array, Gradients]:
-        """Go back from the derivative of the loss by y.
+        """Go back from the derivative of the loss by y, with the parameters that the layer has now.
+
+        A position of which no output counts (its part of `d_y` is 0, as where a loss's mask is False) adds
+        nothing to any gradient, whatever it was computed from, NaN included.
 
         Args:
             tape: What `forward` returned.
@@ -195,10 +237,11 @@ class Linear(_Layer):
         x = self._inputs_of(tape)
         _arguments.shaped("d_y", d_y, (*x.shape[:-1], self.out_features), self.dtype)
         d_rows, rows = d_y.reshape(-1, self.out_features), x.reshape(-1, self.in_features)
-        grads: Gradients = {"weight": d_rows.T @ rows}
-        if self.bias is not None:
-            grads["bias"] = d_rows.sum(axis=0)
-        return (d_rows @ self.weight).reshape(x.shape), grads
+        with np.errstate(under="ignore"):
+            grads: Gradients = {"weight": _summed_products(d_rows, rows)}
+            if self._has_bias:
+                grads["bias"] = d_rows.sum(axis=0)
+            return (d_rows @ self._store.views["weight"]).reshape(x.shape), grads
 
     def _accept(self, name: str, value: object, width: int) -> Array:
         array = _arguments.float_array(name, value, self.dtype)
@@ -207,9 +250,25 @@ class Linear(_Layer):
         return array
 
     def __repr__(self) -> str:
-        options = "" if self.bias is not None else ", bias=False"
+        if not hasattr(self, "_store"):
+            return _checks.half_made(self)
+        options = "" if self._has_bias else ", bias=False"
         options += "" if self.dtype == np.float32 else f", dtype={self.dtype}"
         return f"Linear({self.in_features}, {self.out_features}{options})"
+
+
+def _summed_products(d_rows: Array, rows: Array) -> Array:
+    """Return the sum over rows n of the outer products of d_rows[n] and rows[n].
+
+    Where d_rows[n] is 0 the product is 0, also with an infinite or NaN row, which BLAS would make NaN.
+    """
+    with np.errstate(invalid="ignore"):
+        products: Array = d_rows.T @ rows
+    if np.isfinite(products).all():
+        return products
+    counts = d_rows.any(axis=1, keepdims=True)
+    products = d_rows.T @ np.where(counts, rows, rows.dtype.type(0))
+    return products
 
 
 class Embedding(_Layer):
@@ -248,14 +307,16 @@ class Embedding(_Layer):
         seed = _checks.seed("seed", seed)
         shape = self.num_embeddings, self.embedding_dim
         _checks.fitting("num_embeddings, embedding_dim", shape[0] * shape[1], kind)
-        self._store = ParameterStore({"weight": shape}, kind)
-        self.weight[...] = np.random.default_rng(seed).standard_normal(shape)
+        self._store = ParameterStore({"weight": shape}, kind, self)
+        weight = self._store.views["weight"]
+        with np.errstate(under="ignore"):
+            weight[...] = np.random.default_rng(seed).standard_normal(shape)
         if self.padding_idx is not None:
-            self.weight[self.padding_idx] = 0
+            weight[self.padding_idx] = 0
 
     def __call__(self, indices: npt.ArrayLike) -> Array:
         """Look rows up; keep nothing. Arguments, result and errors are those of `forward`."""
-        return np.take(self.weight, self._accept(indices), axis=0)
+        return np.take(self._store.views["weight"], self._accept(indices), axis=0)
 
     def forward(self, indices: npt.ArrayLike) -> tuple[Array, Tape]:
         """Look rows up.
@@ -264,14 +325,15 @@ class Embedding(_Layer):
             indices: Integers in 0..V-1, of any shape (...).
 
         Returns:
-            The rows, (..., E), and the tape for `backward`.
+            The rows, (..., E), and the tape for `backward`, which has a copy of the indices: what they came
+            in may be written into at once.
 
         Raises:
             TypeError: `indices` are not integers.
             ValueError: An index is outside 0..V-1.
         """
-        accepted = self._accept(indices)
-        return np.take(self.weight, accepted, axis=0), Tape(self, accepted)
+        kept = self._accept(indices).copy(order="C")
+        return np.take(self._store.views["weight"], kept, axis=0), Tape(self, kept)
 
     def backward(self, tape: Tape, d_y: Array) -> tuple[None, Gradients]:
         """Add up the derivatives of each row, in the order of the positions: the same bits every time.
@@ -290,8 +352,9 @@ class Embedding(_Layer):
         """
         indices = self._inputs_of(tape)
         _arguments.shaped("d_y", d_y, (*indices.shape, self.embedding_dim), self.dtype)
-        gradient = np.zeros_like(self.weight)
-        _sum_by_index(indices.reshape(-1), d_y.reshape(-1, self.embedding_dim), gradient)
+        gradient = np.zeros_like(self._store.views["weight"])
+        with np.errstate(under="ignore"):
+            _sum_by_index(indices.reshape(-1), d_y.reshape(-1, self.embedding_dim), gradient)
         if self.padding_idx is not None:
             gradient[self.padding_idx] = 0
         return None, {"weight": gradient}
@@ -302,6 +365,8 @@ class Embedding(_Layer):
         return array.astype(np.intp, copy=False)
 
     def __repr__(self) -> str:
+        if not hasattr(self, "_store"):
+            return _checks.half_made(self)
         options = "" if self.padding_idx is None else f", padding_idx={self.padding_idx}"
         options += "" if self.dtype == np.float32 else f", dtype={self.dtype}"
         return f"Embedding({self.num_embeddings}, {self.embedding_dim}{options})"
@@ -353,7 +418,7 @@ class Modules:
         if not modules:
             raise ValueError("modules: expected at least one, got none")
         for name, module in modules.items():
-            if name.startswith("_") or "." in name or hasattr(Modules, name):
+            if name.startswith("_") or "." in name or hasattr(self, name):
                 raise ValueError(
                     f"modules: expected names without a dot, an underscore in front or a meaning of their "
                     f"own, got {_checks.shortened(name)}"
@@ -410,15 +475,26 @@ class Modules:
             own = {key[len(prefix) :]: value for key, value in d.items() if str(key).startswith(prefix)}
             module.load_state_dict(own, strict=False)
 
+    def _has(self, name: str) -> bool:
+        return not name.startswith("_") and hasattr(self, "_modules") and name in self._modules
+
     def __getattr__(self, name: str) -> Any:
-        if not name.startswith("_") and name in self._modules:
+        # Called only for what is no ordinary attribute.
+        if self._has(name):
             return self._modules[name]
-        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        raise _checks.no_attribute(self, name, "_modules")
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if self._has(name):  # an attribute would hide the module from its user, and not from the optimiser
+            raise AttributeError(f"{name}: fixed when {type(self).__name__} is made, cannot be assigned")
+        super().__setattr__(name, value)
 
     def __dir__(self) -> list[str]:
-        return [*super().__dir__(), *self._modules]
+        return [*super().__dir__(), *(self._modules if hasattr(self, "_modules") else ())]
 
     def __repr__(self) -> str:
+        if not hasattr(self, "_modules"):
+            return _checks.half_made(self)
         return f"Modules({', '.join(f'{name}={module!r}' for name, module in self._modules.items())})"
 
 

@@ -2,7 +2,8 @@
 
 A loss is the mean over all positions, or over those that `mask` selects, as a float accumulated in float64.
 What is masked out is never looked at: it may be padding of any value, NaN and targets out of range included,
-costs no time, and its derivative is 0.
+costs no time, and its derivative is 0. Infinite or NaN inputs that count, as of a run that diverges, make a
+loss of the same kind, and nothing is said of them, nor of an underflow, whatever `numpy.seterr` was told.
 """
 
 from __future__ import annotations
@@ -80,8 +81,7 @@ def softmax_cross_entropy(
 def _softmax_cross_entropy(rows: Array, labels: npt.NDArray[np.integer[Any]]) -> tuple[float, Array]:
     """With logits (N, C) that all count."""
     target = np.arange(len(rows)), labels.astype(np.intp)
-    # Infinite or NaN logits, as of a run that diverges, make a loss of the same kind, without a warning.
-    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+    with np.errstate(all="ignore"):
         shifted = rows - rows.max(axis=-1, keepdims=True)  # the largest is 0: no sum overflows or is 0
         picked = shifted[target]
         d_rows = np.exp(shifted, out=shifted)
@@ -111,7 +111,7 @@ def mse(prediction: Array, target: npt.ArrayLike, mask: npt.ArrayLike | None = N
     """
     wanted = _arguments.real_array("target", target, _shape("prediction", prediction), prediction.dtype)
     chosen = _chosen("prediction", prediction, mask, leading=True)
-    with np.errstate(over="ignore", invalid="ignore"):
+    with np.errstate(all="ignore"):
         difference = prediction[chosen] - wanted[chosen]
         loss = float(np.square(difference, dtype=np.float64).sum() / difference.size)
         difference *= 2 / difference.size
@@ -141,10 +141,11 @@ def binary_cross_entropy(
     wanted = _arguments.real_array("targets", targets, _shape("logits", logits), logits.dtype)
     chosen = _chosen("logits", logits, mask, leading=True)
     x, t = logits[chosen], wanted[chosen]
-    outside = ~((t >= 0) & (t <= 1))  # NaN is
+    with np.errstate(invalid="ignore"):
+        outside = ~((t >= 0) & (t <= 1))  # NaN is
     if outside.any():
         raise ValueError(f"targets: expected numbers in 0..1, got {t[outside].flat[0]}")
-    with np.errstate(over="ignore", invalid="ignore"):
+    with np.errstate(all="ignore"):
         e = np.exp(-np.abs(x))  # at most 1: overflows for no x
         losses = np.maximum(x, 0) - x * t + np.log1p(e)
         d_x = np.where(x >= 0, x.dtype.type(1), e) / (1 + e) - t

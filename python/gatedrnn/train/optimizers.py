@@ -6,19 +6,23 @@ are elementwise. Where `weight_decay` acts on the gradient (all but AdamW), g st
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from gatedrnn import _checks
+from gatedrnn._parameters import Loan, ParameterStore, Part, store_of
 from gatedrnn.train import _arguments
 
 if TYPE_CHECKING:
     import numpy.typing as npt
+    from typing_extensions import Self
 
     Array = npt.NDArray[np.floating[Any]]
+    _Checks = Mapping[str, Callable[[str, Any], Any]]  # by hyper-parameter
 
 __all__ = ["SGD", "Adam", "AdamW", "Optimizer", "RMSprop", "clip_grad_norm"]
 
@@ -31,11 +35,18 @@ _BLOCK = 1 << 15
 class Optimizer:
     """What all optimisers share: parameters, buffers of the same shapes, blocks, state.
 
+    **Copies** (`copy.deepcopy`, `pickle`): copied together with the module whose parameters it has, an
+    optimiser trains the copy of the module. Copied alone it brings a copy of the module along, and trains
+    that one. Arrays that are no module's are copied with it, and what else has the same arrays goes on to
+    share them if it is copied in the same go. `copy.copy` makes a second optimiser of the same parameters,
+    with buffers of its own.
+
     Args:
         parameters: Arrays by name that `step` changes in place, such as ``module.parameters()``. An optimiser
             of some of a module's parameters leaves the others as they are.
         lr: Learning rate, at least 0. It can be set between steps.
         weight_decay: At least 0.
+        **options: The other hyper-parameters of the class.
 
     Raises:
         TypeError: An argument has the wrong type or dtype.
@@ -43,19 +54,34 @@ class Optimizer:
     """
 
     _buffer_names: ClassVar[Sequence[str]]
+    _option_checks: ClassVar[_Checks] = {
+        "lr": _arguments.number,
+        "weight_decay": _arguments.number,
+    }
 
-    def __init__(self, parameters: Mapping[str, Array], lr: float, weight_decay: float) -> None:
-        self.lr = lr
-        self.weight_decay = _arguments.number("weight_decay", weight_decay)
-        self._parameters = _accepted(parameters)
+    weight_decay: float
+
+    def __init__(
+        self, parameters: Mapping[str, Array], lr: float, weight_decay: float, **options: object
+    ) -> None:
+        self._set(self._checked({"lr": lr, "weight_decay": weight_decay, **options}))
+        # Views of our own of a module's parameters: we say when we write, others' writes are looked for.
+        self._stores: dict[str, ParameterStore | None] = {}
+        self._parameters: dict[str, Array] = {}
+        for name, array in _accepted(parameters).items():
+            store = self._stores[name] = store_of(array)
+            self._parameters[name] = array if store is None else store.own(array)
         self._steps = 0
         self._buffers = {
             buffer: {name: np.zeros_like(array) for name, array in self._parameters.items()}
             for buffer in self._wanted_buffers()
         }
+        self._scratch = self._new_scratch()
+
+    def _new_scratch(self) -> dict[np.dtype[Any], Array]:
         dtypes = {array.dtype for array in self._parameters.values()}
         largest = max(array.size for array in self._parameters.values())
-        self._scratch = {dtype: np.empty((2, min(largest, _BLOCK)), dtype) for dtype in dtypes}
+        return {dtype: np.empty((2, min(largest, _BLOCK)), dtype) for dtype in dtypes}
 
     def _wanted_buffers(self) -> Sequence[str]:
         return self._buffer_names
@@ -74,8 +100,36 @@ class Optimizer:
         """How many steps were made."""
         return self._steps
 
+    def hyper_parameters(self) -> dict[str, Any]:
+        """Return what the steps to come are made with, by the names of the constructor's arguments."""
+        return {name: getattr(self, name) for name in self._option_checks}
+
+    def _checked(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Check hyper-parameters, each alone and as far as they have to go together."""
+        return {name: self._option_checks[name](name, value) for name, value in options.items()}
+
+    def set_hyper_parameters(self, options: Mapping[str, Any]) -> None:
+        """Change some of them for the steps to come; whether there are buffers cannot change.
+
+        Args:
+            options: By the names of the constructor's arguments.
+
+        Raises:
+            TypeError: A value has the wrong type.
+            ValueError: A value is outside its range. In both cases nothing was changed.
+        """
+        self._set(self._checked({**self.hyper_parameters(), **options}))
+
+    def _set(self, checked: Mapping[str, Any]) -> None:
+        for name, value in checked.items():
+            setattr(self, name, value)
+
     def step(self, grads: Mapping[str, Array]) -> None:
         """Change the parameters in place; leave the gradients as they are.
+
+        A step is never left half-done by `numpy.seterr`: what it has to say of an overflow or an invalid
+        value (as an infinite gradient makes) comes when the step is complete. Underflow is harmless and never
+        reported.
 
         Args:
             grads: By name, the gradient of each parameter of this optimiser, in its shape and dtype. Others
@@ -86,14 +140,22 @@ class Optimizer:
             ValueError: A gradient is missing or has another shape. In all cases nothing was changed.
         """
         accepted = self._accepted_gradients(grads)
-        self._steps += 1
-        for name, parameter in self._parameters.items():
-            flat = [_flat(parameter), _flat(accepted[name])]
-            flat += [_flat(arrays[name]) for arrays in self._buffers.values()]
-            scratch = self._scratch[parameter.dtype]
-            for start in range(0, parameter.size, _BLOCK):
-                blocks = [array[start : start + _BLOCK] for array in flat]
-                self._update(*blocks, scratch=scratch[:, : blocks[0].size])
+        loans = self._loans()
+        with _arguments.floating_point_errors_later(f"{type(self).__name__}.step"):
+            self._steps += 1
+            for name, parameter in self._parameters.items():
+                flat = [_flat(parameter), _flat(accepted[name])]
+                flat += [_flat(arrays[name]) for arrays in self._buffers.values()]
+                scratch = self._scratch[parameter.dtype]
+                for start in range(0, parameter.size, _BLOCK):
+                    blocks = [array[start : start + _BLOCK] for array in flat]
+                    self._update(*blocks, scratch=scratch[:, : blocks[0].size])
+        del loans  # until here nobody trusts a pack, also after an error
+
+    def _loans(self) -> list[Loan]:
+        """As long as these live, no module trusts what it makes of its parameters."""
+        stores = {id(store): store for store in self._stores.values() if store is not None}
+        return [store.lend() for store in stores.values()]
 
     def _update(self, p: Array, g: Array, *buffers: Array, scratch: Array) -> None:
         """Make step `self._steps` for one block; write into anything but g."""
@@ -108,6 +170,7 @@ class Optimizer:
         return work
 
     def _accepted_gradients(self, grads: object) -> dict[str, Array]:
+        """Return the gradients of this optimiser's parameters; errors are those of `step`."""
         given = _arguments.mapping("grads", grads)
         missing = [name for name in self._parameters if name not in given]
         if missing:
@@ -120,37 +183,47 @@ class Optimizer:
     def state_dict(self) -> dict[str, npt.NDArray[Any]]:
         """Copy what a run that goes on needs, as arrays that fit into a safetensors file.
 
-        ``step`` (int64) and ``lr`` (float64) of shape (), and for each buffer and parameter
-        ``<buffer>.<parameter>`` in the parameter's shape and dtype, the buffers named as in ``torch.optim``.
-        The constructor's other arguments are not in it.
+        ``step`` (int64) of shape (), each hyper-parameter under its name (float64, flags bool) of shape (),
+        `betas` of shape (2,), and for each buffer and parameter ``<buffer>.<parameter>`` in the parameter's
+        shape and dtype. The buffers are named as in ``torch.optim``, but for ``variance``: see `RMSprop`.
         """
-        state: dict[str, npt.NDArray[Any]] = {
-            "step": np.array(self._steps, np.int64),
-            "lr": np.array(self._lr),
-        }
+        state: dict[str, npt.NDArray[Any]] = {"step": np.array(self._steps, np.int64)}
+        state |= {name: np.array(value) for name, value in self.hyper_parameters().items()}
         return state | {key: array.copy() for key, array in self._named_buffers().items()}
 
     def load_state_dict(self, d: Mapping[str, npt.NDArray[Any]]) -> None:
-        """Go on from a state of the same optimiser of the same parameters.
+        """Go on from a state of the same optimiser of the same parameters, hyper-parameters included.
+
+        As in ``torch.optim``, the state's hyper-parameters replace the constructor's, `lr` and all others
+        alike. (`fit` resumes by another rule, which it says.) States of earlier versions have no more than
+        ``step`` and ``lr`` beside the buffers: what is not in a state stays as it is.
 
         Args:
             d: What `state_dict` returned.
 
         Raises:
             TypeError: `d` is not a mapping, or an array has another dtype.
-            ValueError: Names or a shape do not match, or `step` or `lr` are outside their range. In all cases
-                nothing was changed.
+            ValueError: Names or a shape do not match, or a number is outside its range. In all cases nothing
+                was changed.
         """
+        given = self._upgraded(dict(_arguments.mapping("d", d)))
         own = self._named_buffers()
-        _arguments.names("d", _arguments.mapping("d", d), ["step", "lr", *own])
-        steps = _checks.integer("step", np.asarray(d["step"])[()], 0)
-        lr = _arguments.number("lr", np.asarray(d["lr"])[()])
+        absent = {name for name in self._option_checks if name not in given} - {"lr"}
+        _arguments.names("d", given, {"step", *self._option_checks, *own} - absent)
+        steps = _checks.integer("step", np.asarray(given["step"])[()], 0)
+        options = {name: _plain(given[name]) for name in self._option_checks if name not in absent}
+        checked = self._checked({**self.hyper_parameters(), **options})
         accepted = {
-            key: _arguments.shaped(key, d[key], array.shape, array.dtype) for key, array in own.items()
+            key: _arguments.shaped(key, given[key], array.shape, array.dtype) for key, array in own.items()
         }
-        self._steps, self.lr = steps, lr
+        self._set(checked)
+        self._steps = steps
         for key, array in own.items():
             np.copyto(array, accepted[key])
+
+    def _upgraded(self, d: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+        """Return the state as this version would have it."""
+        return d
 
     def _named_buffers(self) -> dict[str, Array]:
         return {
@@ -158,6 +231,33 @@ class Optimizer:
             for buffer, arrays in self._buffers.items()
             for name, array in arrays.items()
         }
+
+    def __getstate__(self) -> dict[str, Any]:
+        parameters = {
+            name: array if (store := self._stores[name]) is None else store.part(array)
+            for name, array in self._parameters.items()
+        }
+        state = {**self.__dict__, "_parameters": parameters}
+        del state["_stores"], state["_scratch"]
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        parts: dict[str, Any] = state["_parameters"]
+        self._stores = {
+            name: part.owner._store if isinstance(part, Part) else None for name, part in parts.items()
+        }
+        self._parameters = {
+            name: part if (store := self._stores[name]) is None else store.found(part)
+            for name, part in parts.items()
+        }
+        self._scratch = self._new_scratch()
+
+    def __copy__(self) -> Self:
+        made = type(self).__new__(type(self))
+        state = self.__getstate__()
+        made.__setstate__({**state, "_buffers": copy.deepcopy(state["_buffers"])})
+        return made
 
 
 class SGD(Optimizer):
@@ -186,6 +286,16 @@ class SGD(Optimizer):
     """
 
     _buffer_names = ("momentum_buffer",)
+    _option_checks: ClassVar[_Checks] = {
+        **Optimizer._option_checks,
+        "momentum": _arguments.number,
+        "dampening": _arguments.number,
+        "nesterov": _checks.flag,
+    }
+
+    momentum: float
+    dampening: float
+    nesterov: bool
 
     def __init__(
         self,
@@ -196,15 +306,18 @@ class SGD(Optimizer):
         weight_decay: float = 0.0,
         nesterov: bool = False,
     ) -> None:
-        self.momentum = _arguments.number("momentum", momentum)
-        self.dampening = _arguments.number("dampening", dampening)
-        self.nesterov = _checks.flag("nesterov", nesterov)
-        if self.nesterov and (self.momentum == 0 or self.dampening != 0):
+        options = {"momentum": momentum, "dampening": dampening, "nesterov": nesterov}
+        super().__init__(parameters, lr, weight_decay, **options)
+
+    def _checked(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        checked = super()._checked(options)
+        momentum, dampening = checked["momentum"], checked["dampening"]
+        if checked["nesterov"] and (momentum == 0 or dampening != 0):
             raise ValueError(
                 "nesterov: expected False without momentum or with dampening, got True with "
-                f"momentum={self.momentum}, dampening={self.dampening}"
+                f"momentum={momentum}, dampening={dampening}"
             )
-        super().__init__(parameters, lr, weight_decay)
+        return checked
 
     def _wanted_buffers(self) -> Sequence[str]:
         return self._buffer_names if self.momentum > 0 else ()
@@ -255,6 +368,14 @@ class Adam(Optimizer):
     """
 
     _buffer_names = ("exp_avg", "exp_avg_sq")
+    _option_checks: ClassVar[_Checks] = {
+        **Optimizer._option_checks,
+        "betas": _arguments.pair_of_fractions,
+        "eps": _arguments.number,
+    }
+
+    betas: tuple[float, float]
+    eps: float
 
     def __init__(
         self,
@@ -264,13 +385,7 @@ class Adam(Optimizer):
         eps: float = 1e-8,
         weight_decay: float = 0.0,
     ) -> None:
-        if not isinstance(betas, (tuple, list)):
-            raise TypeError(f"betas: expected a pair of numbers, got {_checks.described(betas)}")
-        if len(betas) != 2:
-            raise ValueError(f"betas: expected a pair of numbers, got {len(betas)}")
-        self.betas = _arguments.fraction("betas[0]", betas[0]), _arguments.fraction("betas[1]", betas[1])
-        self.eps = _arguments.number("eps", eps)
-        super().__init__(parameters, lr, weight_decay)
+        super().__init__(parameters, lr, weight_decay, betas=betas, eps=eps)
 
     def _update(self, p: Array, g: Array, *buffers: Array, scratch: Array) -> None:
         (exp_avg, exp_avg_sq), (decayed, work) = buffers, scratch
@@ -323,13 +438,18 @@ class RMSprop(Optimizer):
     ::
 
         v = alpha v + (1 - alpha) g^2
-        a = a + (1 - alpha) (g - a)                                 centered
-        d = g / (sqrt(v) + eps)                                     centered: sqrt(v - a^2)
+        d = g / (sqrt(v) + eps)
         p = p - lr d                                                without momentum
         b = momentum b + d;  p = p - lr b                           with
 
+    and with `centered` v is the variance, for which a is the gradient's running mean::
+
+        v = alpha (v + (1 - alpha) (g - a)^2)
+        a = a + (1 - alpha) (g - a)
+
     Sources: Tieleman & Hinton 2012, lecture 6.5; centered: Graves 2013, equations 38 to 45, with eps outside
-    of the root as in PyTorch.
+    of the root as in PyTorch. There the variance is the difference of the mean square and a^2, which is the
+    same but for rounding; where gradients hardly change that makes it negative, and its root NaN.
 
     Args:
         parameters: Arrays by name, changed in place.
@@ -345,7 +465,19 @@ class RMSprop(Optimizer):
         ValueError: An argument is outside its range, or an array is not contiguous or read-only.
     """
 
-    _buffer_names = ("square_avg", "momentum_buffer", "grad_avg")
+    _buffer_names = ("square_avg", "variance", "momentum_buffer", "grad_avg")
+    _option_checks: ClassVar[_Checks] = {
+        **Optimizer._option_checks,
+        "alpha": _arguments.fraction,
+        "eps": _arguments.number,
+        "momentum": _arguments.number,
+        "centered": _checks.flag,
+    }
+
+    alpha: float
+    eps: float
+    momentum: float
+    centered: bool
 
     def __init__(
         self,
@@ -357,22 +489,23 @@ class RMSprop(Optimizer):
         momentum: float = 0.0,
         centered: bool = False,
     ) -> None:
-        self.alpha = _arguments.fraction("alpha", alpha)
-        self.eps = _arguments.number("eps", eps)
-        self.momentum = _arguments.number("momentum", momentum)
-        self.centered = _checks.flag("centered", centered)
-        super().__init__(parameters, lr, weight_decay)
+        options = {"alpha": alpha, "eps": eps, "momentum": momentum, "centered": centered}
+        super().__init__(parameters, lr, weight_decay, **options)
 
     def _wanted_buffers(self) -> Sequence[str]:
-        wanted = True, self.momentum > 0, self.centered
+        wanted = not self.centered, self.centered, self.momentum > 0, self.centered
         return [name for name, has in zip(self._buffer_names, wanted, strict=True) if has]
 
     def _update(self, p: Array, g: Array, *buffers: Array, scratch: Array) -> None:
         named = dict(zip(self._buffers, buffers, strict=True))
         decayed, work = scratch
         g = self._decay(p, g, decayed)
-        _move_to_square(named["square_avg"], g, self.alpha, work)
-        self._root(named, g, work)
+        if self.centered:
+            _move_variance(named["variance"], named["grad_avg"], g, 1 - self.alpha, work)
+            np.sqrt(named["variance"], out=work)
+        else:
+            _move_to_square(named["square_avg"], g, self.alpha, work)
+            np.sqrt(named["square_avg"], out=work)
         work += self.eps
         if self.momentum == 0:
             _subtract_quotient(p, g, work, self.lr)
@@ -384,16 +517,18 @@ class RMSprop(Optimizer):
         np.multiply(momentum_buffer, self.lr, out=work)
         p -= work
 
-    def _root(self, named: Mapping[str, Array], g: Array, work: Array) -> None:
-        """Write the root of the mean square, or of the variance, to `work`."""
-        if not self.centered:
-            np.sqrt(named["square_avg"], out=work)
-            return
-        _move(named["grad_avg"], g, 1 - self.alpha, work)
-        np.square(named["grad_avg"], out=work)
-        np.subtract(named["square_avg"], work, out=work)
-        with np.errstate(invalid="ignore"):  # rounding may make it negative, which is NaN here as in PyTorch
-            np.sqrt(work, out=work)
+    def _upgraded(self, d: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+        """Make variances of the mean squares that earlier versions kept, and PyTorch keeps."""
+        for name in self._parameters if self.centered else ():
+            square, mean = f"square_avg.{name}", f"grad_avg.{name}"
+            if square not in d or mean not in d or f"variance.{name}" in d:
+                continue
+            kept = _arguments.float_array(square, d.pop(square))
+            average = _arguments.shaped(mean, d[mean], kept.shape, kept.dtype)
+            with np.errstate(all="ignore"):
+                exact = kept.astype(np.float64) - np.square(average, dtype=np.float64)
+                d[f"variance.{name}"] = np.maximum(exact, 0).astype(kept.dtype)
+        return d
 
 
 def _move(mean: Array, g: Array, share: float, work: Array) -> None:
@@ -409,6 +544,17 @@ def _move_to_square(mean: Array, g: Array, keep: float, work: Array) -> None:
     work *= 1 - keep
     mean *= keep
     mean += work
+
+
+def _move_variance(variance: Array, mean: Array, g: Array, share: float, work: Array) -> None:
+    """Move a mean, and the variance about it, by `share` of the way to g; the variance is never below 0."""
+    np.subtract(g, mean, out=work)
+    work *= share
+    mean += work
+    np.square(work, out=work)
+    work /= share
+    variance += work
+    variance *= 1 - share
 
 
 def _subtract_quotient(p: Array, numerator: Array, denominator: Array, factor: float) -> None:
@@ -440,7 +586,7 @@ def clip_grad_norm(grads: Mapping[str, Array], max_norm: float) -> float:
     max_norm = _arguments.number("max_norm", max_norm, finite=False)
     given = _arguments.mapping("grads", grads)
     arrays = [_arguments.in_place(f"grads[{name!r}]", array) for name, array in given.items()]
-    with np.errstate(over="ignore", invalid="ignore"):
+    with np.errstate(all="ignore"):
         norm = math.sqrt(sum(map(_sum_of_squares, arrays)))
         factor = max_norm / (norm + 1e-6)
         if not factor >= 1:  # also where it is NaN
@@ -460,6 +606,12 @@ def _accepted(parameters: object) -> dict[str, Array]:
                 f"parameters[{name!r}]: expected a contiguous array, got strides {array.strides}"
             )
     return dict(given)
+
+
+def _plain(value: object) -> object:
+    """Return a hyper-parameter as a constructor takes it."""
+    array = np.asarray(value)
+    return tuple(array.tolist()) if array.ndim else array[()]
 
 
 def _sum_of_squares(array: Array) -> float:

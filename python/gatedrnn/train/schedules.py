@@ -1,6 +1,7 @@
 """Learning rates over the steps: each function returns one from step (0, 1, 2, ...) to rate.
 
-They are pure functions of the step, so a run that is resumed needs to know nothing but its step.
+They are pure functions of the step, so a run that is resumed needs to know nothing but its step. They compute
+with Python's numbers: what is too small becomes 0.
 """
 
 from __future__ import annotations
@@ -53,6 +54,7 @@ def cosine(lr: float, steps: int, final: float = 0.0, warmup: int = 0) -> Schedu
     warmup = _checks.integer("warmup", warmup, 0, steps - 1)
 
     def rate(step: int) -> float:
+        step = int(step)  # NumPy's would underflow as `numpy.seterr` says
         if step < warmup:
             return first * (step + 1) / (warmup + 1)
         share = min(1.0, (step - warmup) / (steps - warmup))
@@ -75,4 +77,4 @@ def step(lr: float, every: int, factor: float = 0.1) -> Schedule:
     """
     first, ratio = _arguments.number("lr", lr), _arguments.number("factor", factor)
     every = _checks.integer("every", every, 1)
-    return lambda step: first * ratio ** (step // every)
+    return lambda step: first * ratio ** (int(step) // every)
