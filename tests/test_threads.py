@@ -295,6 +295,42 @@ print(json.dumps(len(os.listdir("/proc/self/task"))))
     assert run_python(code) < 100
 
 
+@linux
+def test_workers_keep_to_the_processors_of_each_caller():
+    """A thread of one processor calls, then one of all: the team follows, and does not stay where it was."""
+    available = sorted(os.sched_getaffinity(0))
+    if len(available) < 2:
+        pytest.skip("this process has one processor")
+    code = """
+import json, os, sys, threading, time
+import gatedrnn as gr
+from helpers import build, normal
+available = set(json.loads(sys.argv[1]))
+gr.set_num_threads(2)
+module, x = build("lstm", 65, 257), normal((20, 64, 65))
+def tasks():
+    return set(map(int, os.listdir("/proc/self/task")))
+before = tasks()
+def call_until(placed):
+    end = time.monotonic() + 60
+    while time.monotonic() < end:  # a team may be in use, or small for a while
+        module(x)
+        workers = tasks() - before - {threading.get_native_id()}
+        if workers and all(placed(os.sched_getaffinity(worker)) for worker in workers):
+            return True
+    return False
+results = [call_until(lambda mask: mask < available)]
+def narrow():
+    os.sched_setaffinity(0, {min(available)})
+    results.append(call_until(lambda mask: mask == {min(available)}))
+thread = threading.Thread(target=narrow)
+thread.start(); thread.join()
+results.append(call_until(lambda mask: mask != {min(available)} and mask <= available))
+print(json.dumps(results))
+"""
+    assert run_python(code, available[:2]) == [True, True, True]
+
+
 def test_num_threads_is_a_context_manager():
     before = gr.get_num_threads()
     assert before >= 1

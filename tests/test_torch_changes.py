@@ -13,6 +13,7 @@ pytestmark = [pytest.mark.peers, pytest.mark.usefixtures("one_torch_thread")]
 torch = pytest.importorskip("torch")
 
 import gatedrnn.torch as gt  # noqa: E402
+from gatedrnn import _core  # noqa: E402
 from torch_modules import HIDDEN, INPUT, compare, operator_arguments, ours, pair, random, run  # noqa: E402
 
 
@@ -235,3 +236,33 @@ def test_backward_in_many_threads():
         thread.join()
     assert len(results) == 40
     assert all(torch.equal(a, b) for result in results for a, b in zip(result, expected, strict=True))
+
+
+def test_written_while_packed_for_backward(monkeypatch):
+    """Another thread writes other weights after they were compared, and the old ones again after the call."""
+    module, other = ours("gru", 16, 32), ours("gru", 16, 32, seed=1)
+    x = random(3, 2, 16)
+    weights = list(module.parameters())
+    same = ours("gru", 16, 32)
+    expected = torch.autograd.grad(same(x)[0].sum(), list(same.parameters()))
+    with torch.no_grad():
+        module(x)  # packed, and not for backward
+    before = [weight.detach().clone() for weight in weights]
+
+    def write(values):
+        for weight, value in zip(weights, values, strict=True):
+            weight.data.copy_(value)
+
+    compare = _core.fingerprint
+
+    def compare_and_write(arrays):
+        result = compare(arrays)
+        monkeypatch.setattr(_core, "fingerprint", compare)
+        write(other.parameters())
+        return result
+
+    monkeypatch.setattr(_core, "fingerprint", compare_and_write)
+    module(x)
+    write(before)
+    gradients = torch.autograd.grad(module(x)[0].sum(), weights)
+    assert all(torch.equal(a, b) for a, b in zip(gradients, expected, strict=True))

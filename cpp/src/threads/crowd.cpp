@@ -13,9 +13,9 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-// How long teams stay small after a thread was lost: at first, and at most where it happens again and again. Each time costs a
-// call some milliseconds, so that they are a few hundredths of all.
-constexpr Clock::duration kShortest = std::chrono::milliseconds(100), kLongest = std::chrono::seconds(2);
+// How long teams stay small after a thread was lost: at first, some times what a loss costs, a time slice, and at most, where it happens
+// again and again.
+constexpr Clock::duration kShortest = std::chrono::milliseconds(10), kLongest = std::chrono::seconds(2);
 
 std::atomic<int> calls{0};
 std::atomic<int> most_threads{std::numeric_limits<int>::max()};
@@ -26,8 +26,9 @@ std::atomic<Clock::rep> small_for{0};
 
 void note_lost_thread(int count) {
   const Clock::rep now = Clock::now().time_since_epoch().count(), last = small_for.load(std::memory_order_relaxed);
-  const bool again = now - small_until.load(std::memory_order_relaxed) < 2 * last;
-  const Clock::rep longer = again ? std::min<Clock::rep>(2 * last, kLongest.count()) : kShortest.count();
+  const Clock::rep well_for = now - small_until.load(std::memory_order_relaxed);
+  const Clock::rep next = well_for < last ? 2 * last : well_for < 4 * last ? last : kShortest.count();
+  const Clock::rep longer = std::clamp<Clock::rep>(next, kShortest.count(), kLongest.count());
   small_for.store(longer, std::memory_order_relaxed);
   most_threads.store(std::max(1, count - 1), std::memory_order_relaxed);
   small_until.store(now + longer, std::memory_order_relaxed);

@@ -130,9 +130,10 @@ class NetworkCache:
         """
         cached = self._cached
         if cached is None or not cached.is_of(stack, weights):
-            cached = self._cached = _pack(stack, weights, cached)
-        if for_backward and not cached.network.packed_for_backward:
-            cached.network.pack_for_backward()
+            cached = self._cached = _pack(stack, weights, cached, for_backward)
+        elif for_backward and not cached.network.packed_for_backward:
+            # Both packs anew: the weights may have been written since they were compared.
+            cached = self._cached = _pack(stack, weights, None, for_backward)
         return cached
 
     def forget(self) -> None:
@@ -158,7 +159,9 @@ def cache_numbered(number: int) -> NetworkCache:
     return NetworkCache() if cache is None else cache
 
 
-def _pack(stack: Stack, weights: Sequence[Tensor], before: CachedNetwork | None) -> CachedNetwork:
+def _pack(
+    stack: Stack, weights: Sequence[Tensor], before: CachedNetwork | None, for_backward: bool
+) -> CachedNetwork:
     """Check and pack the weights. A network like the one before goes on with its memory."""
     input_size, hidden_size, state_size = stack.sizes(weights)
     shapes = shapes_of(stack, input_size, hidden_size, state_size)
@@ -182,6 +185,8 @@ def _pack(stack: Stack, weights: Sequence[Tensor], before: CachedNetwork | None)
             proj_size=0 if state_size == hidden_size else state_size,
             dtype=dtype,
         )
+    if for_backward:
+        network.pack_for_backward()
     ends = itertools.accumulate(array.size for array in arrays)
     places = [
         (name, slice(end - math.prod(shape), end), shape)
