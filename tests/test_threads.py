@@ -320,12 +320,14 @@ def call_until(placed):
             return True
     return False
 results = [call_until(lambda mask: mask < available)]
+(worker,) = tasks() - before
+caller = available - os.sched_getaffinity(worker)
 def narrow():
-    os.sched_setaffinity(0, {min(available)})
-    results.append(call_until(lambda mask: mask == {min(available)}))
+    os.sched_setaffinity(0, caller)
+    results.append(call_until(lambda mask: mask == caller))
 thread = threading.Thread(target=narrow)
 thread.start(); thread.join()
-results.append(call_until(lambda mask: mask != {min(available)} and mask <= available))
+results.append(call_until(lambda mask: mask < available))
 print(json.dumps(results))
 """
     assert run_python(code, available[:2]) == [True, True, True]
