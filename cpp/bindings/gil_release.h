@@ -4,7 +4,10 @@
 #include <pybind11/pybind11.h>
 
 #include <chrono>
+#include <optional>
 #include <thread>
+
+#include "gatedrnn/spec.h"
 
 namespace gatedrnn::bindings {
 
@@ -26,6 +29,17 @@ class GilRelease {
 
  private:
   PyThreadState* state_;
+};
+
+// For work on memory: does nothing where that is less than takes longer than handing the interpreter over.
+class GilReleaseForBytes {
+ public:
+  explicit GilReleaseForBytes(Index bytes) {
+    if (bytes >= (1 << 20)) release_.emplace();
+  }
+
+ private:
+  std::optional<GilRelease> release_;
 };
 
 }  // namespace gatedrnn::bindings

@@ -105,13 +105,14 @@ class Tape:
 class Network:
     """`_core.Network` on the device; immutable too."""
 
-    __slots__ = ("_network",)
+    __slots__ = ("_network", "recipe")
     packed_for_backward = True
 
     def __init__(
         self, cell: str, parameters: dict[str, Any], *, precision: str | None, **options: Any
     ) -> None:
         self._network = backend().Network(cell, parameters, precision=precision or "", **options)
+        self.recipe: tuple[Any, ...] | None = None  # see _core.Network
 
     def infer(self, x: Any, state: Any, lengths: Any, out: Any, batch_first: bool) -> tuple[Any, Any]:
         """Run over whole sequences; keep nothing."""
@@ -176,15 +177,23 @@ class Network:
 
     def stream(self, batch_size: int) -> Stream:
         """Make a stream."""
-        return Stream(self._network.stream(batch_size))
+        return Stream(self, self._network.stream(batch_size))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self.recipe is None:
+            raise TypeError("cannot pickle a network of which no stream was made")
+        from gatedrnn import _streams
+
+        return _streams.make_network, self.recipe
 
 
 class Stream:
     """`_core.Stream` on the device, where its state stays."""
 
-    __slots__ = ("_stream",)
+    __slots__ = ("_network", "_stream")
 
-    def __init__(self, stream: Any) -> None:
+    def __init__(self, network: Network, stream: Any) -> None:
+        self._network = network
         self._stream = stream
 
     def step(self, x: Any, out: Any = None) -> Any:
@@ -212,3 +221,16 @@ class Stream:
         """Number of sequences."""
         size: int = self._stream.batch_size
         return size
+
+    def __copy__(self) -> Stream:
+        copied = self._network.stream(self.batch_size)
+        copied.state = self.state
+        return copied
+
+    def __deepcopy__(self, memo: object) -> Stream:
+        return self.__copy__()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        from gatedrnn import _streams
+
+        return _streams.make_stream, (self._network, self.batch_size, self.state)

@@ -118,8 +118,9 @@ def _record(call: Call, x: Tensor, state: Any) -> tuple[Array, Any, Tensor]:
     if call.sequence_packed:
         places, padded = _places(lengths, x)
         array = _pad(array, places, padded)
+    # Nobody writes into x unnoticed: it is saved for backward, and torch counts the writes.
     output, state_n, tape = call.cached.network.record(
-        array, state, lengths, call.batch_first, call.dropout, call.dropout_seed, False
+        array, state, lengths, call.batch_first, call.dropout, call.dropout_seed, False, x_stays=True
     )
     if call.sequence_packed:
         output = _unpad(output, places)
