@@ -290,7 +290,9 @@ def array_likes(array):
         "ctypes": np.ctypeslib.as_ctypes(array),
         "array of ctypes": from_ctypes,
         "named byte order": explicit,
-        "multiprocessing": np.frombuffer((kind * array.size)(*array.ravel()), explicit.dtype).reshape(array.shape),
+        "multiprocessing": np.frombuffer((kind * array.size)(*array.ravel()), explicit.dtype).reshape(
+            array.shape
+        ),
         "buffer": memoryview(array),
         "interface": Interface(),
         "protocol": Protocol(),
@@ -314,7 +316,10 @@ def test_whatever_numpy_reads_as_floating_point_numbers(cell, form):
 
     lengths = np.array([4, 1, 3])
     expected = module(X, states, lengths=lengths)
-    assert_same_bits(module(like(X), state_like(states), lengths=like(lengths) if form != "long double" else lengths), expected)
+    assert_same_bits(
+        module(like(X), state_like(states), lengths=like(lengths) if form != "long double" else lengths),
+        expected,
+    )
     assert_same_bits(module(like(X[:, 0].copy())), module(X[:, 0]))
 
     _, _, tape = module.forward(X, states)

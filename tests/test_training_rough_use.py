@@ -196,7 +196,7 @@ def test_d_output_is_laid_out_like_the_output():
     _, _, tape = module.forward(X[:, 0])
     for shape in ((T, 1, H), (1, T, H), (B, H)):
         assert_refused(module, tape, "d_output", ValueError, d_output=np.zeros(shape, np.float32))
-    state = np.zeros((1, 1, H), np.float32)
+    state = np.zeros((1, 2, H), np.float32)
     assert_refused(module, tape, "d_state_n", ValueError, d_output=D[:, 0], d_state_n=state)
 
 

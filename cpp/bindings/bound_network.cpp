@@ -136,9 +136,7 @@ template <class T>
 class TypedStream final : public BoundStream {
  public:
   TypedStream(std::shared_ptr<const Network<T>> network, Index batch)
-      : network_(std::move(network)),
-        batch_(batch),
-        states_{State(spec(), batch), State(spec(), batch)} {
+      : network_(std::move(network)), batch_(batch), states_{State(spec(), batch), State(spec(), batch)} {
     reset(py::none());
   }
 
@@ -293,8 +291,8 @@ class TypedNetwork final : public BoundNetwork {
   }
   bool packed_for_backward() const override { return network_->packed_for_backward(); }
 
-  py::tuple record(py::handle x, py::handle state, py::handle lengths, bool batch_first,
-                   const TapeOptions& options, bool x_stays) override {
+  py::tuple record(py::handle x, py::handle state, py::handle lengths, bool batch_first, const TapeOptions& options,
+                   bool x_stays) override {
     if (!packed_for_backward()) throw std::logic_error("record: comes after pack_for_backward");
     Call<T> call = check_call<T>(network_->spec(), x, state, lengths, py::none(), batch_first);
     auto tape = std::make_unique<TypedTape<T>>(network_, call, options, x_stays, bias_);
@@ -319,7 +317,8 @@ class TypedNetwork final : public BoundNetwork {
     const py::object d_y = output_gradient(d_output, layout.shape(tape.steps, tape.batch, spec.output_size()));
     call.d_y = values<T>(d_y);
     if (d_y) layout.strides<T>(py::reinterpret_borrow<py::array>(d_y), call.d_y_step, call.d_y_row);
-    const auto [d_h_n, d_c_n] = state_arguments<T>("d_state_n", spec, d_state_n, tape.batch, layout.unbatched, layout.unbatched);
+    const auto [d_h_n, d_c_n] =
+        state_arguments<T>("d_state_n", spec, d_state_n, tape.batch, layout.unbatched, layout.unbatched);
     call.d_h_n = values<T>(d_h_n);
     call.d_c_n = values<T>(d_c_n);
     std::vector<std::pair<std::string, py::array>> places;

@@ -43,8 +43,8 @@ struct Call {
   Layout layout;
   py::object x, h_0, c_0, h_n, c_n;
   bool x_is_ours = false;  // a conversion's result, of which the caller knows nothing
-  py::object y;    // what the engine writes
-  py::object out;  // the caller's array, if any
+  py::object y;            // what the engine writes
+  py::object out;          // the caller's array, if any
   std::optional<std::vector<Index>> lengths;
 };
 

@@ -103,8 +103,9 @@ Raises:
     TypeError: An argument has the wrong type or dtype.
     ValueError: An argument has the wrong shape or value. In both cases the state is as it was.
     RuntimeError: Another thread is using the stream.)");
-  stream.def_property("state", &BoundStream::state, &BoundStream::set_state,
-                      R"(The state as a read-only copy: h of shape (L, B, S), for LSTM the pair (h, c), c of shape (L, B, H).
+  stream.def_property(
+      "state", &BoundStream::state, &BoundStream::set_state,
+      R"(The state as a read-only copy: h of shape (L, B, S), for LSTM the pair (h, c), c of shape (L, B, H).
 
 Assigning sets it; None, and for LSTM None in a pair, stands for zeros. Where B is 1, arrays without B are taken
 too, such as an unbatched call's. Errors are those of `step`.)");

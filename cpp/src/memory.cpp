@@ -186,7 +186,8 @@ void BlockStore::clear() {
 }
 
 BlockStore& blocks() {
-  static BlockStore store;  // without constructor or destructor: there from the start, and still when the last array goes
+  static BlockStore
+      store;  // without constructor or destructor: there from the start, and still when the last array goes
   return store;
 }
 

@@ -152,7 +152,7 @@ void check_blocks_are_used_again() {
   CHECK(!store.uses_again(2 * kMegabyte));
   CHECK(store.uses_again(2 * kMegabyte, Fit::loose));
   CHECK(store.uses_again(3 * kMegabyte / 2 + 1, Fit::loose));
-  CHECK(!store.uses_again(kMegabyte, Fit::loose));
+  CHECK(!store.uses_again(kMegabyte / 2, Fit::loose));
 }
 
 // Gives so many blocks of this size that were in use at once.
@@ -172,8 +172,7 @@ void check_what_waits_is_bounded() {
   give_many(store, 20, 10 * kMegabyte);
   give_many(store, 3, 900 * kMegabyte);
   const Index large = store.take(900 * kMegabyte).bytes;
-  CHECK(store.waiting() <= BlockStore::kFew + 11 * kMegabyte);  // besides the largest, which was taken
-  CHECK(store.waiting() > 0);
+  CHECK(store.waiting() <= BlockStore::kFew);  // besides the largest, which was taken
   give_many(store, 100, kMegabyte);
   CHECK(store.waiting() <= large);  // with as much in use, as much may wait
   Store other;
@@ -326,6 +325,7 @@ void check_steady_state(const NamedCell& cell, const Shape& shape, const Plan& p
   Workspace workspace;
   Results<T> first, second;
   const Sequence<T> cold = problem.sequence(first), warm = problem.sequence(second);
+  blocks().clear();
   const long before = allocations;
   CHECK(network.run(cold, workspace, plan));
   CHECK(allocations > before);

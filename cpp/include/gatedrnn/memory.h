@@ -135,10 +135,7 @@ class Arena {
 class Workspace {
  public:
   char* reserve(Index bytes) {
-    if (bytes > buffer_.size()) {
-      buffer_ = Buffer<char>();
-      buffer_ = Buffer<char>(bytes, kHugeBlock, Fit::loose);
-    }
+    if (bytes > buffer_.size()) buffer_ = Buffer<char>(bytes, kHugeBlock, Fit::loose);
     return buffer_.data();
   }
   Index size() const { return buffer_.size(); }
