@@ -446,7 +446,7 @@ def test_what_numpy_reads_is_taken_too():
         assert_same_bits(
             module.stream(2).step(form[0] if not isinstance(form, memoryview) else x[0]), expected[0][0]
         )
-    with pytest.raises(TypeError, match="^x: expected .*floating-point"):
+    with pytest.raises(TypeError, match=r"^x: expected .*floating-point"):
         module([[1, 2, 3]])
 
 

@@ -591,7 +591,7 @@ print(json.dumps([counted(p), (counted(wide)[0], 2 * packed // resource.getpages
 
 @reads_proc
 def test_backward_needs_little_beside_the_tape():
-    """Of a long sequence: the output, the gradient of x, the tape with its copy of x, and a block's scratch."""
+    """Of a long sequence: the output, the gradient of x, the tape with a copy of x, and some scratch."""
     code = (
         MEMORY
         + """

@@ -387,8 +387,7 @@ class _Recurrent(Generic[_State, _Given]):
             The named tuple (missing_keys, unexpected_keys).
 
         Raises:
-            TypeError: `d` is not a mapping, or a value is not an array of floating-point numbers in native
-                byte order.
+            TypeError: `d` is not a mapping, or a value is not an array of floating-point numbers.
             ValueError: Names do not match while `strict`, a shape is wrong, or a number is beyond the range
                 of the dtype.
         """

@@ -11,7 +11,8 @@ def make_network(
     cell: str, parameters: dict[str, Any], device: str, options: dict[str, Any]
 ) -> _core.Network | _device.Network:
     """Pack parameters that nobody writes into any more; pickles of the network's streams have them too."""
-    network = (_device if device == "cuda" else _core).Network(cell, parameters, **options)
+    make: Any = _device.Network if device == "cuda" else _core.Network
+    network: _core.Network | _device.Network = make(cell, parameters, **options)
     network.recipe = cell, parameters, device, options
     return network
 
