@@ -163,8 +163,7 @@ class TypedStream final : public BoundStream {
     sequence.x_row = single ? 0 : stride_in_values<T>(in, 0);
     sequence.y = values<T>(y);
     sequence.y_row = single ? 0 : stride_in_values<T>(py::reinterpret_borrow<py::array>(y), 0);
-    const StreamInUse in_use(lock_);
-    if (in_use.interrupted()) new (&workspace_) Workspace;  // what the fork found half made is left alone
+    const Use in_use(*this);
     State &now = states_[current_], &next = states_[1 - current_];
     sequence.h_0 = now.h.data();
     sequence.h_n = next.h.data();
@@ -183,7 +182,7 @@ class TypedStream final : public BoundStream {
   }
 
   py::object state() const override {
-    const StreamInUse in_use(lock_);
+    const Use in_use(*this);
     const State& now = states_[current_];
     const py::object h = copy_of(now.h, spec().state_size());
     if (!is_lstm(spec().cell)) return h;
@@ -193,7 +192,7 @@ class TypedStream final : public BoundStream {
   void set_state(py::handle state) override {
     if (state.is_none()) return reset(state);
     const auto [h, c] = state_arguments<T>("state", spec(), state, batch_, false, batch_ == 1);
-    const StreamInUse in_use(lock_);
+    const Use in_use(*this);
     State& now = states_[current_];
     assign(h, now.h);
     if (is_lstm(spec().cell)) assign(c, now.c);
@@ -201,7 +200,7 @@ class TypedStream final : public BoundStream {
 
   void reset(py::handle rows) override {
     const std::vector<Index> chosen = rows_argument(rows, batch_);
-    const StreamInUse in_use(lock_);
+    const Use in_use(*this);
     State& now = states_[current_];
     for (Index layer = 0; layer < spec().num_layers; ++layer)
       for (const Index row : chosen) {
@@ -216,7 +215,7 @@ class TypedStream final : public BoundStream {
   std::unique_ptr<BoundStream> copy() const override {
     auto other = std::make_unique<TypedStream>(network_, batch_);
     other->network = network;
-    const StreamInUse in_use(lock_);
+    const Use in_use(*this);
     const State& now = states_[current_];
     State& to = other->states_[other->current_];
     std::copy_n(now.h.data(), now.h.size(), to.h.data());
@@ -230,6 +229,12 @@ class TypedStream final : public BoundStream {
         : h(spec.num_layers * batch * spec.state_size()),
           c(is_lstm(spec.cell) ? spec.num_layers * batch * spec.hidden_size : 0) {}
     Buffer<T> h, c;
+  };
+
+  struct Use : StreamInUse {
+    explicit Use(const TypedStream& stream) : StreamInUse(stream.lock_) {
+      if (interrupted()) new (&stream.workspace_) Workspace;  // the fork may have found it half made: it is left alone
+    }
   };
 
   const Spec& spec() const { return network_->spec(); }
@@ -253,7 +258,7 @@ class TypedStream final : public BoundStream {
   Index batch_;
   State states_[2];  // a step computes one from the other: there is a whole one whenever the process is forked
   int current_ = 0;
-  Workspace workspace_;
+  mutable Workspace workspace_;
   double work_ = static_cast<double>(batch_) * multiply_adds(spec());
   mutable TryLock lock_;
 };
