@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import sys
 
 import hypothesis
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import strategies as st
 
 import gatedrnn as gr
-from helpers import CELLS, assert_same_bits, build, normal, state_of
+from helpers import CELLS, DTYPES, assert_same_bits, build, normal, state_of
 
 # What a message may not contain: the names of C++ types, of the binding library, or an address.
 INTERNAL = re.compile(r"std::|pybind11|py::|_object|incompatible|arg0|kwargs|0x[0-9a-f]{5}")
@@ -54,6 +55,13 @@ def read_only(a):
     return a
 
 
+class Refusing:
+    """As a tensor that is on a device, or needs gradients."""
+
+    def __array__(self, dtype=None, copy=None):
+        raise RuntimeError("call .detach() first")
+
+
 X = normal((T, B, WIDTH))
 WRONG_ARRAYS = {
     "none": (None, TypeError),
@@ -69,9 +77,13 @@ WRONG_ARRAYS = {
     "strings": (X.astype("U8"), TypeError),
     "records": (np.zeros((T, B), [("a", "f4")]), TypeError),
     "dates": (X.astype("M8[s]"), TypeError),
-    "long double": (X.astype(np.longdouble), TypeError),
-    "big endian": (X.astype(">f4"), TypeError),
-    "big endian double": (X.astype(">f8"), TypeError),
+    "list of integers": (X.astype(np.int64).tolist(), TypeError),
+    "list of bool": ((X > 0).tolist(), TypeError),
+    "list with None": ([[None, 1.5]], TypeError),
+    "list of masked arrays": ([np.ma.masked_array(x_t, x_t > 0) for x_t in X], TypeError),
+    "ragged list": ([[1.5], [2.5, 3.5]], ValueError),
+    "ragged arrays": ([X[0], X[1, :2]], ValueError),
+    "gives no array": (Refusing(), TypeError),
 }
 X_ONLY = {
     "rank 0": (np.array(1, np.float32), ValueError),
@@ -177,9 +189,12 @@ def test_shape_of_state_of_gru(gru, shape):
 
 
 def test_unbatched_x(gru):
-    """Its state has no batch axis, and its one length is that of x."""
-    with refused("state", ValueError):
-        gru(X[:, 0], np.zeros((2, 1, H), np.float32))
+    """Its state has no batch axis, or one of a single row; and its one length is that of x."""
+    for shape in [(2, 2, H), (1, 2, H), (2, H, 1), (2, 1, 1, H), (1, H)]:
+        with refused("state", ValueError):
+            gru(X[:, 0], np.zeros(shape, np.float32))
+    with refused("state", ValueError):  # a batch of one row is a batch
+        gru(X[:, :1], np.zeros((2, H), np.float32))
     with refused("lengths", ValueError):
         gru(X[:, 0], lengths=[T])
 
@@ -246,8 +261,134 @@ LENGTHS = {
     "objects": (np.array([1, 2, 3], object), TypeError),
     "none inside": ([1, None, 3], TypeError),
     "ragged": ([[1], [2, 3], 4], (TypeError, ValueError)),
-    "big endian": (np.array([1, 2, 3], ">i8"), TypeError),
+    "ragged arrays": ([np.array([1]), np.array([2, 3]), 4], (TypeError, ValueError)),
+    "gives no array": (Refusing(), TypeError),
+    "list of masked": ([np.ma.masked_array(1, True), 2, 3], TypeError),
 }
+
+
+def array_likes(array):
+    """The same numbers in all the forms that NumPy reads as numbers of this kind."""
+    import ctypes
+
+    from_ctypes = np.ctypeslib.as_array(np.ctypeslib.as_ctypes(array))
+    explicit = array.view(array.dtype.newbyteorder("<" if sys.byteorder == "little" else ">"))
+    kind = ctypes.c_float if array.dtype == np.float32 else ctypes.c_int64
+
+    class Interface:
+        __array_interface__ = array.__array_interface__
+
+    class Protocol:
+        def __array__(self, dtype=None, copy=None):
+            return array
+
+    return {
+        "list": array.tolist(),
+        "tuple of arrays": tuple(array) if array.ndim > 1 else tuple(array.tolist()),
+        "the other byte order": array.astype(array.dtype.newbyteorder("S")),
+        "ctypes": np.ctypeslib.as_ctypes(array),
+        "array of ctypes": from_ctypes,
+        "named byte order": explicit,
+        "multiprocessing": np.frombuffer((kind * array.size)(*array.ravel()), explicit.dtype).reshape(
+            array.shape
+        ),
+        "buffer": memoryview(array),
+        "interface": Interface(),
+        "protocol": Protocol(),
+    } | ({"long double": array.astype(np.longdouble)} if array.dtype == np.float32 else {})
+
+
+@pytest.mark.parametrize("form", array_likes(X))
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_whatever_numpy_reads_as_floating_point_numbers(cell, form):
+    module = build(cell)
+    states = state_of(module, B)
+    pair = isinstance(states, tuple)
+
+    def like(array):
+        return array_likes(array)[form]
+
+    def state_like(state):
+        if not pair:
+            return state.tolist() if form.startswith("tuple") else like(state)
+        return tuple(like(part) for part in state)
+
+    lengths = np.array([4, 1, 3])
+    expected = module(X, states, lengths=lengths)
+    assert_same_bits(
+        module(like(X), state_like(states), lengths=like(lengths) if form != "long double" else lengths),
+        expected,
+    )
+    assert_same_bits(module(like(X[:, 0].copy())), module(X[:, 0]))
+
+    _, _, tape = module.forward(X, states)
+    d_output, d_state_n = normal((T, B, H), seed=5), state_of(module, B, seed=6)
+    expected = module.backward(tape, d_output, d_state_n)
+    _, _, tape = module.forward(like(X), state_like(states))
+    actual = module.backward(tape, like(d_output), state_like(d_state_n))
+    assert_same_bits((actual[0], actual[1]), (expected[0], expected[1]))
+    for name, gradient in expected[2].items():
+        assert_same_bits(actual[2][name], gradient)
+
+    stream, other = module.stream(B), module.stream(B)
+    stream.state, other.state = states, state_like(states)
+    assert_same_bits(other.step(like(X[0])), stream.step(X[0]))
+    other.reset(like(np.array([0, 2])) if form != "long double" else [0, 2])
+    stream.reset([0, 2])
+    assert_same_bits(other.step(like(X[1])), stream.step(X[1]))
+
+
+def test_tensors_and_data_frames():
+    torch = pytest.importorskip("torch")
+    module = build("gru")
+    expected = module(X, lengths=[4, 1, 3])
+    assert_same_bits(module(torch.from_numpy(X), lengths=torch.tensor([4, 1, 3])), expected)
+    assert_same_bits(module.stream(B).step(torch.from_numpy(X[0])), module.stream(B).step(X[0]))
+    with unharmed(module), refused("x", TypeError):
+        module(torch.from_numpy(X).requires_grad_())
+    with unharmed(module), refused("x", TypeError):
+        module(torch.from_numpy(X).bfloat16())
+    with unharmed(module), refused("x", TypeError):
+        module(torch.from_numpy(X).long())
+    pandas = pytest.importorskip("pandas")
+    assert_same_bits(module(pandas.DataFrame(X[:, 0])), module(X[:, 0]))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_named_byte_order_is_that_of_the_machine(dtype):
+    """As arrays of ctypes, shared memory and HDF5 files have it: usable in place, for results too."""
+    order = "<" if sys.byteorder == "little" else ">"
+    named = np.dtype(dtype).newbyteorder(order)
+    module = build("gru", dtype=dtype)
+
+    def zeros(shape):
+        array = np.zeros(shape, dtype).view(named)
+        assert array.dtype.isnative
+        return array
+
+    x = zeros((T, B, WIDTH))
+    x[...] = X
+    out = zeros((T, B, H))
+    expected = module(x.astype(dtype))
+    output, _ = module(x, out=out)
+    assert output is out
+    np.testing.assert_array_equal(out, expected[0])
+    step = zeros((B, H))
+    assert module.stream(B).step(x[0], out=step) is step
+    np.testing.assert_array_equal(step, expected[0][0])
+    _, _, tape = module.forward(x)
+    places = {name: zeros(value.shape) for name, value in module.state_dict().items()}
+    module.backward(tape, out, accumulate_into=places)
+    for name, gradient in module.backward(tape, out)[2].items():
+        np.testing.assert_array_equal(places[name], gradient)
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_parameters_of_either_byte_order(order):
+    module, other = build("lstm"), build("lstm", seed=1)
+    values = other.state_dict()
+    module.load_state_dict({name: value.astype(f"{order}f4") for name, value in values.items()})
+    assert_same_bits(module(X), other(X))
 
 
 @pytest.mark.parametrize("bad", LENGTHS)
@@ -442,7 +583,15 @@ def test_bad_pair_changes_neither_part(lstm):
         [1.0],
         "0",
         [[0]],
-        np.array([True, False, True]),
+        np.array([True, False]),
+        [True, False, True, False],
+        [[True, False, True]],
+        np.zeros(0, bool),
+        True,
+        np.True_,
+        np.array(True),
+        np.ma.masked_array([True, False, True], [True, False, False]),
+        [1.0, 0.0, 1.0],
         [None],
         object(),
         [[0], [1, 2]],
@@ -498,7 +647,8 @@ def test_any_shapes(cell, batch_first, x_shape, h_shape, lengths):
     else:
         rows = x_shape[:-1] if len(x_shape) == 2 else (x_shape[:2][:: -1 if batch_first else 1])
         steps, batch = (rows[0], None) if len(x_shape) == 2 else rows
-        if h_shape is not None and h_shape != ((1, H) if batch is None else (1, batch, H)):
+        fitting = [(1, H), (1, 1, H)] if batch is None else [(1, batch, H)]
+        if h_shape is not None and h_shape not in fitting:
             wrong.append("state")
         if lengths is not None and (
             batch is None or len(lengths) != batch or not all(0 <= n <= steps for n in lengths)

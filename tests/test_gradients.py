@@ -504,6 +504,44 @@ def test_recomputing_needs_less_memory(cell):
     assert p.forward(recompute=True)[2].nbytes <= 0.3 * p.forward()[2].nbytes
 
 
+class Subclass(np.ndarray):
+    """As memory maps are."""
+
+
+OVERWRITTEN = {
+    "as it is": lambda x: x,
+    "strided": lambda x: np.ascontiguousarray(x.swapaxes(0, 1)).swapaxes(0, 1),
+    "features apart": lambda x: np.repeat(x, 2, axis=2)[:, :, ::2],
+    "another dtype": lambda x: x.astype(np.float64 if x.dtype == np.float32 else np.float32),
+    "not aligned": lambda x: np.frombuffer(bytearray(b"-" + x.tobytes()), x.dtype, offset=1).reshape(x.shape),
+    "a subclass": lambda x: x.copy().view(Subclass),
+    "unbatched": lambda x: x[:, 0].copy(),
+    "batch first": lambda x: np.ascontiguousarray(x.swapaxes(0, 1)),
+}
+
+
+@cells
+@recomputes
+@pytest.mark.parametrize("form", OVERWRITTEN)
+def test_what_is_written_after_forward_changes_nothing(cell, recompute, form):
+    """A batch's buffers may be filled again before backward: x, the state, the lengths, and the results."""
+    module = make(cell, 5, 7, num_layers=2, batch_first=form == "batch first", dtype=np.float32)
+    batch = None if form == "unbatched" else 3
+    x = OVERWRITTEN[form](np.random.default_rng(0).standard_normal((6, 3, 5)).astype(np.float32))
+    lengths = None if batch is None else np.array([6, 2, 4])
+    state = state_of(module, batch)
+    output, state_n, tape = module.forward(x, state, lengths=lengths, recompute=recompute)
+    d_output = np.ones_like(output)
+    expected = named(*module.backward(tape, d_output, state_n))
+    d_state_n = tuple(part.copy() for part in parts(state_n))
+    d_state_n = d_state_n if isinstance(state_n, tuple) else d_state_n[0]
+    for array in (x, output, *parts(state), *parts(state_n)):
+        array[...] = np.nan
+    if lengths is not None:
+        lengths[...] = -1
+    assert_same_gradients(named(*module.backward(tape, d_output, d_state_n)), expected)
+
+
 @cells
 @recomputes
 @pytest.mark.parametrize("how", ["in place", "load_state_dict", "attribute"])

@@ -285,7 +285,7 @@ BAD_VALUES = {
     "integers": np.zeros((3 * H, H), np.int64),
     "complex": np.zeros((3 * H, H), np.complex64),
     "objects": np.zeros((3 * H, H), object),
-    "big endian": np.zeros((3 * H, H), ">f4"),
+    "list": [[0.0] * H] * (3 * H),
     "beyond float32": np.full((3 * H, H), 1e300),
 }
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <new>
+#include <numeric>
 
 namespace gatedrnn::bindings {
 
@@ -58,8 +59,23 @@ void refuse_conversion(const char* name, const py::dtype& dtype, const py::error
 namespace {
 
 bool is_native(const py::dtype& dtype) {
-  const char order = dtype.byteorder();
-  return order == '=' || order == '|';
+  constexpr char other = __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__ ? '>' : '<';
+  return dtype.byteorder() != other;
+}
+
+// A message of NumPy, or of who was to give it an array, without the class of the error.
+std::string message_of(const py::error_already_set& error) { return std::string(py::str(error.value())); }
+
+// What NumPy makes of `object`, and gives up on with an error that names the argument.
+py::array read_by_numpy(const char* name, const std::string& expected, py::handle object) {
+  try {
+    return py::array(py::module_::import("numpy").attr("asarray")(object));
+  } catch (py::error_already_set& error) {
+    if (error.matches(PyExc_MemoryError) || !error.matches(PyExc_Exception)) throw;
+    const std::string got = type_name(object) + " that NumPy cannot read: " + message_of(error);
+    if (error.matches(PyExc_ValueError)) refuse_value(name, expected, got);  // such as lists of different lengths
+    refuse_type(name, expected, got);
+  }
 }
 
 // A list, tuple or range.
@@ -103,6 +119,15 @@ bool overlaps_itself(const py::array& array) {
 
 }  // namespace
 
+// A masked array, or a list of such: NumPy would forget the masks.
+bool has_masked(py::handle object) {
+  if (py::isinstance<py::array>(object)) return is_masked(py::reinterpret_borrow<py::array>(object));
+  if (!PyList_Check(object.ptr()) && !PyTuple_Check(object.ptr())) return false;
+  return std::any_of(object.begin(), object.end(), [](py::handle item) {
+    return py::isinstance<py::array>(item) && is_masked(py::reinterpret_borrow<py::array>(item));
+  });
+}
+
 bool is_masked(const py::array& array) {
   if (Py_TYPE(array.ptr()) == py::detail::npy_api::get().PyArray_Type_) return false;
   return py::isinstance(array, py::module_::import("numpy.ma").attr("MaskedArray"));
@@ -122,13 +147,15 @@ bool share_memory(const py::array& a, const py::array& b) {
 }
 
 py::array float_array(const char* name, py::handle object) {
-  constexpr const char* expected = "a NumPy array of floating-point numbers";
-  if (!py::isinstance<py::array>(object)) refuse_type(name, expected, type_name(object));
-  auto array = py::reinterpret_borrow<py::array>(object);
-  if (is_masked(array)) refuse_type(name, "a NumPy array without a mask", type_name(object));
+  constexpr const char* expected = "an array of floating-point numbers";
+  const bool given_array = py::isinstance<py::array>(object);
+  if (has_masked(object)) refuse_type(name, "an array without a mask", type_name(object));
+  auto array = given_array ? py::reinterpret_borrow<py::array>(object) : read_by_numpy(name, expected, object);
+  if (!given_array && array.ndim() == 0) refuse_type(name, expected, type_name(object));
   const py::dtype dtype = array.dtype();
-  if (dtype.kind() != 'f' || dtype.itemsize() > 8) refuse_type(name, expected, "dtype " + std::string(py::str(dtype)));
-  if (!is_native(dtype)) refuse_type(name, "native byte order", "dtype " + std::string(py::str(dtype)));
+  if (dtype.kind() != 'f')
+    refuse_type(name, expected, (given_array ? "dtype " : type_name(object) + " of ") + std::string(py::str(dtype)));
+  if (!is_native(dtype)) array = array.attr("astype")(dtype.attr("newbyteorder")("="));
   return array;
 }
 
@@ -141,25 +168,28 @@ std::pair<py::object, py::object> state_pair(const char* name, py::handle state)
   return {pair[0], pair[1]};
 }
 
-std::vector<Index> integers(const char* name, const std::string& expected, py::handle object, Index first, Index last) {
-  py::array array;
-  try {
-    array = py::array(py::module_::import("numpy").attr("asarray")(object));
-  } catch (py::error_already_set&) {
-    refuse_value(name, expected, "a ragged or unreadable " + type_name(object));
-  }
+bool has_state_shape(const py::array& array, const Shape& shape, bool lone) {
+  if (has_shape(array, shape)) return true;
+  const py::ssize_t layers = *shape.begin(), width = *(shape.end() - 1);
+  return lone && has_shape(array, shape.size() == 2 ? Shape{layers, 1, width} : Shape{layers, width});
+}
+
+std::vector<Index> integers(const char* name, const std::string& expected, py::handle object, Index first, Index last,
+                            bool one) {
+  const py::array array = read_by_numpy(name, expected, object);
   const py::dtype dtype = array.dtype();
   const bool given_array = py::isinstance<py::array>(object), empty_list = array.size() == 0 && !given_array;
-  if (given_array && is_masked(py::reinterpret_borrow<py::array>(object)))
-    refuse_type(name, "integers without a mask", type_name(object));
+  if (has_masked(object)) refuse_type(name, "integers without a mask", type_name(object));
   const bool integers_lost = dtype.kind() == 'O' || dtype.kind() == 'f';
   if (integers_lost && !empty_list && has_huge_integers(object))
     refuse_value(name, expected, "one of more than 64 bits");
-  if (!empty_list && ((dtype.kind() != 'i' && dtype.kind() != 'u') || !is_native(dtype)))
+  if (!empty_list && dtype.kind() != 'i' && dtype.kind() != 'u')
     refuse_type(name, expected,
                 given_array ? "dtype " + std::string(py::str(dtype))
                             : type_name(object) + " of " + std::string(py::str(dtype)));
-  if (array.ndim() > 1) refuse_value(name, expected, "shape " + shape_text(array));
+  if (array.ndim() > 1 || (array.ndim() == 0 && !one && given_array))
+    refuse_value(name, expected, "shape " + shape_text(array));
+  if (array.ndim() == 0 && !one) refuse_type(name, expected, type_name(object));
   const auto values = contiguous<std::int64_t>(name, array);
   std::vector<Index> checked(values.data(), values.data() + values.size());
   for (std::size_t i = 0; i < checked.size(); ++i)
@@ -173,13 +203,32 @@ std::vector<Index> integers(const char* name, const std::string& expected, py::h
 std::optional<std::vector<Index>> lengths_argument(py::handle lengths, Index batch, Index steps) {
   if (lengths.is_none()) return std::nullopt;
   const std::string expected = std::to_string(batch) + " integers in 0 .. " + std::to_string(steps);
-  if (!py::isinstance<py::array>(lengths) && !is_list(lengths)) refuse_type("lengths", expected, type_name(lengths));
-  if (py::isinstance<py::array>(lengths) && py::reinterpret_borrow<py::array>(lengths).ndim() != 1)
-    refuse_value("lengths", expected, "shape " + shape_text(py::reinterpret_borrow<py::array>(lengths)));
-  std::vector<Index> checked = integers("lengths", expected, lengths, 0, steps);
+  std::vector<Index> checked = integers("lengths", expected, lengths, 0, steps, false);
   if (static_cast<Index>(checked.size()) != batch)
     refuse_value("lengths", expected, std::to_string(checked.size()) + " integers");
   return checked;
+}
+
+std::vector<Index> rows_argument(py::handle rows, Index batch) {
+  std::vector<Index> chosen;
+  if (rows.is_none()) {
+    chosen.resize(batch);
+    std::iota(chosen.begin(), chosen.end(), Index(0));
+    return chosen;
+  }
+  const std::string expected =
+      "None, row numbers in 0 .. " + std::to_string(batch - 1) + " or " + std::to_string(batch) + " booleans";
+  if (!PyLong_Check(rows.ptr()) && !has_masked(rows)) {
+    const py::array array = read_by_numpy("rows", expected, rows);
+    if (array.dtype().kind() == 'b' && array.ndim() > 0) {
+      if (!has_shape(array, {batch})) refuse_value("rows", expected, "booleans of shape " + shape_text(array));
+      const auto flags = contiguous<bool>("rows", array);
+      for (Index row = 0; row < batch; ++row)
+        if (flags.data()[row]) chosen.push_back(row);
+      return chosen;
+    }
+  }
+  return integers("rows", expected, rows, 0, batch - 1);
 }
 
 py::array out_argument(py::handle out, const py::dtype& dtype, const Shape& shape,

@@ -46,7 +46,8 @@ std::string type_name(py::handle object);
 [[noreturn]] void refuse_type(const char* name, const std::string& expected, const std::string& got);
 [[noreturn]] void refuse_value(const char* name, const std::string& expected, const std::string& got);
 
-// `object` as an array of native floating-point numbers, or a TypeError.
+// `object` as an array of floating-point numbers in the machine's byte order: an array as it is, other things as NumPy reads
+// them. Throws where there are no such numbers.
 py::array float_array(const char* name, py::handle object);
 
 // What NumPy raises where numbers leave the range of a conversion and it was told to be strict.
@@ -110,11 +111,19 @@ bool usable_in_place(const py::array& array) {
 // An LSTM's state, each part an array or None.
 std::pair<py::object, py::object> state_pair(const char* name, py::handle state);
 
-// An integer, or a list or array of them, all in first .. last.
-std::vector<Index> integers(const char* name, const std::string& expected, py::handle object, Index first, Index last);
+// Whether a state's array has its shape: (L, B, width), or without B where x is unbatched. Where there is but one row without
+// doubt (`lone`), it may be given either way.
+bool has_state_shape(const py::array& array, const Shape& shape, bool lone);
+
+// Several integers, or one where `one` allows it, all in first .. last.
+std::vector<Index> integers(const char* name, const std::string& expected, py::handle object, Index first, Index last,
+                            bool one = true);
 
 // An integer per batch row in 0 .. steps, or nothing for None.
 std::optional<std::vector<Index>> lengths_argument(py::handle lengths, Index batch, Index steps);
+
+// Rows of a batch by their numbers or by a boolean for each; all for None.
+std::vector<Index> rows_argument(py::handle rows, Index batch);
 
 // What a mask hides would be computed with.
 bool is_masked(const py::array& array);

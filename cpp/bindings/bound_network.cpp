@@ -1,16 +1,17 @@
 #include "bound_network.h"
 
 #include <algorithm>
-#include <atomic>
-#include <numeric>
+#include <memory>
+#include <new>
 #include <vector>
 
 #include "bound_tape.h"
 #include "call.h"
 #include "gatedrnn/reference.h"
+#include "gatedrnn/threads.h"
 #include "gil_release.h"
 #include "named_parameters.h"
-#include "pools.h"
+#include "scratch.h"
 #include "stream_in_use.h"
 #include "thread_limit.h"
 
@@ -61,37 +62,67 @@ void refuse_overlaps(std::vector<std::pair<std::string, py::array>>& places, con
                    "an array that overlaps " + places[i - 1].first);
 }
 
-// A tape with what keeps it alive: the network whose weights it was made with, its memory, and the caller's x, of which it
-// holds no copy.
+// A tape with what keeps it alive: the network whose weights it was made with, and its memory.
 template <class T>
 class TypedTape final : public BoundTape {
  public:
-  TypedTape(std::shared_ptr<const Network<T>> network, const Call<T>& call, const TapeOptions& options,
-            std::shared_ptr<Pools<T>> pools, bool bias)
+  // `x_stays`: nobody is going to write into x, so that it need not be copied.
+  TypedTape(std::shared_ptr<const Network<T>> network, const Call<T>& call, const TapeOptions& options, bool x_stays,
+            bool bias)
       : network(std::move(network)),
         bias(bias),
-        x(call.x),
-        sequence(call.sequence),
+        kept_x(x_stays || call.x_is_ours ? call.x : py::object()),
         layout(call.layout),
-        pools_(std::move(pools)),
-        memory_(pools_->tapes.borrow()),
-        tape(this->network->spec(), call.sequence, options, *memory_) {}
+        x(call.sequence.x),
+        x_step(call.sequence.x_step),
+        x_row(call.sequence.x_row),
+        tape(this->network->spec(), call.sequence, options, memory_) {}
+
+  // Comes before anybody can write into the caller's x.
+  void copy_x() {
+    if (kept_x) return;
+    const Index width = network->spec().input_size, step = tape.batch * width;
+    own_x_ = Buffer<T>(tape.steps * step, kHugeBlock, Fit::loose);
+    share_out(tape.steps, tape.steps * step * static_cast<Index>(sizeof(T)), [&](Index t) {
+      for (Index row = 0; row < tape.batch; ++row)
+        std::copy_n(x + t * x_step + row * x_row, width, own_x_.data() + t * step + row * width);
+    });
+    x = own_x_.data();
+    x_step = step;
+    x_row = width;
+  }
 
   Index bytes() const override { return tape.bytes(); }
 
   const std::shared_ptr<const Network<T>> network;
   const bool bias;
-  const py::object x;
-  const Sequence<T> sequence;  // x and its strides; the results are the caller's
+  const py::object kept_x;  // where there is no copy
   const Layout layout;
+  const T* x;
+  Index x_step, x_row;
 
  private:
-  std::shared_ptr<Pools<T>> pools_;
-  WorkspacePool::Borrowed memory_;
+  Buffer<T> own_x_;
+  Workspace memory_;
 
  public:
   Tape<T> tape;
 };
+
+// Of the weights that are packed.
+template <class T>
+Index parameter_bytes(const Spec& spec) {
+  Index count = 0;
+  for (Index layer = 0; layer < spec.num_layers; ++layer)
+    count += gate_count(spec.cell) * spec.hidden_size * (spec.layer_input_size(layer) + spec.state_size());
+  return count * spec.directions * static_cast<Index>(sizeof(T));
+}
+
+template <class T>
+std::shared_ptr<const Network<T>> make_network(const Spec& spec, const Parameters<T>& parameters) {
+  const GilReleaseForBytes release(parameter_bytes<T>(spec));
+  return std::make_shared<const Network<T>>(spec, parameters, active_table());
+}
 
 // Of one row's step.
 double multiply_adds(const Spec& spec) {
@@ -106,10 +137,7 @@ template <class T>
 class TypedStream final : public BoundStream {
  public:
   TypedStream(std::shared_ptr<const Network<T>> network, Index batch)
-      : network_(std::move(network)),
-        batch_(batch),
-        h_(cells() * network_->spec().state_size()),
-        c_(is_lstm(spec().cell) ? cells() * spec().hidden_size : 0) {
+      : network_(std::move(network)), batch_(batch), states_{State(spec(), batch), State(spec(), batch)} {
     reset(py::none());
   }
 
@@ -137,53 +165,87 @@ class TypedStream final : public BoundStream {
     sequence.x_row = single ? 0 : stride_in_values<T>(in, 0);
     sequence.y = values<T>(y);
     sequence.y_row = single ? 0 : stride_in_values<T>(py::reinterpret_borrow<py::array>(y), 0);
-    sequence.h_0 = sequence.h_n = h_.data();
-    if (is_lstm(spec().cell)) sequence.c_0 = sequence.c_n = c_.data();
-    const StreamInUse in_use(busy_);
+    const Use in_use(*this);
+    State &now = states_[current_], &next = states_[1 - current_];
+    sequence.h_0 = now.h.data();
+    sequence.h_n = next.h.data();
+    if (is_lstm(spec().cell)) {
+      sequence.c_0 = now.c.data();
+      sequence.c_n = next.c.data();
+    }
     if (work_ < kWorkWorthReleasing) {
       network_->run(sequence, workspace_);
     } else {
       const GilRelease release;
       network_->run(sequence, workspace_);
     }
+    current_ = 1 - current_;
     return deliver(y, given);
   }
 
   py::object state() const override {
-    const StreamInUse in_use(busy_);
-    const py::object h = copy_of(h_, spec().state_size());
+    const Use in_use(*this);
+    const State& now = states_[current_];
+    const py::object h = copy_of(now.h, spec().state_size());
     if (!is_lstm(spec().cell)) return h;
-    return py::make_tuple(h, copy_of(c_, spec().hidden_size));
+    return py::make_tuple(h, copy_of(now.c, spec().hidden_size));
   }
 
   void set_state(py::handle state) override {
     if (state.is_none()) return reset(state);
-    const auto [h, c] = state_arguments<T>("state", spec(), state, batch_, false);
-    const StreamInUse in_use(busy_);
-    assign(h, h_);
-    if (is_lstm(spec().cell)) assign(c, c_);
+    const auto [h, c] = state_arguments<T>("state", spec(), state, batch_, false, batch_ == 1);
+    const Use in_use(*this);
+    State& now = states_[current_];
+    assign(h, now.h);
+    if (is_lstm(spec().cell)) assign(c, now.c);
   }
 
   void reset(py::handle rows) override {
-    const std::vector<Index> chosen = rows_argument(rows);
-    const StreamInUse in_use(busy_);
+    const std::vector<Index> chosen = rows_argument(rows, batch_);
+    const Use in_use(*this);
+    State& now = states_[current_];
     for (Index layer = 0; layer < spec().num_layers; ++layer)
       for (const Index row : chosen) {
-        std::fill_n(h_.data() + (layer * batch_ + row) * spec().state_size(), spec().state_size(), T(0));
+        std::fill_n(now.h.data() + (layer * batch_ + row) * spec().state_size(), spec().state_size(), T(0));
         if (is_lstm(spec().cell))
-          std::fill_n(c_.data() + (layer * batch_ + row) * spec().hidden_size, spec().hidden_size, T(0));
+          std::fill_n(now.c.data() + (layer * batch_ + row) * spec().hidden_size, spec().hidden_size, T(0));
       }
   }
 
   Index batch_size() const override { return batch_; }
 
- private:
-  const Spec& spec() const { return network_->spec(); }
-  Index cells() const { return spec().num_layers * batch_; }
+  std::unique_ptr<BoundStream> copy() const override {
+    auto other = std::make_unique<TypedStream>(network_, batch_);
+    other->network = network;
+    const Use in_use(*this);
+    const State& now = states_[current_];
+    State& to = other->states_[other->current_];
+    std::copy_n(now.h.data(), now.h.size(), to.h.data());
+    std::copy_n(now.c.data(), now.c.size(), to.c.data());
+    return other;
+  }
 
+ private:
+  struct State {
+    State(const Spec& spec, Index batch)
+        : h(spec.num_layers * batch * spec.state_size()),
+          c(is_lstm(spec.cell) ? spec.num_layers * batch * spec.hidden_size : 0) {}
+    Buffer<T> h, c;
+  };
+
+  struct Use : StreamInUse {
+    explicit Use(const TypedStream& stream) : StreamInUse(stream.lock_) {
+      if (interrupted()) new (&stream.workspace_) Workspace;  // the fork may have found it half made: it is left alone
+    }
+  };
+
+  const Spec& spec() const { return network_->spec(); }
+
+  // Read-only: who writes into it would think to change the stream.
   py::array copy_of(const Buffer<T>& from, Index width) const {
     py::array copy = new_array<T>({spec().num_layers, batch_, width});
     std::copy_n(from.data(), from.size(), values<T>(copy));
+    py::detail::array_proxy(copy.ptr())->flags &= ~py::detail::npy_api::NPY_ARRAY_WRITEABLE_;
     return copy;
   }
 
@@ -194,37 +256,28 @@ class TypedStream final : public BoundStream {
       std::fill_n(to.data(), to.size(), T(0));
   }
 
-  std::vector<Index> rows_argument(py::handle rows) const {
-    if (!rows.is_none())
-      return integers("rows", "None, or row numbers in 0 .. " + std::to_string(batch_ - 1), rows, 0, batch_ - 1);
-    std::vector<Index> all(batch_);
-    std::iota(all.begin(), all.end(), Index(0));
-    return all;
-  }
-
   std::shared_ptr<const Network<T>> network_;
   Index batch_;
-  Buffer<T> h_, c_;
-  Workspace workspace_;
+  State states_[2];  // a step computes one from the other: there is a whole one whenever the process is forked
+  int current_ = 0;
+  mutable Workspace workspace_;
   double work_ = static_cast<double>(batch_) * multiply_adds(spec());
-  mutable std::atomic<bool> busy_{false};
+  mutable TryLock lock_;
 };
 
 template <class T>
 class TypedNetwork final : public BoundNetwork {
  public:
-  TypedNetwork(const Spec& spec, bool bias, const py::dict& parameters,
-               std::shared_ptr<Pools<T>> pools = std::make_shared<Pools<T>>())
+  TypedNetwork(const Spec& spec, bool bias, const py::dict& parameters)
       : bias_(bias),
         arrays_(parameters.attr("copy")()),
         parameters_(find_parameters<T>(spec, bias, arrays_)),
-        network_(make_network(spec, parameters_, pools)),
-        step_work_(multiply_adds(spec)),
-        pools_(std::move(pools)) {}
+        network_(make_network(spec, parameters_)),
+        step_work_(multiply_adds(spec)) {}
 
   std::unique_ptr<BoundNetwork> renewed(const py::dict& parameters) const override {
     apply_thread_limit();
-    return std::make_unique<TypedNetwork>(network_->spec(), bias_, parameters, pools_);
+    return std::make_unique<TypedNetwork>(network_->spec(), bias_, parameters);
   }
 
   py::tuple infer(py::handle x, py::handle state, py::handle lengths, py::handle out, bool batch_first) override {
@@ -245,19 +298,21 @@ class TypedNetwork final : public BoundNetwork {
 
   void pack_for_backward() override {
     apply_thread_limit();
+    const GilReleaseForBytes release(parameter_bytes<T>(network_->spec()));
     network_->pack_for_backward(parameters_);
   }
   bool packed_for_backward() const override { return network_->packed_for_backward(); }
 
-  py::tuple record(py::handle x, py::handle state, py::handle lengths, bool batch_first,
-                   const TapeOptions& options) override {
+  py::tuple record(py::handle x, py::handle state, py::handle lengths, bool batch_first, const TapeOptions& options,
+                   bool x_stays) override {
     apply_thread_limit();
     if (!packed_for_backward()) throw std::logic_error("record: comes after pack_for_backward");
     Call<T> call = check_call<T>(network_->spec(), x, state, lengths, py::none(), batch_first);
-    auto tape = std::make_unique<TypedTape<T>>(network_, call, options, pools_, bias_);
+    auto tape = std::make_unique<TypedTape<T>>(network_, call, options, x_stays, bias_);
     without_gil([&](const Poll& poll) {
+      tape->copy_x();
       call.sequence.poll = poll;
-      network_->forward(call.sequence, *pools_->scratch.borrow(), tape->tape);
+      network_->forward(call.sequence, *Scratch(), tape->tape);
     });
     const py::tuple pair = results(call);
     return py::make_tuple(pair[0], pair[1], std::unique_ptr<BoundTape>(std::move(tape)));
@@ -276,16 +331,17 @@ class TypedNetwork final : public BoundNetwork {
     const py::object d_y = output_gradient(d_output, layout.shape(tape.steps, tape.batch, spec.output_size()));
     call.d_y = values<T>(d_y);
     if (d_y) layout.strides<T>(py::reinterpret_borrow<py::array>(d_y), call.d_y_step, call.d_y_row);
-    const auto [d_h_n, d_c_n] = state_arguments<T>("d_state_n", spec, d_state_n, tape.batch, layout.unbatched);
+    const auto [d_h_n, d_c_n] =
+        state_arguments<T>("d_state_n", spec, d_state_n, tape.batch, layout.unbatched, layout.unbatched);
     call.d_h_n = values<T>(d_h_n);
     call.d_c_n = values<T>(d_c_n);
     std::vector<std::pair<std::string, py::array>> places;
     call.gradients = find_gradients<T>(spec, bias_, gradients, places);
     call.accumulate = accumulate;
-    if (accumulate) refuse_overlaps(places, {recorded->x, d_y, d_h_n, d_c_n});
-    call.x = recorded->sequence.x;
-    call.x_step = recorded->sequence.x_step;
-    call.x_row = recorded->sequence.x_row;
+    if (accumulate) refuse_overlaps(places, {recorded->kept_x, d_y, d_h_n, d_c_n});
+    call.x = recorded->x;
+    call.x_step = recorded->x_step;
+    call.x_row = recorded->x_row;
 
     py::object d_x = py::none();
     if (input_gradient) {
@@ -299,7 +355,7 @@ class TypedNetwork final : public BoundNetwork {
     call.d_c_0 = values<T>(d_c_0);
     without_gil([&](const Poll& poll) {
       call.poll = poll;
-      recorded->network->backward(tape, call, *pools_->scratch.borrow());
+      recorded->network->backward(tape, call, *Scratch());
     });
     return py::make_tuple(d_x, state_result(d_h_0, d_c_0));
   }
@@ -320,7 +376,7 @@ class TypedNetwork final : public BoundNetwork {
   }
 
  private:
-  void run(const Sequence<T>& sequence) { network_->run(sequence, *pools_->scratch.borrow()); }
+  void run(const Sequence<T>& sequence) { network_->run(sequence, *Scratch()); }
 
   // The array as the engine can read it, or no object for None.
   static py::object output_gradient(py::handle d_output, const Shape& shape) {
@@ -335,7 +391,6 @@ class TypedNetwork final : public BoundNetwork {
   Parameters<T> parameters_;
   std::shared_ptr<const Network<T>> network_;
   double step_work_;
-  std::shared_ptr<Pools<T>> pools_;
 };
 
 }  // namespace

@@ -22,6 +22,8 @@ class BoundStream {
   virtual void set_state(py::handle state) = 0;
   virtual void reset(py::handle rows) = 0;
   virtual Index batch_size() const = 0;
+  virtual std::unique_ptr<BoundStream> copy() const = 0;  // of the same network, its state its own
+  py::object network;                                     // the Python object that made it
 };
 
 class BoundNetwork {
@@ -35,13 +37,15 @@ class BoundNetwork {
   virtual bool packed_for_backward() const = 0;
   // For training: (output, final state, tape).
   virtual py::tuple record(py::handle x, py::handle state, py::handle lengths, bool batch_first,
-                           const TapeOptions& options) = 0;
+                           const TapeOptions& options, bool x_stays) = 0;
   // (d_x or None, d_state); the gradients of the parameters go into the arrays of `gradients`.
   virtual py::tuple backward(const BoundTape& tape, py::handle d_output, py::handle d_state_n,
                              const py::dict& gradients, bool accumulate, bool input_gradient) = 0;
   virtual py::tuple reference(py::handle x, py::handle state, py::handle lengths, bool batch_first) = 0;
   virtual Plan plan(Index steps, Index batch, int threads, bool backward) const = 0;
   virtual std::unique_ptr<BoundStream> stream(Index batch_size) = 0;
+  // What Python makes an equal network of, in another process too: for pickles of streams.
+  py::object recipe = py::none();
 };
 
 // `parameters` maps torch.nn's names to contiguous arrays of the dtype.

@@ -42,8 +42,9 @@ struct Call {
   Sequence<T> sequence;
   Layout layout;
   py::object x, h_0, c_0, h_n, c_n;
-  py::object y;    // what the engine writes
-  py::object out;  // the caller's array, if any
+  bool x_is_ours = false;  // a conversion's result, of which the caller knows nothing
+  py::object y;            // what the engine writes
+  py::object out;          // the caller's array, if any
   std::optional<std::vector<Index>> lengths;
 };
 
@@ -60,24 +61,27 @@ inline Shape state_shape(const Spec& spec, Index batch, bool unbatched, Index wi
 
 // The array as contiguous T, or no object for None.
 template <class T>
-py::object state_argument(const char* name, py::handle object, const Shape& shape) {
+py::object state_argument(const char* name, py::handle object, const Shape& shape, bool lone) {
   if (object.is_none()) return {};
   const py::array array = float_array(name, object);
-  if (!has_shape(array, shape)) refuse_value(name, text(shape), shape_text(array));
+  if (!has_state_shape(array, shape, lone)) {
+    if (py::isinstance<py::tuple>(object)) refuse_type(name, "an array of shape " + text(shape), "a tuple");
+    refuse_value(name, text(shape), shape_text(array));
+  }
   return contiguous<T>(name, array);
 }
 
-// state is h, or for the LSTM the pair (h, c); each may be None.
+// state is h, or for the LSTM the pair (h, c); each may be None. `lone`: see has_state_shape.
 template <class T>
 std::pair<py::object, py::object> state_arguments(const char* name, const Spec& spec, py::handle state, Index batch,
-                                                  bool unbatched) {
+                                                  bool unbatched, bool lone) {
   if (state.is_none()) return {};
   const Shape h_shape = state_shape(spec, batch, unbatched, spec.state_size());
-  if (!is_lstm(spec.cell)) return {state_argument<T>(name, state, h_shape), py::object()};
+  if (!is_lstm(spec.cell)) return {state_argument<T>(name, state, h_shape, lone), py::object()};
   const auto [h, c] = state_pair(name, state);
   const Shape c_shape = state_shape(spec, batch, unbatched, spec.hidden_size);
-  return {state_argument<T>((std::string(name) + ": h").c_str(), h, h_shape),
-          state_argument<T>((std::string(name) + ": c").c_str(), c, c_shape)};
+  return {state_argument<T>((std::string(name) + ": h").c_str(), h, h_shape, lone),
+          state_argument<T>((std::string(name) + ": c").c_str(), c, c_shape, lone)};
 }
 
 // New arrays of a state: h, and c where the cell has it.
@@ -126,11 +130,14 @@ Call<T> check_call(const Spec& spec, py::handle x, py::handle state, py::handle 
   Sequence<T>& s = call.sequence;
   s.steps = in.shape(layout.step_axis());
   s.batch = layout.unbatched ? 1 : in.shape(layout.row_axis());
-  std::tie(call.h_0, call.c_0) = state_arguments<T>("state", spec, state, s.batch, layout.unbatched);
+  std::tie(call.h_0, call.c_0) = state_arguments<T>("state", spec, state, s.batch, layout.unbatched, layout.unbatched);
   if (layout.unbatched && !lengths.is_none()) refuse_value("lengths", "None for an unbatched x", type_name(lengths));
   call.lengths = lengths_argument(lengths, s.batch, s.steps);
   place_output(call, out, layout.shape(s.steps, s.batch, spec.output_size()), in);
-  if (!usable_in_place<T>(in)) in = contiguous<T>("x", in);
+  if (!usable_in_place<T>(in)) {
+    in = contiguous<T>("x", in);
+    call.x_is_ours = in.owndata() && !in.is(x);
+  }
 
   layout.strides<T>(in, s.x_step, s.x_row);
   layout.strides<T>(py::reinterpret_borrow<py::array>(call.y), s.y_step, s.y_row);

@@ -4,6 +4,7 @@
 #include <pybind11/pybind11.h>
 
 #include <chrono>
+#include <optional>
 #include <thread>
 
 #include "gatedrnn/network.h"
@@ -72,5 +73,16 @@ void without_gil(Work&& work) {
     throw pybind11::error_already_set();
   }
 }
+
+// For work on memory: does nothing where that is less than takes longer than handing the interpreter over.
+class GilReleaseForBytes {
+ public:
+  explicit GilReleaseForBytes(Index bytes) {
+    if (bytes >= (1 << 20)) release_.emplace();
+  }
+
+ private:
+  std::optional<GilRelease> release_;
+};
 
 }  // namespace gatedrnn::bindings

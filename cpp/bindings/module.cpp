@@ -47,9 +47,10 @@ py::dict plan_dict(const BoundNetwork& network, Index steps, Index batch, int th
 }
 
 py::tuple record(BoundNetwork& network, const py::object& x, const py::object& state, const py::object& lengths,
-                 bool batch_first, double dropout, std::uint64_t dropout_seed, bool recompute,
-                 const py::object& owner) {
-  const py::tuple result = network.record(x, state, lengths, batch_first, {{dropout, dropout_seed}, recompute});
+                 bool batch_first, double dropout, std::uint64_t dropout_seed, bool recompute, const py::object& owner,
+                 bool x_stays) {
+  const py::tuple result =
+      network.record(x, state, lengths, batch_first, {{dropout, dropout_seed}, recompute}, x_stays);
   py::cast<BoundTape&>(result[2]).owner = owner;
   return result;
 }
@@ -59,6 +60,22 @@ py::tuple backward(BoundNetwork& network, const BoundTape& tape, const py::objec
                    const py::object& owner) {
   if (!tape.owner.is(owner)) refuse_value("tape", "one that this module's forward returned", "one of another module");
   return network.backward(tape, d_output, d_state_n, gradients, accumulate, input_gradient);
+}
+
+std::unique_ptr<BoundStream> make_stream(const py::object& network, Index batch_size) {
+  std::unique_ptr<BoundStream> stream = py::cast<BoundNetwork&>(network).stream(batch_size);
+  stream->network = network;
+  return stream;
+}
+
+py::tuple reduced_network(const BoundNetwork& network) {
+  if (network.recipe.is_none()) throw py::type_error("cannot pickle a network of which no stream was made");
+  return py::make_tuple(py::module_::import("gatedrnn._streams").attr("make_network"), network.recipe);
+}
+
+py::tuple reduced_stream(const BoundStream& stream) {
+  return py::make_tuple(py::module_::import("gatedrnn._streams").attr("make_stream"),
+                        py::make_tuple(stream.network, stream.batch_size(), stream.state()));
 }
 
 void set_threads(int count) {
@@ -72,12 +89,13 @@ void add_stream(py::module_& m) {
 
 Made by ``stream(batch_size)`` of a module, whose parameters of that moment it keeps. With L layers, B sequences,
 inputs of width I, H hidden units and S the width of h (`proj_size` where it is set, else H). One thread at a time: a
-second one gets a RuntimeError.)");
+second one gets a RuntimeError. Copies and pickles go on by themselves from the state of that moment, with the same
+bits; copies share the packed parameters.)");
   stream.def("step", &BoundStream::step, py::arg("x"), py::arg("out") = py::none(),
              R"(Go one time step forward, with the bits of the whole sequence.
 
 Args:
-    x: Input, (B, I), or (I,) where B is 1; float16, float32 or float64.
+    x: Input, (B, I), or (I,) where B is 1: whatever NumPy reads as floating-point numbers.
     out: Array to write the output into, of the output's shape and the module's dtype; a new one where None.
 
 Returns:
@@ -87,28 +105,33 @@ Raises:
     TypeError: An argument has the wrong type or dtype.
     ValueError: An argument has the wrong shape or value. In both cases the state is as it was.
     RuntimeError: Another thread is using the stream.)");
-  stream.def_property("state", &BoundStream::state, &BoundStream::set_state,
-                      R"(The state as a copy: h of shape (L, B, S), for LSTM the pair (h, c), c of shape (L, B, H).
+  stream.def_property(
+      "state", &BoundStream::state, &BoundStream::set_state,
+      R"(The state as a read-only copy: h of shape (L, B, S), for LSTM the pair (h, c), c of shape (L, B, H).
 
-Assigning sets it; None, and for LSTM None in a pair, stands for zeros. Errors are those of `step`.)");
+Assigning sets it; None, and for LSTM None in a pair, stands for zeros. Where B is 1, arrays without B are taken
+too, such as an unbatched call's. Errors are those of `step`.)");
   stream.def("reset", &BoundStream::reset, py::arg("rows") = py::none(),
              R"(Set the state of some rows to zeros.
 
 Args:
-    rows: Their numbers in 0..B-1, one or several; None: all rows.
+    rows: Their numbers in 0..B-1, one or several, or B booleans, true for those; None: all rows.
 
 Raises:
-    TypeError: `rows` is neither an integer nor several.
-    ValueError: A number is out of range. In both cases the state is as it was.
+    TypeError: `rows` is neither an integer nor several, nor booleans.
+    ValueError: A number is out of range, or there are not B booleans. In both cases the state is as it was.
     RuntimeError: Another thread is using the stream.)");
+  stream.def("__copy__", &BoundStream::copy);
+  stream.def("__deepcopy__", [](const BoundStream& self, const py::object&) { return self.copy(); }, py::arg("memo"));
+  stream.def("__reduce__", &reduced_stream);
   stream.def_property_readonly("batch_size", &BoundStream::batch_size, "How many sequences go forward together, B.");
 }
 
 void add_tape(py::module_& m) {
   py::class_<BoundTape> tape(m, "Tape", R"(What ``forward`` of a module keeps for its ``backward``.
 
-It may be used more than once, from any thread, and refers to the input and to the parameters of that moment.)");
-  tape.def_property_readonly("nbytes", &BoundTape::bytes, "Its size in bytes, without the input that it refers to.");
+It may be used more than once, from any thread, and keeps the input and the parameters of that moment.)");
+  tape.def_property_readonly("nbytes", &BoundTape::bytes, "Its size in bytes, without the copy of the input.");
 }
 
 }  // namespace
@@ -140,13 +163,16 @@ PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
       .def("pack_for_backward", &BoundNetwork::pack_for_backward)
       .def_property_readonly("packed_for_backward", &BoundNetwork::packed_for_backward)
       .def("record", &record, py::arg("x"), py::arg("state"), py::arg("lengths"), py::arg("batch_first"),
-           py::arg("dropout"), py::arg("dropout_seed"), py::arg("recompute"), py::arg("owner") = py::none())
+           py::arg("dropout"), py::arg("dropout_seed"), py::arg("recompute"), py::arg("owner") = py::none(),
+           py::arg("x_stays") = false)
       .def("backward", &backward, py::arg("tape"), py::arg("d_output"), py::arg("d_state_n"), py::arg("gradients"),
            py::arg("accumulate"), py::arg("input_gradient"), py::arg("owner") = py::none())
       .def("reference", &BoundNetwork::reference, py::arg("x"), py::arg("state"), py::arg("lengths"),
            py::arg("batch_first"))
       .def("plan", &plan_dict, py::arg("steps"), py::arg("batch"), py::arg("threads"), py::arg("backward") = false)
-      .def("stream", &BoundNetwork::stream, py::arg("batch_size"));
+      .def("stream", &make_stream, py::arg("batch_size"))
+      .def_readwrite("recipe", &BoundNetwork::recipe)
+      .def("__reduce__", &reduced_network);
 
   m.def("set_num_threads", &set_threads, py::arg("n"));
   m.def("get_num_threads", [] {
@@ -159,6 +185,7 @@ PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
         py::arg("max_threads"));
   m.def("machine", &machine);
   m.def("copy_all", &copy_all, py::arg("pairs"));
+  m.def("float_array", &float_array, py::arg("name").none(false), py::arg("object"));
   m.def("aligned_array", &aligned_array, py::arg("count"), py::arg("dtype"));
   m.def("fingerprint", &fingerprint, py::arg("arrays"));
   m.def("sigmoid", &gatedrnn::bindings::sigmoid, py::arg("x"));

@@ -10,6 +10,7 @@
 #include "gatedrnn/machine.h"
 #include "gatedrnn/memory.h"
 #include "gatedrnn/threads.h"
+#include "gil_release.h"
 #include "new_arrays.h"
 #include "thread_limit.h"
 
@@ -139,7 +140,10 @@ std::uint64_t fingerprint(const std::vector<py::array>& arrays) {
   }
   apply_thread_limit();
   std::vector<std::uint64_t> hashes(pieces.size());
-  share_out(static_cast<Index>(pieces.size()), total, [&](Index i) { hashes[i] = hash_of(pieces[i]); });
+  {
+    const GilReleaseForBytes release(total);
+    share_out(static_cast<Index>(pieces.size()), total, [&](Index i) { hashes[i] = hash_of(pieces[i]); });
+  }
   std::uint64_t hash = 0;
   for (const std::uint64_t one : hashes) hash = mixed(hash, one);
   return hash;

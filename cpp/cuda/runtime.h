@@ -112,6 +112,15 @@ inline void copy(void* to, const void* from, Index bytes, cudaMemcpyKind kind, c
   if (bytes > 0) check(cudaMemcpyAsync(to, from, static_cast<std::size_t>(bytes), kind, stream), "copying memory");
 }
 
+// Rows that are `stride` bytes apart, next to each other.
+inline void copy_rows(void* to, const void* from, Index stride, Index rows, Index bytes, cudaStream_t stream) {
+  const auto width = static_cast<std::size_t>(bytes);
+  if (rows > 0 && bytes > 0)
+    check(cudaMemcpy2DAsync(to, width, from, static_cast<std::size_t>(stride), width, static_cast<std::size_t>(rows),
+                            cudaMemcpyDeviceToDevice, stream),
+          "copying rows");
+}
+
 inline cudaError_t try_to_follow(cudaStream_t first, cudaStream_t second) {
   if (first == second) return cudaSuccess;
   cudaEvent_t event = nullptr;

@@ -52,12 +52,6 @@ void run_planned(const Problem& problem, const Core& core, PlanCache& cache, Run
 template <class T>
 Network<T>::Network(const Spec& spec, const Parameters<T>& parameters, const KernelTable& table, const Core& core)
     : spec_(spec), kernels_(table.of<T>()), core_(core), layers_(parameters.size()) {
-  renew(parameters);
-}
-
-template <class T>
-void Network<T>::renew(const Parameters<T>& parameters) {
-  delete spare_.exchange(back_layers_.exchange(nullptr));
   for (std::size_t i = 0; i < parameters.size(); ++i)
     pack_layer(spec_, static_cast<Index>(i) / spec_.directions, parameters[i], kernels_, layers_[i]);
 }
@@ -104,7 +98,7 @@ void Network<T>::run(const Sequence<T>& sequence, Workspace& workspace) const {
 
 template <class T>
 bool Network<T>::run(const Sequence<T>& sequence, Workspace& workspace, const Plan& plan) const {
-  ForwardRun<T> run(*this, sequence, plan, workspace.next_turn(), nullptr);
+  ForwardRun<T> run(*this, sequence, plan, next_turn(), nullptr);
   return start(run, workspace);
 }
 
@@ -119,7 +113,7 @@ void Network<T>::forward(const Sequence<T>& sequence, Workspace& workspace, Tape
 
 template <class T>
 bool Network<T>::forward(const Sequence<T>& sequence, Workspace& workspace, Tape<T>& tape, const Plan& plan) const {
-  ForwardRun<T> run(*this, sequence, plan, workspace.next_turn(), &tape);
+  ForwardRun<T> run(*this, sequence, plan, next_turn(), &tape);
   return start(run, workspace);
 }
 
@@ -142,8 +136,7 @@ bool Network<T>::backward(const Tape<T>& tape, const BackwardCall<T>& call, Work
 template <class T>
 void Network<T>::pack_for_backward(const Parameters<T>& parameters) const {
   if (packed_for_backward()) return;
-  std::unique_ptr<BackLayers> packed(spare_.exchange(nullptr));
-  if (!packed) packed = std::make_unique<BackLayers>(parameters.size());
+  auto packed = std::make_unique<BackLayers>(parameters.size());
   for (std::size_t i = 0; i < parameters.size(); ++i)
     pack_back_layer(spec_, static_cast<Index>(i) / spec_.directions, parameters[i], kernels_.lanes, (*packed)[i]);
   BackLayers* expected = nullptr;
@@ -153,7 +146,6 @@ void Network<T>::pack_for_backward(const Parameters<T>& parameters) const {
 template <class T>
 Network<T>::~Network() {
   delete back_layers_.load();
-  delete spare_.load();
 }
 
 template class Network<float>;

@@ -30,7 +30,7 @@ template <class T>
 void pack_panels(const T* matrix, const PackedStage<T>& to, const Kernels<T>& kernels, const Gates& gates, Index depth,
                  Buffer<T>& packed) {
   const Index size = depth * static_cast<Index>(gates.size()) * to.units_per_panel();
-  packed.resize(to.panels * size);
+  packed = Buffer<T>(to.panels * size);
   share_out(to.panels, bytes_of(packed),
             [&](Index panel) { pack_panel(matrix, to, kernels, gates, depth, panel, packed.data() + panel * size); });
 }
@@ -39,7 +39,7 @@ void pack_panels(const T* matrix, const PackedStage<T>& to, const Kernels<T>& ke
 template <class T, class Value>
 void pack_vectors(const PackedStage<T>& to, Index sets, Buffer<T>& packed, Value&& value) {
   const Index width = to.units_per_panel();
-  packed.resize(to.panels * sets * width);
+  packed = Buffer<T>(to.panels * sets * width);
   T* out = packed.data();
   for (Index panel = 0; panel < to.panels; ++panel)
     for (Index set = 0; set < sets; ++set)
@@ -129,7 +129,7 @@ void pack_transposed(const T* matrix, Index units, Index H, const Gates& gates, 
   to.panels = ceil_div(units, width);
   to.depth = (static_cast<Index>(gates.size()) - 1) * slot + H;
   to.first_slot = first_slot;
-  to.weights.resize(to.panels * to.depth * width);
+  to.weights = Buffer<T>(to.panels * to.depth * width);
   share_out(to.panels, bytes_of(to.weights), [&](Index panel) {
     T* const out = to.weights.data() + panel * to.depth * width;
     const Index first = panel * width, count = std::min(width, units - first);
@@ -155,7 +155,7 @@ void pack_back_layer(const Spec& spec, Index layer, const LayerParameters<T>& fr
   if (spec.proj_size > 0) pack_transposed(from.weight_hr, H, P, {0}, 0, lanes, to.projection);
   if (spec.cell == Cell::lstm_peephole) {
     const Index slot = slot_stride(H, lanes);
-    to.peephole.resize(kPeepholes * slot);
+    to.peephole = Buffer<T>(kPeepholes * slot);
     std::fill_n(to.peephole.data(), to.peephole.size(), T(0));
     for (Index p = 0; p < kPeepholes; ++p) std::copy_n(from.peephole[p], H, to.peephole.data() + p * slot);
   }

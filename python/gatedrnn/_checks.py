@@ -104,16 +104,14 @@ def foreign_array(name: str, value: object) -> npt.NDArray[np.floating[Any]]:
         value: A NumPy array, or an object that has ``detach().cpu().numpy()`` or ``__array__``.
 
     Returns:
-        An array of any floating dtype in native byte order; no copy is made where none is needed.
+        An array of any floating dtype in the machine's byte order; no copy is made where none is needed.
     """
     array = _extracted(name, value)
     if isinstance(array, np.ma.MaskedArray):
         raise TypeError(f"{name}: expected an array without a mask, got {described(value)}")
     if array.dtype.kind != "f":
         raise TypeError(f"{name}: expected floating-point numbers, got dtype {array.dtype}")
-    if not array.dtype.isnative:
-        raise TypeError(f"{name}: expected the machine's byte order, got dtype {array.dtype.str!r}")
-    return array
+    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
 
 def _extracted(name: str, value: Any) -> npt.NDArray[Any]:

@@ -30,10 +30,15 @@ class Network:
         dtype: np.dtype[Any],
     ) -> None: ...
     def renewed(self, parameters: dict[str, _Array]) -> Network:
-        """The same network with other parameters; scratch, tapes and old packs leave it their memory."""
+        """The same network with other parameters."""
 
     def infer(
-        self, x: _Array, state: Any, lengths: npt.ArrayLike | None, out: _Array | None, batch_first: bool
+        self,
+        x: npt.ArrayLike,
+        state: Any,
+        lengths: npt.ArrayLike | None,
+        out: _Array | None,
+        batch_first: bool,
     ) -> tuple[_Array, Any]: ...
     @property
     def packed_for_backward(self) -> bool: ...
@@ -42,7 +47,7 @@ class Network:
 
     def record(
         self,
-        x: _Array,
+        x: npt.ArrayLike,
         state: Any,
         lengths: npt.ArrayLike | None,
         batch_first: bool,
@@ -50,11 +55,14 @@ class Network:
         dropout_seed: int,
         recompute: bool,
         owner: object = None,
-    ) -> tuple[_Array, Any, Tape]: ...
+        x_stays: bool = False,
+    ) -> tuple[_Array, Any, Tape]:
+        """Run and keep a tape; with a copy of x, unless nobody is going to write into that (`x_stays`)."""
+
     def backward(
         self,
         tape: Tape,
-        d_output: _Array | None,
+        d_output: npt.ArrayLike | None,
         d_state_n: Any,
         gradients: dict[str, _Array],
         accumulate: bool,
@@ -70,6 +78,8 @@ class Network:
         """Tell what the engine would decide for such a call."""
 
     def stream(self, batch_size: int) -> Stream[Any, Any]: ...
+    recipe: tuple[Any, ...] | None  # the arguments of _streams.make_network, for pickles of streams
+    def __reduce__(self) -> tuple[Any, ...]: ...
 
 class Tape:
     @property
@@ -82,8 +92,14 @@ class Stream(Generic[_State, _Given]):
     def state(self, state: _Given | None) -> None: ...
     @property
     def batch_size(self) -> int: ...
-    def step(self, x: _Array, out: _Array | None = None) -> _Array: ...
-    def reset(self, rows: int | Sequence[int] | npt.NDArray[np.integer[Any]] | None = None) -> None: ...
+    def step(self, x: npt.ArrayLike, out: _Array | None = None) -> _Array: ...
+    def reset(
+        self,
+        rows: int | Sequence[int] | Sequence[bool] | npt.NDArray[np.integer[Any] | np.bool_] | None = None,
+    ) -> None: ...
+    def __copy__(self) -> Stream[_State, _Given]: ...
+    def __deepcopy__(self, memo: object) -> Stream[_State, _Given]: ...
+    def __reduce__(self) -> tuple[Any, ...]: ...
 
 class _Machine(TypedDict):
     isa: str
@@ -113,6 +129,9 @@ def copy_all(pairs: Sequence[tuple[npt.NDArray[Any], npt.NDArray[Any]]]) -> None
 
 def aligned_array(count: int, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
     """Allocate a 1-d array that begins with a cache line; the numbers are undefined."""
+
+def float_array(name: str, object: object) -> _Array:
+    """Return what NumPy reads as floating-point numbers, in the machine's byte order, or raise an error."""
 
 def fingerprint(arrays: Sequence[npt.NDArray[Any]]) -> int:
     """Hash the bytes of contiguous arrays to 64 bits."""

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from gatedrnn import _core
+
 BUILD = "pip install . -C cmake.define.GATEDRNN_CUDA=ON"
 
 _Result = Any  # arrays of whatever library
@@ -80,6 +82,15 @@ class _Place:
         return importlib.import_module(self.library).from_dlpack(results)
 
 
+def _is_on_host(array: Any) -> bool:
+    """Whether NumPy is to read it."""
+    if isinstance(array, np.ndarray):
+        return True
+    if hasattr(array, "__dlpack_device__"):
+        return bool(array.__dlpack_device__()[0] == 1)
+    return not hasattr(array, "__dlpack__") and not hasattr(array, "__cuda_array_interface__")
+
+
 def _is_ours(array: object) -> bool:
     return type(array).__name__ == "Array" and type(array).__module__.endswith("_cuda")
 
@@ -97,7 +108,7 @@ class Tape:
 
     @property
     def nbytes(self) -> int:
-        """Its size on the device in bytes, without the input that it refers to."""
+        """Its size on the device in bytes, without the copy of the input."""
         size: int = self.tape.nbytes
         return size
 
@@ -105,17 +116,19 @@ class Tape:
 class Network:
     """`_core.Network` on the device; immutable too."""
 
-    __slots__ = ("_network",)
+    __slots__ = ("_network", "recipe")
     packed_for_backward = True
 
     def __init__(
         self, cell: str, parameters: dict[str, Any], *, precision: str | None, **options: Any
     ) -> None:
         self._network = backend().Network(cell, parameters, precision=precision or "", **options)
+        self.recipe: tuple[Any, ...] | None = None  # see _core.Network
 
     def infer(self, x: Any, state: Any, lengths: Any, out: Any, batch_first: bool) -> tuple[Any, Any]:
         """Run over whole sequences; keep nothing."""
-        if isinstance(x, np.ndarray):
+        if _is_on_host(x):
+            x = _core.float_array("x", x)
             return self._network.infer(x, state, lengths, out, batch_first)  # type: ignore[no-any-return]
         place = _Place(x)
         output, state_n = self._network.infer(x, state, lengths, out, batch_first, place.stream)
@@ -136,12 +149,12 @@ class Network:
         owner: object,
     ) -> tuple[Any, Any, Tape]:
         """Run and keep a tape."""
-        arguments = (x, state, lengths, batch_first, dropout, dropout_seed, recompute, owner)
-        if isinstance(x, np.ndarray):
-            output, state_n, tape = self._network.record(*arguments)
+        arguments = (state, lengths, batch_first, dropout, dropout_seed, recompute, owner)
+        if _is_on_host(x):
+            output, state_n, tape = self._network.record(_core.float_array("x", x), *arguments)
             return output, state_n, Tape(tape, None)
         place = _Place(x)
-        output, state_n, tape = self._network.record(*arguments, place.stream)
+        output, state_n, tape = self._network.record(x, *arguments, place.stream)
         return place.given(output), place.given(state_n), Tape(tape, place)
 
     def new_gradients(self, tape: Tape) -> dict[str, Any] | None:
@@ -176,21 +189,29 @@ class Network:
 
     def stream(self, batch_size: int) -> Stream:
         """Make a stream."""
-        return Stream(self._network.stream(batch_size))
+        return Stream(self, self._network.stream(batch_size))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self.recipe is None:
+            raise TypeError("cannot pickle a network of which no stream was made")
+        from gatedrnn import _streams
+
+        return _streams.make_network, self.recipe
 
 
 class Stream:
     """`_core.Stream` on the device, where its state stays."""
 
-    __slots__ = ("_stream",)
+    __slots__ = ("_network", "_stream")
 
-    def __init__(self, stream: Any) -> None:
+    def __init__(self, network: Network, stream: Any) -> None:
+        self._network = network
         self._stream = stream
 
     def step(self, x: Any, out: Any = None) -> Any:
         """Take one step: x (B, I) to output (B, S)."""
-        if isinstance(x, np.ndarray):
-            return self._stream.step(x, out)
+        if _is_on_host(x):
+            return self._stream.step(_core.float_array("x", x), out)
         place = _Place(x)
         return place.given(self._stream.step(x, out, place.stream))
 
@@ -212,3 +233,16 @@ class Stream:
         """Number of sequences."""
         size: int = self._stream.batch_size
         return size
+
+    def __copy__(self) -> Stream:
+        copied = self._network.stream(self.batch_size)
+        copied.state = self.state
+        return copied
+
+    def __deepcopy__(self, memo: object) -> Stream:
+        return self.__copy__()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        from gatedrnn import _streams
+
+        return _streams.make_stream, (self._network, self.batch_size, self.state)

@@ -203,7 +203,7 @@ class ParameterStore:
         """Check and convert new values for some of the parameters, without writing any.
 
         Raises:
-            TypeError: A value is not an array of floating-point numbers in native byte order.
+            TypeError: A value is not an array of floating-point numbers.
             ValueError: A value has the wrong shape, or numbers beyond the range of the module's dtype.
         """
         return {name: self._accept(name, value) for name, value in values.items()}

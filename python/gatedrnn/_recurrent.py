@@ -162,7 +162,7 @@ class _Recurrent(Generic[_State, _Given]):
 
     def __call__(
         self,
-        x: Array,
+        x: npt.ArrayLike,
         state: _Given | None = None,
         *,
         lengths: npt.ArrayLike | None = None,
@@ -173,17 +173,19 @@ class _Recurrent(Generic[_State, _Given]):
         With D directions (1 or 2) and S the width of h (`proj_size` where it is set, else `hidden_size`):
 
         Args:
-            x: Input, (T, B, I), or (B, T, I) with `batch_first`, or (T, I) for a single row, of any strides.
-                float16, float32 or float64; what is not of the module's dtype is converted to it.
+            x: Input, (T, B, I), or (B, T, I) with `batch_first`, or (T, I) for a single row: whatever NumPy
+                reads as floating-point numbers (arrays of any strides, lists, data frames, tensors on the
+                CPU). What is not of the module's dtype is converted to it.
             state: Initial state, zeros where None: h of shape (L*D, B, S); for LSTM the pair (h, c), c of
-                shape (L*D, B, H). Without B where x is unbatched.
+                shape (L*D, B, H). Where x is unbatched, B may be left out.
             lengths: B integers in 0..T, in any order: how many steps of each row are valid. Output past them
                 is 0, the final state is that of the row's last valid step (the initial state for a row of
                 length 0), and the reverse direction starts there.
             out: Array to write the output into, of the output's shape and dtype; a new one where None.
 
         Returns:
-            The output, (T, B, D*S) laid out like x, and the final state in the shape of `state`.
+            The output, (T, B, D*S) laid out like x, and the final state, (L*D, B, S), without B where x is
+            unbatched.
 
         Raises:
             TypeError: An argument has the wrong type or dtype.
@@ -195,7 +197,7 @@ class _Recurrent(Generic[_State, _Given]):
 
     def forward(
         self,
-        x: Array,
+        x: npt.ArrayLike,
         state: _Given | None = None,
         *,
         lengths: npt.ArrayLike | None = None,
@@ -209,7 +211,7 @@ class _Recurrent(Generic[_State, _Given]):
         (Srivastava et al. 2014).
 
         Args:
-            x: As in a call. The tape refers to it: do not write into it before the last `backward`.
+            x: As in a call. The tape has a copy, so that you may write into it as soon as this returns.
             state: As in a call.
             lengths: As in a call.
             recompute: Whether to keep only the states and compute the rest again in `backward`, block by
@@ -222,7 +224,7 @@ class _Recurrent(Generic[_State, _Given]):
 
         Returns:
             The output, the final state, and the tape. A tape may be used more than once, from any thread; it
-            keeps the parameters that the module has now. ``tape.nbytes`` is its size.
+            keeps the parameters that the module has now. ``tape.nbytes`` is its size without the copy of x.
 
         Raises:
             TypeError: An argument has the wrong type or dtype.
@@ -243,7 +245,7 @@ class _Recurrent(Generic[_State, _Given]):
     def backward(
         self,
         tape: _core.Tape,
-        d_output: Array | None,
+        d_output: npt.ArrayLike | None,
         d_state_n: _Given | None = None,
         *,
         accumulate_into: dict[str, Array] | None = None,
@@ -253,7 +255,7 @@ class _Recurrent(Generic[_State, _Given]):
     def backward(
         self,
         tape: _core.Tape,
-        d_output: Array | None,
+        d_output: npt.ArrayLike | None,
         d_state_n: _Given | None = None,
         *,
         accumulate_into: dict[str, Array] | None = None,
@@ -262,7 +264,7 @@ class _Recurrent(Generic[_State, _Given]):
     def backward(
         self,
         tape: _core.Tape,
-        d_output: Array | None,
+        d_output: npt.ArrayLike | None,
         d_state_n: _Given | None = None,
         *,
         accumulate_into: dict[str, Array] | None = None,
@@ -340,13 +342,14 @@ class _Recurrent(Generic[_State, _Given]):
 
         The steps give the same bits as one call over the whole sequences. A stream keeps the parameters that
         the module has now. One stream belongs to one thread at a time; any number of streams share a module.
+        Streams can be copied and pickled, and the copies go on by themselves, wherever they are.
 
         Args:
             batch_size: Number of sequences, B.
 
         Returns:
             A stream with ``step(x, out=None)``, x (B, I) to output (B, S), ``state`` in the layout of a
-            call's, and ``reset(rows=None)``.
+            batched call's, and ``reset(rows=None)``.
 
         Raises:
             TypeError: `batch_size` is not an integer.
@@ -358,7 +361,7 @@ class _Recurrent(Generic[_State, _Given]):
             raise ValueError("stream: expected a module with bidirectional=False, got bidirectional=True")
         elements_per_row = self.input_size + self.num_layers * self.hidden_size
         _checks.fitting("batch_size", batch_size * elements_per_row, self.dtype)
-        stream: _core.Stream[_State, _Given] = self._packed().stream(batch_size)
+        stream: _core.Stream[_State, _Given] = self._packed_for_streams().stream(batch_size)
         return stream
 
     def state_dict(self) -> dict[str, Array]:
@@ -384,8 +387,7 @@ class _Recurrent(Generic[_State, _Given]):
             The named tuple (missing_keys, unexpected_keys).
 
         Raises:
-            TypeError: `d` is not a mapping, or a value is not an array of floating-point numbers in native
-                byte order.
+            TypeError: `d` is not a mapping, or a value is not an array of floating-point numbers.
             ValueError: Names do not match while `strict`, a shape is wrong, or a number is beyond the range
                 of the dtype.
         """
@@ -448,6 +450,16 @@ class _Recurrent(Generic[_State, _Given]):
                 self._pack[1].pack_for_backward()
             return self._pack[1]
 
+    def _packed_for_streams(self) -> Any:
+        """Return the pack with what pickles of its streams are made of: copies of its parameters."""
+        while (network := self._packed()).recipe is None:
+            with self._lock:
+                if self._pack != (_core.fingerprint([self._store.flat]), network):
+                    continue  # written meanwhile: that was the pack of others
+                parameters = {name: view.copy() for name, view in self._store.views.items()}
+                network.recipe = self._cell, parameters, self._device, self._network_options()
+        return network
+
     def _draw_dropout_seed(self) -> int:
         with self._lock:
             return int(self._dropout_generator.integers(2**63))
@@ -471,15 +483,14 @@ class _Recurrent(Generic[_State, _Given]):
 
     def _new_network(self) -> Any:
         if self._device == "cuda":
-            return _device.Network(
-                self._cell, self._store.views, precision=self._precision, **self._network_options()
-            )
+            return _device.Network(self._cell, self._store.views, **self._network_options())
         if self._pack is not None:
             return self._pack[1].renewed(self._store.views)
         return _core.Network(self._cell, self._store.views, **self._network_options())
 
     def _network_options(self) -> dict[str, Any]:
-        return {
+        on_device = {"precision": self._precision} if self._device == "cuda" else {}
+        return on_device | {
             "input_size": self.input_size,
             "hidden_size": self.hidden_size,
             "num_layers": self.num_layers,

@@ -1,9 +1,17 @@
-// Buffers, the arena and the workspace: alignment, sizes that overflow, and a steady state without allocations.
+// Blocks, buffers, the arena and the workspace: alignment, sizes that overflow, what waits to be used again, and a steady state
+// without allocations.
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <cstdlib>
+#include <memory>
 #include <new>
+#include <thread>
+#include <vector>
 
 #include "check.h"
 #include "networks.h"
@@ -21,6 +29,7 @@ void* __real_calloc(std::size_t count, std::size_t size);
 void* __real_realloc(void* old, std::size_t size);
 void* __real_aligned_alloc(std::size_t alignment, std::size_t size);
 int __real_posix_memalign(void** result, std::size_t alignment, std::size_t size);
+void* __real_mmap(void* address, std::size_t size, int protection, int flags, int file, off_t offset);
 
 void* __wrap_malloc(std::size_t size) {
   ++allocations;
@@ -41,6 +50,10 @@ void* __wrap_aligned_alloc(std::size_t alignment, std::size_t size) {
 int __wrap_posix_memalign(void** result, std::size_t alignment, std::size_t size) {
   ++allocations;
   return __real_posix_memalign(result, alignment, size);
+}
+void* __wrap_mmap(void* address, std::size_t size, int protection, int flags, int file, off_t offset) {
+  ++allocations;
+  return __real_mmap(address, size, protection, flags, file, offset);
 }
 }
 
@@ -87,6 +100,134 @@ void check_allocations_are_counted() {
   void* volatile p = std::malloc(3);
   std::free(p);
   CHECK(allocations > before);
+}
+
+constexpr Index kMegabyte = 1 << 20;
+
+// A store of its own, from which nothing is left at the end.
+class Store {
+ public:
+  Block take(Index bytes, Fit fit = Fit::close) { return store_.take(bytes, kHugeBlock, fit); }
+  void give(const Block& block) { store_.give(block); }
+  Index waiting() const { return store_.waiting(); }
+  bool uses_again(Index bytes, Fit fit = Fit::close) {
+    const long before = allocations;
+    const Block block = take(bytes, fit);
+    const bool used = allocations == before;
+    give(block);
+    return used;
+  }
+  ~Store() { store_.clear(); }
+
+ private:
+  BlockStore store_;
+};
+
+void check_blocks_are_used_again() {
+  for (const Index bytes : {BlockStore::kLeast, Index(100000), kMegabyte, 9 * kMegabyte + 1}) {
+    Store store;
+    const Block first = store.take(bytes);
+    CHECK(first.bytes >= bytes && first.bytes <= bytes + bytes / 8 + 4096);
+    CHECK(aligned(first.data));
+    CHECK_EQUAL(bytes >= kHugeBlock, first.huge);
+    std::memset(first.data, 0x5a, static_cast<std::size_t>(first.bytes));
+    store.give(first);
+    CHECK_EQUAL(first.bytes, store.waiting());
+    const Block second = store.take(bytes);
+    CHECK(second.data == first.data);
+    CHECK_EQUAL(Index(0), store.waiting());
+    const Block third = store.take(bytes);
+    CHECK(third.data != second.data);
+    store.give(second);
+    store.give(third);
+    CHECK(store.take(bytes).data == third.data);  // the latest
+    store.give(third);
+    CHECK(!store.uses_again(bytes / 2));
+    CHECK(!store.uses_again(3 * bytes));
+  }
+  Store store;
+  store.give(store.take(BlockStore::kLeast - 4096));
+  CHECK_EQUAL(Index(0), store.waiting());  // the allocator's
+  store.give(store.take(3 * kMegabyte));
+  CHECK(!store.uses_again(2 * kMegabyte));
+  CHECK(store.uses_again(2 * kMegabyte, Fit::loose));
+  CHECK(store.uses_again(3 * kMegabyte / 2 + 1, Fit::loose));
+  CHECK(!store.uses_again(kMegabyte / 2, Fit::loose));
+}
+
+// Gives so many blocks of this size that were in use at once.
+void give_many(Store& store, int count, Index bytes) {
+  std::vector<Block> held;
+  for (int i = 0; i < count; ++i) held.push_back(store.take(bytes));
+  for (const Block& block : held) store.give(block);
+}
+
+void check_what_waits_is_bounded() {
+  for (const Index bytes : {BlockStore::kLeast, kMegabyte, 20 * kMegabyte, 150 * kMegabyte}) {
+    Store store;
+    give_many(store, bytes > kMegabyte ? 20 : 300, bytes);
+    CHECK(store.waiting() > 0 && store.waiting() <= BlockStore::kFew + bytes + bytes / 8 + 4096);
+  }
+  Store store;
+  give_many(store, 20, 10 * kMegabyte);
+  give_many(store, 3, 900 * kMegabyte);
+  const Block large = store.take(900 * kMegabyte);
+  CHECK(store.waiting() <= BlockStore::kFew);  // besides the largest, which was taken
+  give_many(store, 100, kMegabyte);
+  CHECK(store.waiting() >= 100 * kMegabyte && store.waiting() <= large.bytes);  // with as much in use, as much may wait
+  store.give(large);
+  Store other;
+  other.give(other.take(BlockStore::kMany + 1));
+  CHECK_EQUAL(Index(0), other.waiting());
+}
+
+// What is too much for the system goes to those who ask rather than wait.
+void check_memory_that_is_short() {
+  Store store;
+  CHECK_THROWS(std::bad_alloc, store.take(kLargest / 4));
+  give_many(store, 3, kMegabyte);
+  CHECK(store.waiting() > 0);
+  CHECK_THROWS(std::bad_alloc, store.take(kLargest / 4));
+  CHECK_EQUAL(Index(0), store.waiting());
+}
+
+// Nobody waits, and nobody gets what another has.
+void check_store_with_threads() {
+  Store store;
+  std::atomic<int> wrong{0};
+  const auto work = [&](int id) {
+    for (int i = 0; i < 3000; ++i) {
+      const Block block = store.take(BlockStore::kLeast << (i % 3));
+      auto* const words = static_cast<volatile int*>(block.data);
+      words[0] = words[100] = id;
+      if (i % 7 == 0) std::this_thread::yield();
+      if (words[0] != id || words[100] != id) ++wrong;
+      store.give(block);
+    }
+  };
+  std::vector<std::thread> threads;
+  for (int id = 1; id <= 4; ++id) threads.emplace_back(work, id);
+  for (std::thread& thread : threads) thread.join();
+  CHECK_EQUAL(0, wrong.load());
+}
+
+// A lock that another thread held at the fork is free in the child, which is told.
+void check_try_lock() {
+  TryLock lock;
+  CHECK(lock.try_lock() == TryLock::Taken::yes);
+  CHECK(lock.try_lock() == TryLock::Taken::no);
+  const pid_t child = fork();
+  if (child == 0) {
+    const bool right = lock.try_lock() == TryLock::Taken::left_by_fork && lock.try_lock() == TryLock::Taken::no;
+    lock.unlock();
+    _exit(right && lock.try_lock() == TryLock::Taken::yes ? 0 : 1);
+  }
+  int status = -1;
+  waitpid(child, &status, 0);
+  CHECK_EQUAL(0, status);
+  CHECK(lock.try_lock() == TryLock::Taken::no);
+  lock.unlock();
+  CHECK(lock.try_lock() == TryLock::Taken::yes);
 }
 
 void check_buffer() {
@@ -185,6 +326,7 @@ void check_steady_state(const NamedCell& cell, const Shape& shape, const Plan& p
   Workspace workspace;
   Results<T> first, second;
   const Sequence<T> cold = problem.sequence(first), warm = problem.sequence(second);
+  blocks().clear();
   const long before = allocations;
   CHECK(network.run(cold, workspace, plan));
   CHECK(allocations > before);
@@ -222,6 +364,11 @@ int main() {
   set_num_threads(1);
   check_allocations_are_counted();
   check_stream_zeros();
+  check_blocks_are_used_again();
+  check_what_waits_is_bounded();
+  check_memory_that_is_short();
+  check_store_with_threads();
+  check_try_lock();
   check_buffer();
   check_arena();
   check_workspace();

@@ -53,7 +53,7 @@ class BoundNetwork {
                   bool batch_first, std::uintptr_t stream) {
     Transfer transfer(x, host_storage_, stream);
     Call call;
-    prepare(call, transfer, x, state, lengths, out, batch_first);
+    prepare(call, transfer, transfer.input("x", x), x, state, lengths, out, batch_first);
     {
       const GilRelease release;
       network_->run(call.forward, transfer.stream());
@@ -67,7 +67,7 @@ class BoundNetwork {
                    std::uintptr_t stream) {
     Transfer transfer(x, host_storage_, stream);
     Call call;
-    prepare(call, transfer, x, state, lengths, py::none(), batch_first);
+    prepare(call, transfer, transfer.copied("x", x), x, state, lengths, py::none(), batch_first);
     auto tape = std::make_unique<BoundTape>();
     {
       const GilRelease release;
@@ -185,9 +185,8 @@ class BoundNetwork {
   };
 
   // `call` stays where it is: the results are put into its objects at the end.
-  void prepare(Call& call, Transfer& transfer, const py::object& x, const py::object& state, const py::object& lengths,
-               const py::object& out, bool batch_first) const {
-    const ArrayView in = transfer.input("x", x);
+  void prepare(Call& call, Transfer& transfer, const ArrayView& in, const py::object& x, const py::object& state,
+               const py::object& lengths, const py::object& out, bool batch_first) const {
     call.unbatched = in.axes() == 2;
     if ((in.axes() != 3 && !call.unbatched) || in.shape.back() != spec_.input_size) {
       const std::string features = std::to_string(spec_.input_size);
@@ -238,7 +237,9 @@ class BoundNetwork {
   AnyState state_argument(Transfer& transfer, const char* name, const py::object& object, const Sizes& shape) const {
     if (object.is_none()) return {};
     const ArrayView view = transfer.input(name, object);
-    if (view.shape != shape) refuse_value(name, text(shape), text(view.shape));
+    Sizes lone = shape;  // either with or without the axis of the batch, where x is unbatched
+    if (shape.size() == 2) lone.insert(lone.begin() + 1, 1);
+    if (view.shape != shape && view.shape != lone) refuse_value(name, text(shape), text(view.shape));
     if (!view.contiguous()) refuse_value(name, "a C-contiguous array", "strides");
     return {view.data, view.storage};
   }

@@ -1,8 +1,6 @@
 // Sequences that go forward together on the device, one time step at a time.
 #pragma once
 
-#include <atomic>
-
 #include "../../bindings/stream_in_use.h"
 #include "bound_network.h"
 
@@ -43,7 +41,7 @@ class BoundStream {
       to = transfer.output_into("out", out, shape, transfer.host() ? storage_ : in.storage);
       y = out;
     }
-    const StreamInUse in_use(busy_);
+    const StreamInUse in_use(lock_);
     ForwardCall call;
     call.steps = 1;
     call.batch = batch_;
@@ -61,9 +59,9 @@ class BoundStream {
   }
 
   py::object state() const {
-    const StreamInUse in_use(busy_);
-    const py::array h = h_.to_numpy(own_);
-    return is_lstm(spec_.cell) ? py::object(py::make_tuple(h, c_.to_numpy(own_))) : py::object(h);
+    const StreamInUse in_use(lock_);
+    const py::object h = read_only(h_);
+    return is_lstm(spec_.cell) ? py::object(py::make_tuple(h, read_only(c_))) : h;
   }
 
   void set_state(const py::object& state) {
@@ -71,17 +69,15 @@ class BoundStream {
     py::object h = state, c;
     if (is_lstm(spec_.cell)) std::tie(h, c) = bindings::state_pair("state", state);
     const py::array checked_h = checked("state: h", h, h_), checked_c = c ? checked("state: c", c, c_) : py::array();
-    const StreamInUse in_use(busy_);
+    const StreamInUse in_use(lock_);
     assign(checked_h, h_);
     if (c) assign(checked_c, c_);
   }
 
   void reset(const py::object& rows) {
     std::vector<Index> chosen;
-    if (!rows.is_none())
-      chosen =
-          bindings::integers("rows", "None, or row numbers in 0 .. " + std::to_string(batch_ - 1), rows, 0, batch_ - 1);
-    const StreamInUse in_use(busy_);
+    if (!rows.is_none()) chosen = bindings::rows_argument(rows, batch_);
+    const StreamInUse in_use(lock_);
     for (const Array* array : {&h_, &c_}) {
       const ArrayView& view = array->view();
       const Index width = view.shape[2] * bytes_of(storage_);
@@ -97,10 +93,18 @@ class BoundStream {
  private:
   Index layers() const { return spec_.num_layers; }
 
+  // As bindings::TypedStream's.
+  py::object read_only(const Array& array) const {
+    const py::array copy = array.to_numpy(own_);
+    copy.attr("flags").attr("writeable") = false;
+    return copy;
+  }
+
   py::array checked(const char* name, const py::object& value, const Array& of) const {
     const py::array array = bindings::float_array(name, value);
-    const Sizes shape(array.shape(), array.shape() + array.ndim());
-    if (shape != of.view().shape) refuse_value(name, text(of.view().shape), text(shape));
+    const Sizes& shape = of.view().shape;
+    if (!bindings::has_state_shape(array, {shape[0], shape[1], shape[2]}, batch_ == 1))
+      refuse_value(name, text(shape), bindings::shape_text(array));
     return storage_ == Storage::float64 ? py::array(bindings::contiguous<double>(name, array))
                                         : py::array(bindings::contiguous<float>(name, array));
   }
@@ -115,7 +119,7 @@ class BoundStream {
   const Index batch_;
   const OwnStream own_;  // in whose order the state is read and written, whichever thread and stream a step is given to
   Array h_, c_;
-  mutable std::atomic<bool> busy_{false};
+  mutable TryLock lock_;
 };
 
 }  // namespace gatedrnn::cuda

@@ -48,6 +48,30 @@ class Transfer {
     return kept_.back()->view();
   }
 
+  // The same in memory that nobody else writes into.
+  ArrayView copied(const char* name, const py::object& object) {
+    const ArrayView from = input(name, object);
+    if (host_ || from.axes() < 2) return from;
+    const auto array = std::make_shared<Array>(from.shape, from.storage, stream_);
+    kept_.push_back(array);
+    const ArrayView& to = array->view();
+    const Index width = from.shape.back() * bytes_of(from.storage), outer = from.axes() == 3 ? from.shape[0] : 1;
+    const Index rows = from.shape[from.axes() - 2], row = from.strides[from.axes() - 2] * bytes_of(from.storage);
+    for (Index i = 0; i < outer && rows > 0; ++i) {
+      auto* const at = static_cast<char*>(to.data) + i * rows * width;
+      const auto* const source =
+          static_cast<const char*>(from.data) + (outer > 1 ? i * from.strides[0] : 0) * bytes_of(from.storage);
+      if (row == width || rows == 1)
+        copy(at, source, rows * width, cudaMemcpyDeviceToDevice, stream_);
+      else if (row > width)
+        copy_rows(at, source, row, rows, width, stream_);
+      else  // rows that share memory
+        for (Index r = 0; r < rows; ++r)
+          copy(at + r * width, source + r * row, width, cudaMemcpyDeviceToDevice, stream_);
+    }
+    return to;
+  }
+
   // A new array of this shape: on the host in the module's type, on the device in that of x.
   ArrayView output(const Sizes& shape, Storage device_storage, py::object& object) {
     const auto array = std::make_shared<Array>(shape, host_ ? host_storage_ : device_storage, stream_);

@@ -1,12 +1,13 @@
-// Aligned memory: buffers, and an arena that carves a workspace. Writing past the caches.
+// Aligned memory: blocks that are used again, buffers, and an arena that carves a workspace. Writing past the caches.
 #pragma once
 
-#include <cstdlib>
+#include <atomic>
 #include <limits>
-#include <memory>
 #include <new>
+#include <utility>
 
 #include "gatedrnn/spec.h"
+#include "gatedrnn/try_lock.h"
 
 namespace gatedrnn {
 
@@ -35,33 +36,72 @@ Index checked_bytes(Index count) {
 // cache with small ones. Not for less: weights that just fit into second-level caches lost up to a tenth.
 constexpr Index kHugeBlock = 8 << 20;
 
-// For std::free, aligned to kAlignment. Asks for huge pages from `huge` bytes on. Throws std::bad_alloc.
-void* allocate_block(std::size_t bytes, std::size_t huge);
+// Memory from the system, aligned to kAlignment.
+struct Block {
+  void* data = nullptr;
+  Index bytes = 0;
+  bool huge = false;  // whether it asked for huge pages
+};
 
-// Owns `size` uninitialised values of a trivial type.
+// Which block that is there may serve: one of the size that a new one would have, or also one of up to twice that.
+enum class Fit { close, loose };
+
+// Blocks that nobody uses, for who needs such a one next. What an allocator gives back to the system comes again page by page,
+// cleared, which can take a fifth of an update's time. What waits here is bounded: the largest block, of up to kMany bytes, and of
+// the others kFew bytes, or as many as are in use where those are more, up to kMany. The longest unused go first. Nobody waits for
+// the lock: who does not get it at once does without.
+class BlockStore {
+ public:
+  static constexpr Index kLeast = 16 << 10;  // smaller ones are left to the allocator
+  static constexpr Index kFew = 128 << 20, kMany = Index(1) << 30;
+
+  // Throws std::bad_alloc.
+  Block take(Index bytes, Index huge_bytes, Fit fit);
+  void give(const Block& block) noexcept;
+  void clear();  // gives all that waits back to the system
+
+  Index waiting() const { return waiting_; }  // bytes, while nobody else uses it
+
+ private:
+  static constexpr int kMostBlocks = 128;
+
+  class Hold;
+  Block removed(int place);
+  void shrink();
+
+  TryLock lock_;
+  Block free_[kMostBlocks];  // the longest unused first
+  int count_ = 0;
+  Index waiting_ = 0;
+  std::atomic<Index> in_use_{0};
+};
+
+// The process's own.
+BlockStore& blocks();
+
+// Owns `size` uninitialised values of a trivial type, in a block of the process's.
 template <class T>
 class Buffer {
  public:
   Buffer() = default;
-  explicit Buffer(Index size, Index huge_bytes = kHugeBlock) : size_(size) {
-    const auto bytes = static_cast<std::size_t>(checked_bytes<T>(size) + 1);
-    data_.reset(static_cast<T*>(allocate_block(bytes, static_cast<std::size_t>(huge_bytes))));
+  explicit Buffer(Index size, Index huge_bytes = kHugeBlock, Fit fit = Fit::close)
+      : block_(blocks().take(checked_bytes<T>(size), huge_bytes, fit)), size_(size) {}
+  Buffer(Buffer&& from) noexcept : block_(std::exchange(from.block_, {})), size_(std::exchange(from.size_, 0)) {}
+  Buffer& operator=(Buffer&& from) noexcept {
+    std::swap(block_, from.block_);
+    std::swap(size_, from.size_);
+    return *this;
+  }
+  ~Buffer() {
+    if (block_.data) blocks().give(block_);
   }
 
-  // Values of no meaning; in the same memory where the size is the same.
-  void resize(Index size) {
-    if (size != size_) *this = Buffer(size);
-  }
-
-  T* data() { return data_.get(); }
-  const T* data() const { return data_.get(); }
+  T* data() { return static_cast<T*>(block_.data); }
+  const T* data() const { return static_cast<const T*>(block_.data); }
   Index size() const { return size_; }
 
  private:
-  struct Free {
-    void operator()(T* p) const { std::free(p); }
-  };
-  std::unique_ptr<T, Free> data_;
+  Block block_;
   Index size_ = 0;
 };
 
@@ -95,7 +135,7 @@ class Arena {
 class Workspace {
  public:
   char* reserve(Index bytes) {
-    if (bytes > buffer_.size()) buffer_ = Buffer<char>(bytes);
+    if (bytes > buffer_.size()) buffer_ = Buffer<char>(bytes, kHugeBlock, Fit::loose);
     return buffer_.data();
   }
   Index size() const { return buffer_.size(); }
@@ -113,12 +153,8 @@ class Workspace {
     return bytes;
   }
 
-  // Calls in turns walk through the weights up and down: what exceeds a cache is then partly found still there.
-  int next_turn() { return turn_ ^= 1; }
-
  private:
   Buffer<char> buffer_;
-  int turn_ = 1;
 };
 
 }  // namespace gatedrnn

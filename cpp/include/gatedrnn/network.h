@@ -47,8 +47,6 @@ class Network {
   Network(const Spec& spec, const Parameters<T>& parameters, const KernelTable& table,
           const Core& core = gatedrnn::core());
   ~Network();
-  // Packs other parameters into the same memory, while nobody uses the network.
-  void renew(const Parameters<T>& parameters);
   Network(const Network&) = delete;
   Network& operator=(const Network&) = delete;
 
@@ -83,6 +81,12 @@ class Network {
   Index state_stride() const;  // of a row of h or c in scratch, padded to whole panels
 
  private:
+  // Calls in turns walk through the weights up and down: what exceeds a cache is then partly found still there.
+  int next_turn() const {
+    const int turn = turn_.load(std::memory_order_relaxed) ^ 1;  // calls at once may get the same
+    turn_.store(turn, std::memory_order_relaxed);
+    return turn;
+  }
   Problem problem(Index steps, Index batch, Index valid) const;
   Problem backward_problem(Index steps, Index batch, Index valid, bool recomputing) const;
 
@@ -93,7 +97,7 @@ class Network {
   const Core core_;
   std::vector<PackedLayer<T>> layers_;
   mutable std::atomic<BackLayers*> back_layers_{nullptr};  // made when first needed
-  mutable std::atomic<BackLayers*> spare_{nullptr};        // memory for them, from before the network was renewed
+  mutable std::atomic<int> turn_{0};
   mutable PlanCache plans_;
 };
 

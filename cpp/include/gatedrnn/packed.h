@@ -49,7 +49,6 @@ struct PackedBackLayer {
 // Width of a slot in a row of gradients.
 inline Index slot_stride(Index units, int lanes) { return round_up(units, lanes); }
 
-// Both pack into what is there: where it was packed for the same layer before, into the same memory.
 template <class T>
 void pack_layer(const Spec& spec, Index layer, const LayerParameters<T>& from, const Kernels<T>& kernels,
                 PackedLayer<T>& to);

@@ -118,8 +118,21 @@ def _record(call: Call, x: Tensor, state: Any) -> tuple[Array, Any, Tensor]:
     if call.sequence_packed:
         places, padded = _places(lengths, x)
         array = _pad(array, places, padded)
+    recompute, owner, x_stays = (
+        False,
+        None,
+        True,
+    )  # x is saved for backward, and torch counts the writes into it
     output, state_n, tape = call.cached.network.record(
-        array, state, lengths, call.batch_first, call.dropout, call.dropout_seed, False
+        array,
+        state,
+        lengths,
+        call.batch_first,
+        call.dropout,
+        call.dropout_seed,
+        recompute,
+        owner,
+        x_stays,
     )
     if call.sequence_packed:
         output = _unpad(output, places)
