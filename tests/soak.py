@@ -2,15 +2,15 @@
 
     python tests/soak.py --seconds 600
 
-Random modules are called, trained, stepped as streams, copied and pickled from several Python threads at once,
-on numbers of threads that change all the while. Parameters are loaded meanwhile, bad input comes in between,
-children are forked whatever the other threads are in the middle of, signals arrive in long calls, and a busy
-process comes and goes beside. Everything is checked bit by bit against results that one thread computed
-beforehand. Afterwards the memory that the process holds is looked at: after the first third of the time, in which
-caches fill, it must not grow.
+Random modules are called, trained, stepped as streams, copied and pickled from several Python threads at
+once, on numbers of threads that change all the while. Parameters are loaded meanwhile, bad input comes in
+between, children are forked whatever the other threads are in the middle of, signals arrive in long calls,
+and a busy process comes and goes beside. Everything is checked bit by bit against results that one thread
+computed beforehand. Afterwards the memory that the process holds is looked at: after the first third of the
+time, in which caches fill, it must not grow.
 
-The exit status is 1 where anything was wrong. The same --seed draws the same modules, inputs and actions, but the
-threads meet in another order each time. A hang is ended with the stacks of all threads.
+The exit status is 1 where anything was wrong. The same --seed draws the same modules, inputs and actions, but
+the threads meet in another order each time. A hang is ended with the stacks of all threads.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ import os
 import pickle
 import select
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -36,11 +35,12 @@ from collections import Counter
 import numpy as np
 
 import gatedrnn as gr
+from gatedrnn.bench.beside_others import BusyProcess
 from helpers import CELLS_AND_PROJECTION, DTYPES, HAS_FMA, ISA, build, flat, normal, state_of
 
 MEGABYTE = 2**20
-# By this much the memory held in the last third of the time may exceed that of the middle third: modules are drawn
-# at random, and the allocator keeps some of what the largest of them took.
+# By this much the memory held in the last third of the time may exceed that of the middle third: modules are
+# drawn at random, and the allocator keeps some of what the largest of them took.
 MEMORY_MARGIN = 32 * MEGABYTE
 FEWEST_EPOCHS_FOR_MEMORY = 9
 LARGEST_WORK = 3e8  # multiply-adds
@@ -367,27 +367,6 @@ def in_child(what, check, failures):
         failures.add(f"forked child, {what}: {message or f'status {status}'}")
 
 
-class Neighbour:
-    """A process that keeps a processor busy; it ends with this one, however that ends."""
-
-    CODE = "import os, sys\nwhile os.getppid() == int(sys.argv[1]):\n    sum(range(1_000_000))"
-
-    def __init__(self):
-        self.process = None
-
-    def come_or_go(self):
-        if self.process is None:
-            self.process = subprocess.Popen([sys.executable, "-c", self.CODE, str(os.getpid())])
-        else:
-            self.go()
-
-    def go(self):
-        if self.process is not None:
-            self.process.kill()
-            self.process.wait()
-            self.process = None
-
-
 class Interrupted:
     """A call of some tenths of a second into which SIGINT comes, and which computes as before afterwards."""
 
@@ -439,7 +418,7 @@ class Soak:
         self.most_threads = 2 + len(os.sched_getaffinity(0))
 
     def run(self):
-        interrupted, neighbour = Interrupted(), Neighbour()
+        interrupted, neighbour = Interrupted(), BusyProcess()
         before = gr.get_num_threads()
         try:
             for epoch in itertools.count():
@@ -451,7 +430,7 @@ class Soak:
                 self.memory.append(held_memory())
         finally:
             faulthandler.cancel_dump_traceback_later()
-            neighbour.go()
+            neighbour.__exit__()
             gr.set_num_threads(before)
         self.counts["interrupted calls"] = interrupted.came
         return self.report()
@@ -495,7 +474,7 @@ class Soak:
         if what == "threads":
             gr.set_num_threads(int(rng.integers(1, self.most_threads + 1)))
         elif what == "neighbour":
-            neighbour.come_or_go()
+            neighbour.__exit__() if neighbour.running else neighbour.__enter__()
         elif what == "interrupt":
             interrupted.check(rng, self.failures)
         else:
