@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
+import platform
 import subprocess
+import warnings
 
 import pytest
 
@@ -32,6 +35,52 @@ def test_machine():
     assert machine["available"][0] == machine["compiled"][0]  # the least that its processors have
     assert machine["threads"] == gr.get_num_threads()
     assert 0 < machine["l1"] <= machine["l2"]
+
+
+def test_features_decide_what_is_available(capsys):
+    machine = _core.machine()
+    for isa in machine["compiled"]:
+        assert (isa in machine["available"]) == (not machine["missing"][isa])
+        assert not set(machine["missing"][isa]) & set(machine["features"])
+    assert machine["missing"][machine["compiled"][0]] == []
+    if platform.machine() in ("x86_64", "AMD64"):
+        needed = {"avx2", "fma", "movbe", "lzcnt", "os-ymm"}
+        assert "avx2" not in AVAILABLE or needed <= set(machine["features"])
+    assert gr.show_config("dict")["processor features"] == machine["features"]
+
+
+def imported_on(monkeypatch, wanted="", **facts):
+    """Import the package again on a machine of which these facts hold; the warnings' texts."""
+    monkeypatch.setattr(_core, "machine", lambda original=_core.machine: original() | facts)
+    monkeypatch.setenv("GATEDRNN_ISA", wanted)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        importlib.reload(gr)
+    assert all(warning.category is RuntimeWarning for warning in caught)
+    return [str(warning.message) for warning in caught]
+
+
+HIDDEN = {"isa": "baseline", "features": ["avx2"], "missing": {"baseline": [], "avx2": ["movbe", "fma"]}}
+
+
+@pytest.mark.parametrize(
+    ("facts", "words"),
+    [
+        (HIDDEN, ("movbe, fma", "hypervisor")),
+        (HIDDEN | {"missing": {"baseline": [], "avx2": ["os-ymm"]}}, ("operating system", "os-ymm")),
+        (HIDDEN | {"missing": {"baseline": []}}, ("this build has no other",)),
+    ],
+)
+def test_baseline_on_a_processor_with_avx2_is_told(monkeypatch, facts, words):
+    (text,) = imported_on(monkeypatch, **facts)
+    for word in (*words, "baseline", "AVX2", "GATEDRNN_ISA"):
+        assert word in text
+
+
+def test_baseline_that_is_meant_or_all_there_is_is_not_told(monkeypatch):
+    assert imported_on(monkeypatch, wanted="baseline", **HIDDEN) == []
+    assert imported_on(monkeypatch, **HIDDEN | {"features": ["sse3", "avx"]}) == []
+    assert imported_on(monkeypatch, **HIDDEN | {"isa": "avx2"}) == []
 
 
 @pytest.mark.parametrize("isa", AVAILABLE)

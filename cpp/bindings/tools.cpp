@@ -1,5 +1,7 @@
 #include "tools.h"
 
+#include <pybind11/stl.h>
+
 #include <algorithm>
 #include <chrono>
 #include <iterator>
@@ -7,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "gatedrnn/cpu_features.h"
 #include "gatedrnn/machine.h"
 #include "gatedrnn/memory.h"
 #include "gatedrnn/threads.h"
@@ -116,6 +119,11 @@ py::dict machine() {
   d["isa"] = active_table().name;
   d["available"] = available;
   d["compiled"] = compiled;
+  const CpuRegisters registers = read_cpu_registers();
+  d["features"] = features_of(registers);
+  py::dict missing;
+  for (const auto& name : names(compiled_tables())) missing[name.c_str()] = missing_features(name, registers);
+  d["missing"] = missing;
   d["l1"] = core().l1;
   d["l2"] = core().l2;
   d["l3"] = core().l3;

@@ -7,12 +7,13 @@
 #include <stdexcept>
 #include <thread>
 
+#include "gatedrnn/cpu_features.h"
+
 #if defined(__linux__)
 #include <sched.h>
 #include <unistd.h>
 #endif
 #if defined(__x86_64__)
-#include <cpuid.h>
 #include <immintrin.h>
 #endif
 
@@ -25,34 +26,6 @@ namespace gatedrnn {
 GATEDRNN_ISAS(GATEDRNN_DECLARE_TABLE)
 
 namespace {
-
-#if defined(__x86_64__)
-// The operating system saves the wide registers only if the bits of XCR0 say so.
-unsigned long long saved_registers() {
-  unsigned a, b, c, d;
-  __cpuid(1, a, b, c, d);
-  constexpr unsigned osxsave = 1u << 27;
-  if (!(c & osxsave)) return 0;
-  unsigned low, high;
-  __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
-  return (static_cast<unsigned long long>(high) << 32) | low;
-}
-
-bool supports(const std::string& isa) {
-  if (isa == "baseline") return true;
-  __builtin_cpu_init();
-  constexpr unsigned long long ymm = 0x6, zmm = 0xe6;
-  const unsigned long long saved = saved_registers();
-  const bool avx2 = (saved & ymm) == ymm && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-                    __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2");
-  if (isa == "avx2") return avx2;
-  return isa == "avx512" && avx2 && (saved & zmm) == zmm && __builtin_cpu_supports("avx512f") &&
-         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512cd") &&
-         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-}
-#else
-bool supports(const std::string&) { return true; }
-#endif
 
 std::string names(const std::vector<const KernelTable*>& tables) {
   std::string joined;
@@ -94,19 +67,6 @@ Index cache_size(int level) {
 Index cache_size(int) { return 0; }
 #endif
 
-#if defined(__x86_64__)
-// Zen 3 and 4 have two units of 32 bytes: a vector of 64 takes both.
-bool is_zen_3_or_4() {
-  __builtin_cpu_init();
-  unsigned a, b, c, d;
-  __cpuid(1, a, b, c, d);
-  const unsigned base = a >> 8 & 0xf, family = base == 0xf ? base + (a >> 20 & 0xff) : base;
-  return __builtin_cpu_is("amd") && family == 0x19;
-}
-#else
-bool is_zen_3_or_4() { return false; }
-#endif
-
 Core read_core() {
   const auto cache = [](int level, Index otherwise) {
     const Index size = cache_size(level);
@@ -114,7 +74,7 @@ Core read_core() {
   };
   constexpr Index two_widest_vectors = 128;
   Core core = {cache(1, 32 << 10), cache(2, 512 << 10), cache(3, 8 << 20),
-               is_zen_3_or_4() ? two_widest_vectors / 2 : two_widest_vectors};
+               is_zen_3_or_4(read_cpu_registers()) ? two_widest_vectors / 2 : two_widest_vectors};
   core.l2 = std::max(core.l2, core.l1);
   core.l3 = std::max(core.l3, core.l2);
   return core;
@@ -138,9 +98,10 @@ std::vector<const KernelTable*> compiled_tables() {
 }
 
 std::vector<const KernelTable*> available_tables() {
+  const CpuRegisters registers = read_cpu_registers();
   std::vector<const KernelTable*> tables;
   for (const KernelTable* table : compiled_tables())
-    if (supports(table->name)) tables.push_back(table);
+    if (missing_features(table->name, registers).empty()) tables.push_back(table);
   return tables;
 }
 

@@ -24,6 +24,7 @@ except ImportError as error:
         "Install it again, from its source folder: 'pip install --force-reinstall .'"
     ) from error
 
+from gatedrnn import _config
 from gatedrnn._config import get_num_threads, num_threads, set_num_threads, show_config
 from gatedrnn._core import Stream, Tape
 from gatedrnn._modules import GRU, LSTM, RNN
@@ -43,3 +44,5 @@ __all__ = [
 ]
 
 __version__: str = _core.__version__
+
+_config.warn_of_baseline()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Callable
+import os
+import warnings
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from typing import Any, Literal, TypeVar, overload
 
@@ -98,6 +100,8 @@ def show_config(mode: Literal["dict"]) -> dict[str, Any]: ...
 def show_config(mode: str = "print") -> dict[str, Any] | None:
     """Tell the version, the instruction set in use and those available, threads, caches, build, CUDA devices.
 
+    "processor features" are those by which the instruction set is chosen.
+
     Args:
         mode: "print" to print it and return None, "dict" to return it. Caches are in bytes.
 
@@ -119,6 +123,7 @@ def _config() -> dict[str, Any]:
     return {
         "version": _core.__version__,
         "processor": machine["cpu"],
+        "processor features": list(machine["features"]),
         "isa": machine["isa"],
         "isa available": list(machine["available"]),
         "isa compiled": list(machine["compiled"]),
@@ -128,6 +133,34 @@ def _config() -> dict[str, Any]:
         "compiler": machine["compiler"],
         "cuda": _device.described(),
     }
+
+
+def warn_of_baseline() -> None:
+    """Warn where the slow kernels run for want of a feature that hardly any processor with AVX2 lacks.
+
+    Hypervisors hide features; nobody would notice but by the time that everything takes.
+    """
+    asked_for = bool(os.environ.get("GATEDRNN_ISA"))
+    if not asked_for and (reason := _reason_for_baseline(_core.machine())):
+        warnings.warn(reason, RuntimeWarning, stacklevel=3)
+
+
+def _reason_for_baseline(machine: Mapping[str, Any]) -> str | None:
+    if machine["isa"] != "baseline" or "avx2" not in machine["features"]:
+        return None
+    if "avx2" in machine["missing"]:
+        missing = ", ".join(_FEATURE_DESCRIPTIONS.get(name, name) for name in machine["missing"]["avx2"])
+        reason = f"for want of what their code may use: {missing}. A hypervisor or the system may hide that"
+    else:
+        reason = "since this build has no other ones"
+    return (
+        "gatedrnn computes with its baseline kernels, several times slower and with other bits than those "
+        f"for AVX2, although this processor has AVX2, {reason}. GATEDRNN_ISA=baseline in the environment "
+        "says that this is meant"
+    )
+
+
+_FEATURE_DESCRIPTIONS = {"os-ymm": "registers of 32 bytes, saved by the operating system (os-ymm)"}
 
 
 def _written(value: object) -> str:

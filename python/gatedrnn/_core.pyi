@@ -105,6 +105,8 @@ class _Machine(TypedDict):
     isa: str
     available: list[str]
     compiled: list[str]
+    features: list[str]  # of the processor and the operating system, as /proc/cpuinfo names them
+    missing: dict[str, list[str]]  # of those that each compiled one needs
     l1: int
     l2: int
     l3: int

@@ -1,10 +1,17 @@
-// Which table is in use, with GATEDRNN_ISA as it stands in the environment. CTest runs this once for each value.
+// Which table is in use, with GATEDRNN_ISA as it stands in the environment (CTest runs this once for each value), and which
+// would be on other processors.
 #include <algorithm>
 #include <cstdlib>
+#include <fstream>
+#include <iterator>
+#include <sstream>
 #include <stdexcept>
+#include <utility>
 
 #include "check.h"
+#include "gatedrnn/cpu_features.h"
 #include "gatedrnn/machine.h"
+#include "implied_macros.h"
 
 namespace gatedrnn::test {
 namespace {
@@ -19,12 +26,156 @@ bool contains(const std::vector<std::string>& all, const std::string& name) {
   return std::find(all.begin(), all.end(), name) != all.end();
 }
 
+std::vector<std::string> split(const std::string& text) {
+  std::istringstream words(text);
+  return {std::istream_iterator<std::string>(words), {}};
+}
+
 void check_tables() {
   const std::vector<std::string> compiled = names(compiled_tables()), available = names(available_tables());
   CHECK(!available.empty());
   for (const std::string& name : available) CHECK(contains(compiled, name));
   for (const KernelTable* table : compiled_tables()) CHECK(table->f32.lanes == 2 * table->f64.lanes);
   CHECK_EQUAL(compiled.front(), available.front());  // the plainest runs anywhere
+}
+
+// ---- Processors that this is not ----------------------------------------------------------------------------------------------
+
+CpuRegisters::Leaf vendor(const char* text) {
+  const auto word = [text](int at) {
+    unsigned value = 0;
+    for (int i = 0; i < 4; ++i) value |= static_cast<unsigned>(static_cast<unsigned char>(text[at + i])) << 8 * i;
+    return value;
+  };
+  return {0x16, word(0), word(8), word(4)};
+}
+
+// The bits as such processors have them, with registers that the system saves: none, up to 32 bytes, up to 64.
+constexpr unsigned long long kNone = 0, kYmm = 0x7, kZmm = 0xe7;
+const CpuRegisters::Leaf kIntel = vendor("GenuineIntel"), kAmd = vendor("AuthenticAMD");
+const CpuRegisters kNehalem = {kIntel, {0x106a5, 0, 0x0098e3bd, 0}, {}, {0, 0, 0x1, 0}, kNone};
+const CpuRegisters kSandyBridge = {kIntel, {0x206a7, 0, 0x1fbae3ff, 0}, {}, {0, 0, 0x1, 0}, kYmm};
+const CpuRegisters kHaswell = {kIntel, {0x306c3, 0, 0x7ffafbff, 0}, {0, 0x27ab, 0, 0}, {0, 0, 0x21, 0}, kYmm};
+const CpuRegisters kKnightsLanding = {
+    kIntel, {0x50671, 0, 0x7ff8f3bf, 0}, {0, 0x1c0d23ab, 0, 0}, {0, 0, 0x121, 0}, kZmm};
+const CpuRegisters kSkylakeX = {kIntel, {0x50654, 0, 0x7ffefbff, 0}, {0, 0xd39ffffb, 0, 0}, {0, 0, 0x121, 0}, kZmm};
+const CpuRegisters kZen2 = {kAmd, {0x830f10, 0, 0x7ed8320b, 0}, {0, 0x219c91a9, 0, 0}, {0, 0, 0x75c237ff, 0}, kYmm};
+const CpuRegisters kZen3 = {kAmd, {0xa20f10, 0, 0x7ef8320b, 0}, {0, 0x219c97a9, 0, 0}, {0, 0, 0x75c237ff, 0}, kYmm};
+const CpuRegisters kZen4 = {kAmd, {0xa60f12, 0, 0x7ef8320b, 0}, {0, 0xf1bf97a9, 0, 0}, {0, 0, 0x75c237ff, 0}, kZmm};
+const CpuRegisters kZen5 = {kAmd, {0xb40f40, 0, 0x7ef8320b, 0}, {0, 0xf1bf97a9, 0, 0}, {0, 0, 0x75c237ff, 0}, kZmm};
+
+// What hypervisors, firmware and old systems take away.
+CpuRegisters with_basic_c(CpuRegisters registers, unsigned taken) {
+  registers.basic.c &= ~taken;
+  return registers;
+}
+CpuRegisters with_xcr0(CpuRegisters registers, unsigned long long xcr0) {
+  registers.xcr0 = xcr0;
+  return registers;
+}
+CpuRegisters without_lzcnt(CpuRegisters registers) {
+  registers.extended.c &= ~(1u << 5);
+  return registers;
+}
+
+std::string joined(const std::vector<std::string>& all) {
+  std::string text;
+  for (const std::string& name : all) text += (text.empty() ? "" : " ") + name;
+  return text;
+}
+
+void check_other_processors() {
+  constexpr unsigned fma = 1u << 12, movbe = 1u << 22;
+  const std::string all_512 = "avx512f avx512dq avx512cd avx512bw avx512vl os-zmm";
+  const struct {
+    const char* name;
+    CpuRegisters registers;
+    std::string lacks, lacks_for_512;  // for AVX2, and for AVX-512 beyond that
+  } processors[] = {
+      {"Nehalem", kNehalem, "movbe lzcnt xsave avx f16c fma bmi1 bmi2 avx2 os-ymm", all_512},
+      {"Sandy Bridge", kSandyBridge, "movbe lzcnt f16c fma bmi1 bmi2 avx2", all_512},
+      {"Haswell", kHaswell, "", all_512},
+      {"Knights Landing", kKnightsLanding, "", "avx512dq avx512bw avx512vl"},
+      {"Skylake-X", kSkylakeX, "", ""},
+      {"Zen 2", kZen2, "", all_512},
+      {"Zen 3", kZen3, "", all_512},
+      {"Zen 4", kZen4, "", ""},
+      {"Zen 5", kZen5, "", ""},
+      {"Skylake-X, a system that saves 32 bytes", with_xcr0(kSkylakeX, kYmm), "", "os-zmm"},
+      {"Zen 4, mask registers not saved", with_xcr0(kZen4, kZmm & ~0x20ull), "", "os-zmm"},
+      {"Zen 4, a system that saves neither", with_xcr0(kZen4, kNone), "os-ymm", "os-zmm"},
+      {"Haswell, only half of ymm saved", with_xcr0(kHaswell, 0x3), "os-ymm", all_512},
+      {"Haswell, a hypervisor hides FMA", with_basic_c(kHaswell, fma), "fma", all_512},
+      {"Skylake-X, a hypervisor hides MOVBE", with_basic_c(kSkylakeX, movbe), "movbe", ""},
+      {"Zen 4, a hypervisor hides LZCNT", without_lzcnt(kZen4), "lzcnt", ""},
+  };
+  for (const auto& processor : processors) {
+    const std::string both = processor.lacks + (processor.lacks.empty() || processor.lacks_for_512.empty() ? "" : " ");
+    CHECK_EQUAL("", joined(missing_features("baseline", processor.registers)));
+    const std::string missing = joined(missing_features("avx2", processor.registers));
+    CHECK_NOTHING_WRONG(missing == processor.lacks ? "" : "for AVX2 it lacks: " + missing, processor.name);
+    const std::string missing_512 = joined(missing_features("avx512", processor.registers));
+    CHECK_NOTHING_WRONG(missing_512 == both + processor.lacks_for_512 ? "" : "for AVX-512 it lacks: " + missing_512,
+                        processor.name);
+    const bool zen = std::string(processor.name).find("Zen 3") == 0 || std::string(processor.name).find("Zen 4") == 0;
+    CHECK_EQUAL(zen, is_zen_3_or_4(processor.registers));
+  }
+  CHECK_EQUAL(joined(required_features("avx512")), joined(missing_features("avx512", {})));
+  CHECK(features_of({}).empty());
+}
+
+// Every feature that is asked for is a known one, and every known one is asked for by somebody.
+void check_names() {
+  std::vector<std::string> known;
+  for (const CpuFeature& feature : cpu_features()) known.emplace_back(feature.name);
+  const std::vector<std::string> required = required_features("avx512");
+  for (const std::string& name : required) CHECK_NOTHING_WRONG(contains(known, name) ? "" : "unknown", name);
+  for (const std::string& name : known) CHECK_NOTHING_WRONG(contains(required, name) ? "" : "of no use", name);
+  for (const std::string& name : required_features("avx2"))
+    CHECK_NOTHING_WRONG(contains(required, name) ? "" : "AVX-512's kernels do not ask for it", name);
+}
+
+// What the compiler may use with a unit's flags is what we ask the processor for, neither less nor more.
+void check_against_the_compiler() {
+  // They say nothing that another one does not: __CRC32__ is a part of SSE 4.2.
+  const std::vector<std::string> no_features = {"__CRC32__", "__EVEX256__", "__EVEX512__"};
+  for (const auto& [isa, macros] : kImpliedMacros) {
+    const std::vector<std::string> required = required_features(isa);
+    for (const CpuFeature& feature : cpu_features()) {
+      if (!*feature.macro) continue;
+      const bool implied = contains(macros, feature.macro), asked = contains(required, feature.name);
+      CHECK_NOTHING_WRONG(implied == asked ? ""
+                          : implied        ? "is not asked for"
+                                           : "is asked for without need",
+                          isa + ", " + feature.name);
+    }
+    for (const std::string& macro : macros) {
+      bool known = macro.rfind("__FP_FAST_", 0) == 0 || contains(no_features, macro);
+      for (const CpuFeature& feature : cpu_features()) known = known || macro == feature.macro;
+      CHECK_NOTHING_WRONG(known ? "" : "the compiler may use something that is not asked for", isa + ", " + macro);
+    }
+  }
+}
+
+// This machine's own words say what the operating system says of it.
+void check_this_processor() {
+#if defined(__linux__) && defined(__x86_64__)
+  const std::vector<std::string> here = features_of(read_cpu_registers());
+  std::ifstream file("/proc/cpuinfo");
+  std::string line;
+  while (std::getline(file, line) && line.rfind("flags", 0) != 0) {
+  }
+  if (line.rfind("flags", 0) != 0) return;  // no such file here
+  std::vector<std::string> listed = split(line);
+  const auto has = [&](const std::string& name) { return contains(listed, name); };
+  for (const CpuFeature& feature : cpu_features()) {
+    const std::string name = feature.name;
+    if (name.rfind("os-", 0) == 0) continue;
+    const bool there = has(name) || (name == "sse3" && has("pni")) || (name == "lzcnt" && has("abm"));
+    // The system leaves out what it does not save registers for.
+    if (there) CHECK_NOTHING_WRONG(contains(here, name) ? "" : "the system lists it, we do not", name);
+  }
+#endif
 }
 
 // An error names the variable, what it could have been and what it was; asking again gives the same.
@@ -50,6 +201,10 @@ int main() {
   using namespace gatedrnn;
   using namespace gatedrnn::test;
   check_tables();
+  check_names();
+  check_other_processors();
+  check_against_the_compiler();
+  check_this_processor();
   const char* variable = std::getenv("GATEDRNN_ISA");
   const std::string wanted = variable ? variable : "";
   const std::vector<std::string> available = names(available_tables());

@@ -18,7 +18,7 @@ import numpy as np
 
 import gatedrnn as gr
 from gatedrnn import _core
-from gatedrnn.bench import against_self, report, roofline, shapes
+from gatedrnn.bench import against_self, beside_others, report, roofline, shapes
 from gatedrnn.bench.peers import PEERS, Ours, Peer, UnsupportedError
 from gatedrnn.bench.report import Entry, Row
 from gatedrnn.bench.shapes import Problem, Shape
@@ -55,6 +55,9 @@ def main(argv: list[str] | None = None) -> int:
         unknown := [n for n in options.set if n in shapes.SETS and n not in shapes.TRAINING_SETS]
     ):
         parser.error(f"--train has the sets {', '.join(shapes.TRAINING_SETS)}, not {', '.join(unknown)}")
+    alone = beside_others.NAME in options.set
+    if alone and (len(options.set) > 1 or options.train or options.plot or options.threads > 1):
+        parser.error(f"--set {beside_others.NAME} goes without other sets, --train, --plot and --threads")
     labels = _labels(options)
     if not labels:
         parser.error(
@@ -67,6 +70,8 @@ def main(argv: list[str] | None = None) -> int:
         os.environ.get(key) != value for key, value in _ISA_VARIABLES[options.isa].items()
     ):
         _restart(arguments, _ISA_VARIABLES[options.isa])
+    if alone:
+        return _beside_others(options)
     if not options.no_pin:
         placement.cpus = _pin(
             max([options.threads, *(measure.threads for measure in against_self.select(options.set))])
@@ -85,8 +90,9 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--set",
         action="append",
-        choices=[*shapes.SETS, *_SELF_SETS],
-        help="named set; may be repeated (default: grid). The self sets time gatedrnn against itself",
+        choices=[*shapes.SETS, *_SELF_SETS, beside_others.NAME],
+        help="named set; may be repeated (default: grid). The self sets time gatedrnn against itself; "
+        f"{beside_others.NAME}, by itself, its default number of threads against one",
     )
     add(
         "--cells",
@@ -134,9 +140,8 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--slice",
         type=_positive(float),
-        default=2.0,
         metavar="MS",
-        help="a library's turn in a round (default: 2 ms)",
+        help=f"a turn in a round (default: 2 ms; {beside_others.NAME}: 20 ms)",
     )
     add(
         "--gap",
@@ -191,11 +196,37 @@ def _labels(options: argparse.Namespace) -> list[str]:
         if name in shapes.SETS
         for shape in shapes.select(name, options.cells, options.only, train=options.train)
     ]
-    return labels + [
-        f"{measure.name}: {pair.label}"
-        for measure in against_self.select(options.set)
-        for pair in against_self.pairs(measure, options.threads, options.only)
-    ]
+    return (
+        labels
+        + [
+            f"{measure.name}: {pair.label}"
+            for measure in against_self.select(options.set)
+            for pair in against_self.pairs(measure, options.threads, options.only)
+        ]
+        + [
+            f"{situation.name}: {row.label}"
+            for name in options.set
+            if name == beside_others.NAME
+            for situation in beside_others.situations(options.only, options.dtype)
+            for row in situation.rows
+        ]
+    )
+
+
+def _beside_others(options: argparse.Namespace) -> int:
+    machine, count = _core.machine(), gr.get_num_threads()
+    print(
+        f"gatedrnn {gr.__version__}, {machine['isa']}, {options.dtype}, default (up to {count} threads) "
+        f"against one, {len(beside_others.processors())} processors, on {machine['cpu']}"
+    )
+    chosen = beside_others.situations(options.only, options.dtype)
+    budget = beside_others.Budget(options.repeats, options.seconds, (options.slice or 20.0) / 1e3)
+    rows = beside_others.run(chosen, budget)
+    if options.json:
+        content = {"options": vars(options), "machine": gr.show_config(mode="dict"), beside_others.NAME: rows}
+        report.write_json(options.json, content)
+        print(f"wrote {options.json}")
+    return 0
 
 
 def _restart(arguments: list[str], variables: dict[str, str]) -> None:
@@ -242,7 +273,7 @@ class Benchmark:
             interleave,
             rounds=options.repeats,
             seconds=options.seconds,
-            slice_seconds=options.slice / 1e3,
+            slice_seconds=(options.slice or 2.0) / 1e3,
         )
         self.gap_seconds = max(gap, 0.0) / 1e3
 

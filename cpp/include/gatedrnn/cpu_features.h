@@ -1,0 +1,50 @@
+// What an x86 processor and its operating system offer, read by ourselves: the compilers' built-in tests answer "no" to
+// everything in some builds of Clang, and a machine with AVX-512 then ran the baseline kernels without a word.
+#pragma once
+
+#include <string>
+#include <vector>
+
+namespace gatedrnn {
+
+// What the instructions cpuid and xgetbv say, as they say it; zeros where the processor lacks the leaf or the instruction.
+struct CpuRegisters {
+  struct Leaf {
+    unsigned a = 0, b = 0, c = 0, d = 0;
+  };
+  Leaf vendor;                  // leaf 0
+  Leaf basic;                   // leaf 1
+  Leaf structured;              // leaf 7, subleaf 0
+  Leaf extended;                // leaf 0x80000001
+  unsigned long long xcr0 = 0;  // which registers the operating system saves
+};
+
+// This machine's; all zeros where it is no x86.
+CpuRegisters read_cpu_registers();
+
+// A bit of these registers. The names are those of /proc/cpuinfo, and "os-ymm" and "os-zmm" for registers that the operating
+// system saves: without them the instructions are there and must not be used.
+struct CpuFeature {
+  const char* name;
+  const char* macro;  // what compilers define where they may use it, "" if nothing
+  unsigned (*bits)(const CpuRegisters&);
+  unsigned mask;  // all of these have to be set
+};
+
+// Every feature that we know.
+const std::vector<CpuFeature>& cpu_features();
+
+// The names of those that are there.
+std::vector<std::string> features_of(const CpuRegisters& registers);
+
+// Everything that the kernels of this name may use beyond the baseline: what their compiler flags allow, not only what their
+// source asks for.
+std::vector<std::string> required_features(const std::string& isa);
+
+// Those of them that are not there.
+std::vector<std::string> missing_features(const std::string& isa, const CpuRegisters& registers);
+
+// Zen 3 and 4 have two units of 32 bytes: a vector of 64 takes both.
+bool is_zen_3_or_4(const CpuRegisters& registers);
+
+}  // namespace gatedrnn

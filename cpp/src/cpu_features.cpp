@@ -1,0 +1,111 @@
+#include "gatedrnn/cpu_features.h"
+
+#include <algorithm>
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
+namespace gatedrnn {
+namespace {
+
+constexpr unsigned kOsXsave = 1u << 27;  // of leaf 1, in c: xgetbv may be used
+
+unsigned basic_c(const CpuRegisters& r) { return r.basic.c; }
+unsigned structured_b(const CpuRegisters& r) { return r.structured.b; }
+unsigned extended_c(const CpuRegisters& r) { return r.extended.c; }
+unsigned saved(const CpuRegisters& r) { return static_cast<unsigned>(r.xcr0); }
+
+#if defined(__x86_64__)
+CpuRegisters::Leaf leaf(unsigned number) {
+  CpuRegisters::Leaf leaf;
+  if (!__get_cpuid_count(number, 0, &leaf.a, &leaf.b, &leaf.c, &leaf.d)) return {};
+  return leaf;
+}
+
+unsigned long long xcr0() {
+  unsigned low, high;
+  __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  return static_cast<unsigned long long>(high) << 32 | low;
+}
+#endif
+
+}  // namespace
+
+CpuRegisters read_cpu_registers() {
+  CpuRegisters registers;
+#if defined(__x86_64__)
+  registers.vendor = leaf(0);
+  registers.basic = leaf(1);
+  registers.structured = leaf(7);
+  registers.extended = leaf(0x80000001u);
+  if (registers.basic.c & kOsXsave) registers.xcr0 = xcr0();
+#endif
+  return registers;
+}
+
+const std::vector<CpuFeature>& cpu_features() {
+  static const std::vector<CpuFeature> features = {
+      {"sse3", "__SSE3__", basic_c, 1u << 0},
+      {"ssse3", "__SSSE3__", basic_c, 1u << 9},
+      {"cx16", "__GCC_HAVE_SYNC_COMPARE_AND_SWAP_16", basic_c, 1u << 13},
+      {"sse4_1", "__SSE4_1__", basic_c, 1u << 19},
+      {"sse4_2", "__SSE4_2__", basic_c, 1u << 20},
+      {"movbe", "__MOVBE__", basic_c, 1u << 22},
+      {"popcnt", "__POPCNT__", basic_c, 1u << 23},
+      {"lahf_lm", "__LAHF_SAHF__", extended_c, 1u << 0},
+      {"lzcnt", "__LZCNT__", extended_c, 1u << 5},
+      {"xsave", "__XSAVE__", basic_c, 1u << 26},
+      {"os-ymm", "", saved, 0x6},
+      {"avx", "__AVX__", basic_c, 1u << 28},
+      {"f16c", "__F16C__", basic_c, 1u << 29},
+      {"fma", "__FMA__", basic_c, 1u << 12},
+      {"bmi1", "__BMI__", structured_b, 1u << 3},
+      {"bmi2", "__BMI2__", structured_b, 1u << 8},
+      {"avx2", "__AVX2__", structured_b, 1u << 5},
+      {"os-zmm", "", saved, 0xe6},
+      {"avx512f", "__AVX512F__", structured_b, 1u << 16},
+      {"avx512dq", "__AVX512DQ__", structured_b, 1u << 17},
+      {"avx512cd", "__AVX512CD__", structured_b, 1u << 28},
+      {"avx512bw", "__AVX512BW__", structured_b, 1u << 30},
+      {"avx512vl", "__AVX512VL__", structured_b, 1u << 31},
+  };
+  return features;
+}
+
+std::vector<std::string> features_of(const CpuRegisters& registers) {
+  std::vector<std::string> names;
+  for (const CpuFeature& feature : cpu_features())
+    if ((feature.bits(registers) & feature.mask) == feature.mask) names.emplace_back(feature.name);
+  return names;
+}
+
+std::vector<std::string> required_features(const std::string& isa) {
+  std::vector<std::string> names;
+  if (isa == "avx2" || isa == "avx512")
+    names = {"sse3",  "ssse3", "cx16", "sse4_1", "sse4_2", "movbe", "popcnt", "lahf_lm", "lzcnt",
+             "xsave", "avx",   "f16c", "fma",    "bmi1",   "bmi2",  "avx2",   "os-ymm"};
+  if (isa == "avx512") names.insert(names.end(), {"avx512f", "avx512dq", "avx512cd", "avx512bw", "avx512vl", "os-zmm"});
+  return names;
+}
+
+std::vector<std::string> missing_features(const std::string& isa, const CpuRegisters& registers) {
+  const std::vector<std::string> there = features_of(registers);
+  std::vector<std::string> missing;
+  for (const std::string& name : required_features(isa))
+    if (std::find(there.begin(), there.end(), name) == there.end()) missing.push_back(name);
+  return missing;
+}
+
+bool is_zen_3_or_4(const CpuRegisters& registers) {
+  const auto is = [](unsigned word, const char* text) {  // four letters, the first in the lowest byte
+    for (int i = 0; i < 4; ++i)
+      if ((word >> 8 * i & 0xff) != static_cast<unsigned char>(text[i])) return false;
+    return true;
+  };
+  const bool amd = is(registers.vendor.b, "Auth") && is(registers.vendor.d, "enti") && is(registers.vendor.c, "cAMD");
+  const unsigned a = registers.basic.a, base = a >> 8 & 0xf, family = base == 0xf ? base + (a >> 20 & 0xff) : base;
+  return amd && family == 0x19;
+}
+
+}  // namespace gatedrnn
