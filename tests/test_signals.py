@@ -101,6 +101,24 @@ def test_a_handler_that_returns_lets_the_call_go_on(threads):
     assert run_python(PREPARE + HANDLED, threads, 2, timeout=120) == [True, True, True]
 
 
+CALLING = """
+results = []
+signal.signal(signal.SIGUSR1, lambda *_: results.append(module(short)[0]))
+x = x[: len(x) // 5]
+expected = module(x)[0]
+timer = press_soon(signal.SIGUSR1)
+result = module(x)[0]
+timer.join()
+print(json.dumps([len(results), bool(np.array_equal(results[0], output)), bool(np.array_equal(result, expected))]))
+"""
+
+
+@posix
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_handler_may_call_the_module_that_it_interrupts(threads):
+    assert run_python(PREPARE + CALLING, threads, 2, timeout=120) == [1, True, True]
+
+
 ELSEWHERE = """
 results = []
 x = x[: len(x) // 5]

@@ -59,8 +59,8 @@ bool OpenMpThreads::takes(int count) const {
 }
 
 bool OpenMpThreads::run(int count, const Patience& patience, TeamFunction function, void* context) {
-  const std::unique_lock owner(owner_, std::try_to_lock);
-  if (!owner) return false;
+  const OneCall call(taken_);
+  if (!call) return false;
   Region region{runtime_, team_, count, function, context, team_.open(count, patience)};
   // A runtime asked for fewer threads than the time before may end the others, to start them anew for its next region.
   const int threads = std::max(count, runtime_.max_threads());

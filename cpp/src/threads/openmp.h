@@ -1,8 +1,6 @@
 // Threads of an OpenMP runtime.
 #pragma once
 
-#include <mutex>
-
 #include "source.h"
 
 namespace gatedrnn {
@@ -25,7 +23,7 @@ class OpenMpThreads final : public ThreadSource {
   struct Region;
 
   const OpenMp runtime_;
-  std::mutex owner_;  // one call at a time
+  std::atomic<bool> taken_{false};
   Team team_;
   std::atomic<Clock::rep> ended_at_{0};
 };

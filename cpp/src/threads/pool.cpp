@@ -28,8 +28,8 @@ class Closing {
 }  // namespace
 
 bool Pool::run(int count, const Patience& patience, TeamFunction function, void* context) {
-  const std::unique_lock owner(owner_, std::try_to_lock);
-  if (!owner || !hire(count - 1)) return false;
+  const OneCall call(taken_);
+  if (!call || !hire(count - 1)) return false;
   keep_workers_off_this_processor();
   function_ = function;
   context_ = context;
@@ -49,10 +49,10 @@ void Pool::miss_team(int count, Clock::time_point begun) {
   const Clock::time_point now = Clock::now();
   const Clock::duration last(missed_at_.exchange(now.time_since_epoch().count(), std::memory_order_relaxed));
   if (begun.time_since_epoch() - last > kBusyStream) return;
-  const Clock::duration call = now - begun;
-  stay_.store(kBusyStream + std::min<Clock::duration>(call + call / 4, kLongestCall), std::memory_order_relaxed);
-  const std::unique_lock owner(owner_, std::try_to_lock);
-  if (owner && hire(count - 1)) wake(count - 1);
+  const Clock::duration took = now - begun;
+  stay_.store(kBusyStream + std::min<Clock::duration>(took + took / 4, kLongestCall), std::memory_order_relaxed);
+  const OneCall call(taken_);
+  if (call && hire(count - 1)) wake(count - 1);
 }
 
 bool Pool::hire(int workers) {

@@ -32,7 +32,7 @@ class Pool final : public ThreadSource {
   void serve();
   Stamp await_call(Stamp last);
 
-  std::mutex owner_;  // one call at a time
+  std::atomic<bool> taken_{false};
   std::vector<std::thread> workers_;
   Team team_;
   TeamFunction function_ = nullptr;
