@@ -51,8 +51,8 @@ class num_threads(contextlib.ContextDecorator):  # noqa: N801 - used like a func
             output, state = module(x)
 
     The number from before comes back at the end, also after an exception. Unlike `set_num_threads` it acts on
-    its own thread of control only (contextvars): the thread, or task of asyncio, that enters it, and tasks that
-    this one starts. Blocks of others that overlap in time have numbers of their own.
+    its own thread of control only (contextvars): the thread, or task of asyncio, that enters it, and tasks
+    that this one starts. Blocks of others that overlap in time have numbers of their own.
 
     Args:
         n: From 1 to 1024.

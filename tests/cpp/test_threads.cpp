@@ -216,7 +216,7 @@ void forget_losses() {
 void check_small_teams_after_a_loss() {
   CHECK_EQUAL(1, useful_threads(1));
   Team team;
-  Member caller = team.open(2, {Patience::wait, std::chrono::microseconds(50)});
+  Member caller = team.open(2, {Patience::wait, std::chrono::milliseconds(50)});
   caller.phase([](int) {});
   team.close();
   CHECK_EQUAL(1, useful_threads(2));

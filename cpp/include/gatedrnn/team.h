@@ -87,7 +87,7 @@ class Member {
   template <class Share>
   void do_held(Share&& share) {
     for (int i = 0; i < count_; ++i)
-      if (i != thread_ && seats_[i].holder.load(std::memory_order_relaxed) == thread_ && !is_done(i)) {
+      if (i != thread_ && holder_of(i) == thread_ && !is_done(i)) {
         share(i);
         finish(i);
       }
@@ -99,6 +99,8 @@ class Member {
     if (await_rest(parts_from_)) do_held(share);
     parts_from_ = -1;
   }
+
+  int holder_of(int share) const { return seats_[share].holder.load(std::memory_order_relaxed); }
 
   // Until a share is done (false), or has become this thread's.
   bool await(int share);

@@ -13,25 +13,29 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-// How long teams stay small after a thread was lost: at first, some times what a loss costs, a time slice, and at most, where it happens
-// again and again.
-constexpr Clock::duration kShortest = std::chrono::milliseconds(10), kLongest = std::chrono::seconds(2);
+// Time that calls have lost waiting is forgotten at this rate: as much as they may lose before they are better off with a thread less.
+// Also where nobody is beside, a virtual machine's processors stop for some tenths of a millisecond now and then, which is a
+// hundredth of the time.
+constexpr int kForgottenIn = 16;  // times as long
+// Teams are small from so much lost time on (a time slice or two), until so little is left.
+constexpr Clock::duration kMost = std::chrono::milliseconds(4), kLittle = std::chrono::milliseconds(1);
 
 std::atomic<int> calls{0};
 std::atomic<int> most_threads{std::numeric_limits<int>::max()};
-std::atomic<Clock::rep> small_until{0};
-std::atomic<Clock::rep> small_for{0};
+std::atomic<Clock::rep> lost_time{0}, lost_at{0}, small_until{0};
 
 }  // namespace
 
-void note_lost_thread(int count) {
-  const Clock::rep now = Clock::now().time_since_epoch().count(), last = small_for.load(std::memory_order_relaxed);
-  const Clock::rep well_for = now - small_until.load(std::memory_order_relaxed);
-  const Clock::rep next = well_for < last ? 2 * last : well_for < 4 * last ? last : kShortest.count();
-  const Clock::rep longer = std::clamp<Clock::rep>(next, kShortest.count(), kLongest.count());
-  small_for.store(longer, std::memory_order_relaxed);
+// Of several that come at once one may be lost.
+void note_lost_thread(int count, Clock::duration waited) {
+  const Clock::rep now = Clock::now().time_since_epoch().count();
+  const Clock::rep forgotten = (now - lost_at.exchange(now, std::memory_order_relaxed)) / kForgottenIn;
+  const Clock::rep lost =
+      std::max<Clock::rep>(0, lost_time.load(std::memory_order_relaxed) - forgotten) + waited.count();
+  lost_time.store(lost, std::memory_order_relaxed);
+  if (lost < kMost.count()) return;
   most_threads.store(std::max(1, count - 1), std::memory_order_relaxed);
-  small_until.store(now + longer, std::memory_order_relaxed);
+  small_until.store(now + (lost - kLittle.count()) * kForgottenIn, std::memory_order_relaxed);
 }
 
 int useful_threads(int wanted) {

@@ -32,29 +32,29 @@ void Member::resume() {
 bool Member::await(int share) {
   using Clock = std::chrono::steady_clock;
   Clock::time_point begun;
-  bool lost = false;
+  Clock::duration waited{0};
+  bool taken = false;
   rest();
-  for (int spins = 0; !is_done(share); ++spins) {
+  for (int spins = 0; !taken && !is_done(share); ++spins) {
     if (spins < kSpins && patience_.late == Patience::wait) {
       relax();
       continue;
     }
     const Clock::time_point now = Clock::now();
     if (begun == Clock::time_point()) begun = now;
-    const bool over = now - begun > patience_.lost_after;
-    if (over || patience_.late == Patience::take_at_once) {
+    waited = now - begun;
+    if (waited > patience_.lost_after || patience_.late == Patience::take_at_once) {
       resume();
-      const bool taken = take_over(seats_[share].holder.load(std::memory_order_relaxed));
-      if (over && !lost) note_lost_thread(count_);  // else it was put to sleep in the middle of its share
-      lost = over;
-      if (taken) return true;
-      rest();
+      taken = take_over(holder_of(share));
+      if (!taken) rest();  // it was put to sleep in the middle of its share
     }
-    std::this_thread::yield();
+    if (!taken) std::this_thread::yield();
   }
-  resume();
-  if (lost && is_caller()) parts_from_ = seats_[share].holder.load(std::memory_order_relaxed);
-  return false;
+  if (!taken) resume();
+  if (waited <= patience_.lost_after) return taken;
+  note_lost_thread(count_, waited);
+  if (!taken && is_caller()) parts_from_ = holder_of(share);
+  return taken;
 }
 
 bool Member::await_rest(int thread) {
