@@ -181,8 +181,6 @@ Plan plan_alone(const Problem& p, const Core& core) {
 }
 
 Plan make_plan(const Problem& p, int max_threads, const Core& core, Awake team, double meeting, PlanCache* cache) {
-  // Measured meetings differ a little each time; plans do not.
-  meeting = std::exp2(std::round(8 * std::log2(meeting)) / 8);
   const Machine machine{core, team, meeting};
   Plan plan = plan_alone(p, core);
   if (p.batch == 0 || p.valid == 0) return plan;

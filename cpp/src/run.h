@@ -13,6 +13,9 @@
 #include "gatedrnn/row_order.h"
 #include "gatedrnn/threads.h"
 
+// What a thread alone does in each step of small networks, where a call that is not inlined is seen.
+#define GATEDRNN_INLINE __attribute__((always_inline))
+
 namespace gatedrnn {
 
 // How long others are waited for: sleeping threads come in some 30 microseconds, on a busy machine later; more is given to calls that
@@ -193,23 +196,25 @@ class Run {
     const Group<T>& group = share.group;
     for_each_block(share, passage, begin, end, turn, [&](const StepBlock& block) {
       Index at = 0, rows = block.rows;
+      const bool long_steps = static_cast<double>(rows) * step_work_ > kLongStep;
       for (Index step = block.begin; step < block.end; ++step) {
         const Operands operands{group.h[turn], group.h[1 - turn], group.reset_h, group.update};
         const Index next = running(share, step + 1, rows);
         for (const PackedStage<T>& stage : stages(share)) {
           StepArgs<T> args = step_args(share, passage, stage, step, rows, at, operands, block.y, turn);
           const bool last = &stage == &stages(share).back();
-          for_units(share, [&](int part) {
+          for_units(share, [&](int part) GATEDRNN_INLINE {
             run_stage(stage, part, args, passage);
             if (last) after(part, step, args.h_next, next, rows);
             if (plan_.unit_groups > 1 && passage.streams()) publish_streamed();
           });
         }
-        look_up(share.member, static_cast<double>(rows) * step_work_);
+        if (long_steps) look_up(share.member, static_cast<double>(rows) * step_work_);
         turn ^= 1;
         at += rows;
         rows = next;
       }
+      if (!long_steps) look_up(share.member, static_cast<double>(block.pairs) * step_work_);
       return turn;
     });
   }
@@ -329,7 +334,8 @@ class Run {
         rows = running(share, block.end + 1, rows);
       }
       // In place: all inputs of the block are read before its outputs are written.
-      for_units(share, [&](int part) { project(share, part, passage.in.data, x_at, block.pairs, turn); });
+      for_units(share,
+                [&](int part) GATEDRNN_INLINE { project(share, part, passage.in.data, x_at, block.pairs, turn); });
       turn = visit(block);
       begin = block.end;
     }
@@ -422,6 +428,8 @@ class Run {
     const auto& kernels = passage.kept ? network_.kernels().step_keeping : network_.kernels().step;
     kernels[static_cast<int>(stage.stage)](args);
   }
+
+  static constexpr double kLongStep = 1e6;  // multiply-adds: to look up costs nothing beside them
 
   const Poll& poll_;
   const double step_work_ = static_cast<double>(gate_count(spec_.cell) * spec_.hidden_size) *

@@ -106,27 +106,21 @@ void check_team(int count) {
 
 // A thread that never takes its seat: the others do its shares, from the first one that is waited for on. Whoever comes late is out.
 void check_absent_thread() {
+  struct Work {
+    Phases all{3};
+    static void run(void* self, Member& member) { static_cast<Work*>(self)->all.run(member, 50); }
+  } work;
   Team team;
-  Phases all(3);
-  Member caller = team.open(3, {Patience::wait, std::chrono::microseconds(200)});
+  Member caller = team.open(3, {Patience::wait, std::chrono::microseconds(200)}, Work::run, &work);
   const Stamp call = team.published();
-  std::thread helper([&] {
-    Member member;
-    if (!team.enter(call, member)) return;  // on a busy machine it may be late, or lose its seat on the way
-    try {
-      all.run(member, 50);
-    } catch (const LeftTeam&) {
-    }
-    member.leave();
-  });
-  all.run(caller, 50);
+  std::thread helper([&] { team.help(call); });  // on a busy machine it may be late, or lose its seat on the way
+  Work::run(&work, caller);
   team.close();
   helper.join();
-  all.check(50);
-  Member late;
-  CHECK(!team.enter(call, late));
-  CHECK(!team.enter(1, late));
-  CHECK(!team.enter(2, late));
+  work.all.check(50);
+  CHECK(!team.help(call));
+  CHECK(!team.help(call, 1));
+  CHECK(!team.help(call, 2));
 }
 
 // Where the call ends in the middle, its threads leave it, wherever they wait.
@@ -216,7 +210,7 @@ void forget_losses() {
 void check_small_teams_after_a_loss() {
   CHECK_EQUAL(1, useful_threads(1));
   Team team;
-  Member caller = team.open(2, {Patience::wait, std::chrono::milliseconds(50)});
+  Member caller = team.open(2, {Patience::wait, std::chrono::milliseconds(50)}, nullptr, nullptr);
   caller.phase([](int) {});
   team.close();
   CHECK_EQUAL(1, useful_threads(2));

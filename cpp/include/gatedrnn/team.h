@@ -14,6 +14,7 @@
 #include <chrono>
 #include <cstdint>
 #include <memory>
+#include <type_traits>
 #include <vector>
 
 namespace gatedrnn {
@@ -58,14 +59,8 @@ class Member {
   template <class Share>
   void phase(Share&& share) {
     if (count_ == 1) return share(0);
-    ++phase_;
-    share(thread_);
-    if (holds_others_) do_held(share);
-    if (parts_from_ >= 0) part(share);
-    finish(thread_);
-    for (int i = 0; i < count_; ++i)
-      while (!is_done(i))
-        if (await(i)) do_held(share);
+    const auto call = [](void* self, int i) { (*static_cast<std::remove_reference_t<Share>*>(self))(i); };
+    run_phase({const_cast<void*>(static_cast<const void*>(&share)), call});
   }
 
   double unseen_work = 0;  // what the thread has done since it last looked whether the call has to end
@@ -83,22 +78,17 @@ class Member {
   void finish(int share) { seats_[share].done.store(stamp(), std::memory_order_release); }
   Stamp stamp() const { return call_ + phase_; }
 
-  // What this thread has taken over and is not done with.
-  template <class Share>
-  void do_held(Share&& share) {
-    for (int i = 0; i < count_; ++i)
-      if (i != thread_ && holder_of(i) == thread_ && !is_done(i)) {
-        share(i);
-        finish(i);
-      }
-  }
+  struct Shares {
+    void* self;
+    void (*call)(void* self, int share);
+    void operator()(int share) const { call(self, share); }
+  };
 
+  void run_phase(const Shares& shares);
+  // What this thread has taken over and is not done with.
+  void do_held(const Shares& shares);
   // The team is left by the thread that it has lost time for: this is the moment when it does nothing but wait for the caller.
-  template <class Share>
-  void part(Share&& share) {
-    if (await_rest(parts_from_)) do_held(share);
-    parts_from_ = -1;
-  }
+  void part(const Shares& shares);
 
   int holder_of(int share) const { return seats_[share].holder.load(std::memory_order_relaxed); }
 
@@ -117,30 +107,38 @@ class Member {
   int parts_from_ = -1;
 };
 
+// What each thread of a team does.
+using TeamFunction = void (*)(void* context, Member& member);
+
 // The seats of one source of threads, for one call at a time.
 class Team {
  public:
-  // By the thread that makes the call. The first member is its own.
-  Member open(int count, const Patience& patience);
+  // By the thread that makes the call, whose place is returned.
+  Member open(int count, const Patience& patience, TeamFunction function, void* context);
   // Takes the seats of all who have not come or who wait, and waits for those in the middle of something.
   void close();
 
-  // By another thread: takes a seat, if one is left in the call that `published` was, or one particular seat.
+  // The call that was opened last.
   Stamp published() const { return published_.load(); }
-  bool enter(Stamp call, Member& member);
-  bool enter(int thread, Member& member);
+  // By another thread: does the part of a thread in that call, if it has a seat left. False where it has none.
+  bool help(Stamp call);
+  // The same for one particular seat.
+  bool help(Stamp call, int thread);
 
  private:
   Member member(int thread) const;
-  bool take(int thread, Stamp call) const;
 
-  std::vector<std::unique_ptr<Seat[]>> memory_;  // a late thread may still look at the seats of a smaller team
-  std::atomic<Seat*> seats_{nullptr};
+  // A thread that waits for the next call looks at this line again and again; what a call consists of is on another one.
+  alignas(64) std::atomic<Stamp> published_{0};
+  alignas(64) std::atomic<Seat*> seats_{nullptr};
   std::atomic<int> count_{0};
-  int most_ = 0;
   Stamp call_ = 0;
   Patience patience_;
-  std::atomic<Stamp> published_{0};
+  TeamFunction function_ = nullptr;
+  void* context_ = nullptr;
+  alignas(
+      64) std::vector<std::unique_ptr<Seat[]>> memory_;  // a late thread may still look at the seats of a smaller team
+  int most_ = 0;
 };
 
 // Tells the processor that this thread waits for another.

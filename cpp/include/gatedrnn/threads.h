@@ -20,8 +20,6 @@ int num_threads();
 // From now on calls made by this thread may use so many; 0: as many as the process.
 void limit_this_thread(int count);
 
-using TeamFunction = void (*)(void* context, Member& member);
-
 // Runs function(context, member) for each of up to `count` threads, the caller taking part. They share their work by phases. Returns
 // false, having run nothing, when another call has the threads or the system gives none. What the caller's function throws comes out
 // of here.

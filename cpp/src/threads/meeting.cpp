@@ -1,5 +1,6 @@
 // How long threads take to meet.
 #include <algorithm>
+#include <cmath>
 
 #include "gatedrnn/threads.h"
 
@@ -25,7 +26,9 @@ class MeasuredMeeting {
     constexpr double one_core_ns = 45, no_gain = 60000;
     const double ns = phase_ns(count);
     if (ns < 0) return;
-    cycles_.store(ns < one_core_ns ? no_gain : cycles_of_ns * ns, std::memory_order_relaxed);
+    // The same plan for times that are nearly the same.
+    const double rounded = std::exp2(std::round(8 * std::log2(cycles_of_ns * std::max(ns, 1.0))) / 8);
+    cycles_.store(ns < one_core_ns ? no_gain : rounded, std::memory_order_relaxed);
     at_.store(Clock::now().time_since_epoch().count(), std::memory_order_release);
   }
 

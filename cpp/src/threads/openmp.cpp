@@ -19,6 +19,7 @@ struct OpenMpThreads::Region {
   const TeamFunction function;
   void* const context;
   Member caller;
+  const Stamp opened;
   bool ran = false;
   std::exception_ptr thrown = nullptr;
 
@@ -28,7 +29,7 @@ struct OpenMpThreads::Region {
     if (thread == 0)
       call();
     else if (thread < count)
-      help(thread);
+      team.help(opened, thread);  // one that comes late finds no seat; the region waits for it all the same
   }
 
   void call() {
@@ -40,17 +41,6 @@ struct OpenMpThreads::Region {
     }
     team.close();
   }
-
-  // A thread that comes late finds no seat; the region waits for it all the same.
-  void help(int thread) {
-    Member member;
-    if (!team.enter(thread, member)) return;
-    try {
-      function(context, member);
-    } catch (const LeftTeam&) {
-    }
-    member.leave();
-  }
 };
 
 bool OpenMpThreads::takes(int count) const {
@@ -61,7 +51,8 @@ bool OpenMpThreads::takes(int count) const {
 bool OpenMpThreads::run(int count, const Patience& patience, TeamFunction function, void* context) {
   const OneCall call(taken_);
   if (!call) return false;
-  Region region{runtime_, team_, count, function, context, team_.open(count, patience)};
+  Member caller = team_.open(count, patience, function, context);
+  Region region{runtime_, team_, count, function, context, caller, team_.published()};
   // A runtime asked for fewer threads than the time before may end the others, to start them anew for its next region.
   const int threads = std::max(count, runtime_.max_threads());
   runtime_.parallel([](void* self) { static_cast<Region*>(self)->enter(); }, &region, static_cast<unsigned>(threads),

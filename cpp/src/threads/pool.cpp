@@ -31,9 +31,7 @@ bool Pool::run(int count, const Patience& patience, TeamFunction function, void*
   const OneCall call(taken_);
   if (!call || !hire(count - 1)) return false;
   keep_workers_off_this_processor();
-  function_ = function;
-  context_ = context;
-  Member caller = team_.open(count, patience);
+  Member caller = team_.open(count, patience, function, context);
   const Closing closing(team_);
   wake(count - 1);
   function(context, caller);
@@ -102,14 +100,7 @@ void Pool::wake(int workers) {
 void Pool::serve() {
   for (Stamp last = 0;;) {
     last = await_call(last);
-    Member member;
-    if (!team_.enter(last, member)) continue;
-    stay_.store(kBusyStream, std::memory_order_relaxed);
-    try {
-      function_(context_, member);
-    } catch (const LeftTeam&) {
-    }
-    member.leave();
+    if (team_.help(last)) stay_.store(kBusyStream, std::memory_order_relaxed);
   }
 }
 

@@ -32,11 +32,9 @@ class Pool final : public ThreadSource {
   void serve();
   Stamp await_call(Stamp last);
 
+  Team team_;
   std::atomic<bool> taken_{false};
   std::vector<std::thread> workers_;
-  Team team_;
-  TeamFunction function_ = nullptr;
-  void* context_ = nullptr;
 
   // For whom the workers' processors were chosen, and when.
   int placed_for_processor_ = -1;

@@ -17,6 +17,30 @@ void relax() {
 
 // ---- Member --------------------------------------------------------------------------------------------------------------
 
+void Member::run_phase(const Shares& shares) {
+  ++phase_;
+  shares(thread_);
+  if (holds_others_) do_held(shares);
+  if (parts_from_ >= 0) part(shares);
+  finish(thread_);
+  for (int i = 0; i < count_; ++i)
+    while (!is_done(i))
+      if (await(i)) do_held(shares);
+}
+
+void Member::do_held(const Shares& shares) {
+  for (int i = 0; i < count_; ++i)
+    if (i != thread_ && holder_of(i) == thread_ && !is_done(i)) {
+      shares(i);
+      finish(i);
+    }
+}
+
+void Member::part(const Shares& shares) {
+  if (await_rest(parts_from_)) do_held(shares);
+  parts_from_ = -1;
+}
+
 // From here to `resume` the thread may lose its seat. The caller never does: it is its call.
 void Member::rest() {
   if (!is_caller()) seats_[thread_].state.store(call_ | Seat::waiting, std::memory_order_release);
@@ -79,7 +103,7 @@ bool Member::take_over(int thread) {
 
 // ---- Team ----------------------------------------------------------------------------------------------------------------
 
-Member Team::open(int count, const Patience& patience) {
+Member Team::open(int count, const Patience& patience, TeamFunction function, void* context) {
   if (count > most_) {
     memory_.push_back(std::make_unique<Seat[]>(count));
     most_ = count;
@@ -87,49 +111,52 @@ Member Team::open(int count, const Patience& patience) {
   }
   call_ += Stamp(1) << kPhaseBits;
   patience_ = patience;
+  function_ = function;
+  context_ = context;
+  count_.store(count, std::memory_order_relaxed);
   Seat* const seats = seats_.load(std::memory_order_relaxed);
   for (int i = 0; i < count; ++i) {
     seats[i].holder.store(i, std::memory_order_relaxed);
     seats[i].done.store(call_, std::memory_order_relaxed);
     seats[i].state.store(call_ | (i == 0 ? Seat::active : Seat::absent), std::memory_order_release);
   }
-  count_.store(count, std::memory_order_relaxed);
   published_.store(call_);
   return member(0);
 }
 
+// Those who are awake are about to leave; to throw them out would take longer.
 void Team::close() {
   Seat* const seats = seats_.load(std::memory_order_relaxed);
-  for (int i = 1; i < count_.load(std::memory_order_relaxed); ++i)
+  for (int i = 1; i < count_.load(std::memory_order_relaxed); ++i) {
+    int looks = 0;
     wait_until([&] {
-      const Stamp state = seats[i].state.load(std::memory_order_acquire);
+      Stamp state = seats[i].state.load(std::memory_order_acquire);
       if (state == (call_ | Seat::left)) return true;
-      Stamp expected = state;
-      return state != (call_ | Seat::active) &&
-             seats[i].state.compare_exchange_strong(expected, call_ | Seat::left, std::memory_order_acq_rel);
+      if (state == (call_ | Seat::active) || (state == (call_ | Seat::waiting) && ++looks < kSpins)) return false;
+      return seats[i].state.compare_exchange_strong(state, call_ | Seat::left, std::memory_order_acq_rel);
     });
+  }
 }
 
-bool Team::take(int thread, Stamp call) const {
-  Stamp expected = call | Seat::absent;
-  return seats_.load(std::memory_order_acquire)[thread].state.compare_exchange_strong(expected, call | Seat::active,
-                                                                                      std::memory_order_acq_rel);
-}
-
-// Whoever has a seat may read what the call has set, since the call waits for all who have one.
-bool Team::enter(Stamp call, Member& member) {
+bool Team::help(Stamp call) {
   const int count = count_.load(std::memory_order_relaxed);
   for (int thread = 1; thread < count; ++thread)
-    if (take(thread, call)) {
-      member = this->member(thread);
-      return true;
-    }
+    if (help(call, thread)) return true;
   return false;
 }
 
-bool Team::enter(int thread, Member& member) {
-  if (!take(thread, published())) return false;
-  member = this->member(thread);
+// Whoever has a seat may read what the call consists of, since the call waits for all who have one.
+bool Team::help(Stamp call, int thread) {
+  Stamp expected = call | Seat::absent;
+  if (!seats_.load(std::memory_order_acquire)[thread].state.compare_exchange_strong(expected, call | Seat::active,
+                                                                                    std::memory_order_acq_rel))
+    return false;
+  Member member = this->member(thread);
+  try {
+    function_(context_, member);
+  } catch (const LeftTeam&) {
+  }
+  member.leave();
   return true;
 }
 
