@@ -5,6 +5,10 @@ from __future__ import annotations
 import pytest
 
 import gatedrnn as gr
+from helpers import BORROWED
+
+if BORROWED:
+    import gatedrnn.torch  # noqa: F401 - whose threads the engine takes from now on
 
 
 @pytest.fixture(autouse=True)

@@ -24,6 +24,9 @@ CLASSES = {
     "rnn_relu": (gr.RNN, {"nonlinearity": "relu"}),
 }
 CELLS = tuple(CLASSES)
+# Whether everything, child processes included, computes on the threads of PyTorch's OpenMP.
+BORROWED = os.environ.get("GATEDRNN_TEST_THREADS") == "borrowed"
+
 # With the projection, which is an option of a cell and not one, but changes as much in the engine.
 CELLS_AND_PROJECTION = (*CELLS, "lstm_projected")
 DTYPES = (np.float32, np.float64)
@@ -130,6 +133,8 @@ def run_python(code, *arguments, isa=None, timeout=120, check_status=True, envir
     )
     if isa is not None:
         environment["GATEDRNN_ISA"] = isa
+    if BORROWED and not isinstance(code, Path):
+        code = code.replace("import gatedrnn as gr\n", "import gatedrnn as gr\nimport gatedrnn.torch\n", 1)
     child = subprocess.run(
         [sys.executable, *([code] if isinstance(code, Path) else ["-c", code]), *map(str, arguments)],
         env=environment,

@@ -42,9 +42,10 @@ int useful_threads(int wanted) {
   static const int processors = usable_processors();
   const int others = std::max(0, calls.load(std::memory_order_relaxed) - 1);
   if (others > 0) wanted = std::max(1, std::min(wanted, std::max(processors, num_threads()) - others));
-  if (const Clock::rep until = small_until.load(std::memory_order_relaxed); until > 0) {
+  if (Clock::rep until = small_until.load(std::memory_order_relaxed); until > 0) {
     if (Clock::now().time_since_epoch().count() < until)
       return std::min(wanted, most_threads.load(std::memory_order_relaxed));
+    small_until.compare_exchange_strong(until, 0, std::memory_order_relaxed);  // so that the next calls need no clock
   }
   return wanted;
 }
