@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import copy
+import ctypes
 import faulthandler
 import gc
 import hashlib
@@ -40,8 +41,8 @@ from helpers import CELLS_AND_PROJECTION, DTYPES, HAS_FMA, ISA, build, flat, nor
 
 MEGABYTE = 2**20
 # By this much the memory held in the last third of the time may exceed that of the middle third: modules are
-# drawn at random, and the allocator keeps some of what the largest of them took.
-MEMORY_MARGIN = 32 * MEGABYTE
+# drawn at random, and after some of them the allocator holds 50 MiB more than after others.
+MEMORY_MARGIN = 64 * MEGABYTE
 FEWEST_EPOCHS_FOR_MEMORY = 9
 LARGEST_WORK = 3e8  # multiply-adds
 CHILD_SECONDS = 60  # after which it hangs
@@ -426,7 +427,6 @@ class Soak:
                     break
                 faulthandler.dump_traceback_later(self.epoch_seconds + EPOCH_SECONDS, exit=True)
                 self.epoch(epoch, interrupted, neighbour)
-                gc.collect()
                 self.memory.append(held_memory())
         finally:
             faulthandler.cancel_dump_traceback_later()
@@ -540,8 +540,17 @@ class Soak:
             self.failures.add(f"{text}, more than {MEMORY_MARGIN / MEGABYTE:.0f} MiB above")
 
 
+def c_library(name, *arguments):
+    """Call a function of the C library that not all of them have."""
+    function = getattr(ctypes.CDLL(None), name, None)
+    if function is not None:
+        function(*arguments)
+
+
 def held_memory():
-    """Bytes of physical memory that this process holds."""
+    """Bytes of physical memory that this process holds, but for freed ones that the C library keeps."""
+    gc.collect()
+    c_library("malloc_trim", 0)
     with open("/proc/self/statm") as statm:
         return int(statm.read().split()[1]) * os.sysconf("SC_PAGESIZE")
 
@@ -556,6 +565,8 @@ def main():
         parser.error(f"the {ISA} kernels do not promise the same bits for every number of threads")
     seed = options.seed if options.seed is not None else time.time_ns() % 10**6
     print(f"seed {seed}, {gr.get_num_threads()} threads, {options.seconds:g} s", flush=True)
+    m_arena_max = -8  # as malloc.h has it: a heap per thread would be fragmented, each in its own way
+    c_library("mallopt", m_arena_max, 1)
     faulthandler.enable()
     warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)  # at a fork
     faulthandler.register(signal.SIGALRM, chain=True)
