@@ -8,7 +8,7 @@ import gatedrnn as gr
 from helpers import BORROWED
 
 if BORROWED:
-    import gatedrnn.torch  # noqa: F401 - whose threads the engine takes from now on
+    import gatedrnn.torch
 
 
 @pytest.fixture(autouse=True)

@@ -548,7 +548,7 @@ def c_library(name, *arguments):
 
 
 def held_memory():
-    """Bytes of physical memory that this process holds, without what the C library keeps of what was freed."""
+    """Bytes of physical memory that this process holds, but for freed ones that the C library keeps."""
     gc.collect()
     c_library("malloc_trim", 0)
     with open("/proc/self/statm") as statm:
