@@ -332,6 +332,24 @@ void check_meetings() {
   CHECK_EQUAL(0.0, meeting_cycles(2));
 }
 
+// A measure that failed, since another call has the threads, is not taken for one.
+void check_failed_measure() {
+  std::this_thread::sleep_for(std::chrono::milliseconds(60));  // what was measured is forgotten
+  std::atomic<bool> taken{false}, released{false};
+  std::thread other([&] {
+    CHECK(run_on_team(2, kPatient, [&](Member& member) {
+      member.phase([](int) {});
+      taken = true;
+      while (!released) std::this_thread::yield();
+    }));
+  });
+  while (!taken) std::this_thread::yield();
+  CHECK(team_of(2) == Awake::yes);
+  CHECK_EQUAL(0.0, meeting_cycles(2));
+  released = true;
+  other.join();
+}
+
 void check_thread_setting() {
   const int before = num_threads();
   CHECK(before >= 1);
@@ -580,6 +598,7 @@ int main(int argc, char** argv) {
   check_teams_at_once();
   check_waking();
   check_meetings();
+  check_failed_measure();
   check_flush_denormals();
   check_mode_after_run();
   check_fork();
