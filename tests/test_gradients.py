@@ -163,7 +163,7 @@ def test_no_rows_of_very_many_steps(cell):
     """Nothing is to be done, so nobody walks through the steps."""
     module = make(cell, 5, 7, num_layers=2, bidirectional=True)
     steps = 10**13
-    output, state, tape = module.forward(np.zeros((steps, 0, 5), np.float32))
+    output, _, tape = module.forward(np.zeros((steps, 0, 5), np.float32))
     d_x, _, gradients = module.backward(tape, np.zeros(output.shape, np.float32))
     assert output.shape[:2] == d_x.shape[:2] == (steps, 0)
     assert not any(g.any() for g in gradients.values())

@@ -80,7 +80,7 @@ class TypedTape final : public BoundTape {
 
   // Comes before anybody can write into the caller's x.
   void copy_x() {
-    if (kept_x) return;
+    if (kept_x || tape.batch == 0) return;
     const Index width = network->spec().input_size, step = tape.batch * width;
     own_x_ = Buffer<T>(tape.steps * step, kHugeBlock, Fit::loose);
     share_out(tape.steps, tape.steps * step * static_cast<Index>(sizeof(T)), [&](Index t) {
