@@ -92,6 +92,8 @@ class Member {
 
   int holder_of(int share) const { return seats_[share].holder.load(std::memory_order_relaxed); }
 
+  bool has_left() const { return seats_[thread_].state.load(std::memory_order_relaxed) == (call_ | Seat::left); }
+
   // Until a share is done (false), or has become this thread's.
   bool await(int share);
   bool await_rest(int thread);

@@ -59,7 +59,7 @@ bool Member::await(int share) {
   Clock::duration waited{0};
   bool taken = false;
   rest();
-  for (int spins = 0; !taken && !is_done(share); ++spins) {
+  for (int spins = 0; !is_done(share); ++spins) {
     if (spins < kSpins && patience_.late == Patience::wait) {
       relax();
       continue;
@@ -72,7 +72,9 @@ bool Member::await(int share) {
       taken = take_over(holder_of(share));
       if (!taken) rest();  // it was put to sleep in the middle of its share
     }
-    if (!taken) std::this_thread::yield();
+    if (taken) break;
+    std::this_thread::yield();
+    if (has_left()) throw LeftTeam();
   }
   if (!taken) resume();
   if (waited <= patience_.lost_after) return taken;
