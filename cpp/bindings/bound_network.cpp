@@ -7,6 +7,7 @@
 
 #include "bound_tape.h"
 #include "call.h"
+#include "gatedrnn/dispatch.h"
 #include "gatedrnn/reference.h"
 #include "gatedrnn/threads.h"
 #include "gil_release.h"

@@ -4,7 +4,7 @@
 
 #include "arrays.h"
 #include "bound_network.h"
-#include "gatedrnn/machine.h"
+#include "gatedrnn/dispatch.h"
 #include "gatedrnn/threads.h"
 #include "named_parameters.h"
 #include "thread_limit.h"

@@ -3,7 +3,7 @@
 #include <memory>
 #include <vector>
 
-#include "gatedrnn/memory.h"
+#include "gatedrnn/buffer.h"
 
 namespace gatedrnn::bindings {
 

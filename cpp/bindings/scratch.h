@@ -1,7 +1,7 @@
 // The memory that a call computes in.
 #pragma once
 
-#include "gatedrnn/memory.h"
+#include "gatedrnn/workspace.h"
 
 namespace gatedrnn::bindings {
 

@@ -9,9 +9,10 @@
 #include <string>
 #include <vector>
 
+#include "gatedrnn/buffer.h"
 #include "gatedrnn/cpu_features.h"
-#include "gatedrnn/machine.h"
-#include "gatedrnn/memory.h"
+#include "gatedrnn/dispatch.h"
+#include "gatedrnn/flush_denormals.h"
 #include "gatedrnn/threads.h"
 #include "gil_release.h"
 #include "new_arrays.h"

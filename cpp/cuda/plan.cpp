@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "gatedrnn/memory.h"
+#include "gatedrnn/sizes.h"
 
 namespace gatedrnn::cuda {
 namespace {

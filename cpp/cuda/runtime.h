@@ -13,7 +13,7 @@
 #include <string>
 #include <utility>
 
-#include "gatedrnn/memory.h"
+#include "gatedrnn/sizes.h"
 #include "plan.h"
 
 namespace gatedrnn::cuda {

@@ -29,7 +29,7 @@ struct Simd {
   static GATEDRNN_INLINE V set(T value) { return packet::pset1<V>(value); }
   static GATEDRNN_INLINE V load(const T* p) { return packet::ploadu<V>(p); }
   static GATEDRNN_INLINE void store(T* p, V v) { packet::pstoreu<T>(p, v); }
-  // Past the caches, where the machine can; `p` is aligned. Others see it once it is published (memory.h).
+  // Past the caches, where the machine can; `p` is aligned. Others see it once it is published (streaming_stores.h).
   static GATEDRNN_INLINE void stream(T* p, V v) {
 #ifdef __AVX512F__
     _mm512_stream_si512(reinterpret_cast<__m512i*>(p), reinterpret_cast<__m512i>(v));

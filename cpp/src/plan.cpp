@@ -3,7 +3,9 @@
 #include <algorithm>
 #include <cmath>
 
-#include "gatedrnn/memory.h"
+#include "gatedrnn/core.h"
+#include "gatedrnn/kernel_table.h"
+#include "gatedrnn/sizes.h"
 
 namespace gatedrnn {
 namespace {

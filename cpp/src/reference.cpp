@@ -1,6 +1,6 @@
 #include "gatedrnn/reference.h"
 
-#include "gatedrnn/machine.h"
+#include "gatedrnn/flush_denormals.h"
 #include "reference_backward.h"
 #include "reference_forward.h"
 

@@ -9,8 +9,10 @@
 #include <tuple>
 #include <utility>
 
+#include "gatedrnn/flush_denormals.h"
 #include "gatedrnn/network.h"
 #include "gatedrnn/row_order.h"
+#include "gatedrnn/streaming_stores.h"
 #include "gatedrnn/threads.h"
 
 // What a thread alone does in each step of small networks, where a call that is not inlined is seen.

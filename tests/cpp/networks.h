@@ -10,7 +10,7 @@
 #include <tuple>
 #include <vector>
 
-#include "gatedrnn/machine.h"
+#include "gatedrnn/dispatch.h"
 #include "gatedrnn/network.h"
 #include "gatedrnn/reference.h"
 

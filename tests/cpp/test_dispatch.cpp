@@ -10,7 +10,7 @@
 
 #include "check.h"
 #include "gatedrnn/cpu_features.h"
-#include "gatedrnn/machine.h"
+#include "gatedrnn/dispatch.h"
 #include "implied_macros.h"
 
 namespace gatedrnn::test {

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "check.h"
+#include "gatedrnn/streaming_stores.h"
 #include "networks.h"
 
 // ---- Every allocation of this program's own code is counted ---------------------------------------------------------------

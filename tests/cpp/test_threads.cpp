@@ -16,8 +16,11 @@
 #include <vector>
 
 #include "check.h"
-#include "gatedrnn/machine.h"
+#include "gatedrnn/dispatch.h"
+#include "gatedrnn/flush_denormals.h"
+#include "gatedrnn/processors.h"
 #include "gatedrnn/threads.h"
+#include "gatedrnn/workspace.h"
 #include "networks.h"
 
 namespace gatedrnn::test {

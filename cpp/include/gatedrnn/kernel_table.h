@@ -11,6 +11,7 @@
 // how many time steps are projected ahead can never change a bit.
 #pragma once
 
+#include "gatedrnn/core.h"
 #include "gatedrnn/spec.h"
 
 namespace gatedrnn {
@@ -60,15 +61,6 @@ constexpr StageLayout stage_layout(Stage stage) {
     default: return {1, 4, 1};
   }
 }
-
-// One core of the machine, as far as tiles and plans depend on it.
-struct Core {
-  Index l1, l2, l3;  // bytes of its first- and second-level data cache, and of the last level
-  Index madd_bytes;  // of vectors that it multiplies and adds in a cycle
-
-  // Whether one vector takes it a cycle and more, as Zen 4 takes for its widest.
-  bool takes_a_cycle(Index vector_bytes) const { return madd_bytes <= vector_bytes; }
-};
 
 // Unit vectors of the widest panel.
 constexpr int kMostUnitVectors = 4;

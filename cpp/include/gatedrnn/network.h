@@ -5,10 +5,11 @@
 #include <atomic>
 #include <vector>
 
-#include "gatedrnn/memory.h"
+#include "gatedrnn/core.h"
 #include "gatedrnn/packed.h"
 #include "gatedrnn/parameters.h"
 #include "gatedrnn/plan.h"
+#include "gatedrnn/workspace.h"
 
 namespace gatedrnn {
 

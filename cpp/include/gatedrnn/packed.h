@@ -3,8 +3,8 @@
 
 #include <vector>
 
+#include "gatedrnn/buffer.h"
 #include "gatedrnn/kernel_table.h"
-#include "gatedrnn/memory.h"
 #include "gatedrnn/parameters.h"
 
 namespace gatedrnn {

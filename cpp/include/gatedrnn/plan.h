@@ -5,7 +5,7 @@
 #include <mutex>
 #include <vector>
 
-#include "gatedrnn/machine.h"
+#include "gatedrnn/core.h"
 #include "gatedrnn/spec.h"
 #include "gatedrnn/threads.h"
 

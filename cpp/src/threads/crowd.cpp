@@ -5,7 +5,7 @@
 #include <chrono>
 #include <limits>
 
-#include "gatedrnn/machine.h"
+#include "gatedrnn/processors.h"
 #include "gatedrnn/threads.h"
 
 namespace gatedrnn {

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <exception>
 
-#include "gatedrnn/machine.h"
+#include "gatedrnn/processors.h"
 
 #if defined(GATEDRNN_OPENMP)
 #include <omp.h>

@@ -3,7 +3,7 @@
 #include <cstdlib>
 
 #include "crowd.h"
-#include "gatedrnn/machine.h"
+#include "gatedrnn/processors.h"
 #include "openmp.h"
 #include "pool.h"
 

@@ -1,0 +1,19 @@
+// What tiles and plans have to know about a core of the machine.
+#pragma once
+
+#include "gatedrnn/spec.h"
+
+namespace gatedrnn {
+
+struct Core {
+  Index l1, l2, l3;  // bytes of its first- and second-level data cache, and of the last level
+  Index madd_bytes;  // of vectors that it multiplies and adds in a cycle
+
+  // Whether one vector takes it a cycle and more, as Zen 4 takes for its widest.
+  bool takes_a_cycle(Index vector_bytes) const { return madd_bytes <= vector_bytes; }
+};
+
+// This machine's.
+const Core& core();
+
+}  // namespace gatedrnn
