@@ -1,270 +1,27 @@
 #include "bound_network.h"
 
-#include <algorithm>
 #include <memory>
-#include <new>
+#include <utility>
 #include <vector>
 
-#include "bound_tape.h"
 #include "call.h"
 #include "gatedrnn/dispatch.h"
 #include "gatedrnn/reference.h"
-#include "gatedrnn/threads.h"
 #include "gil_release.h"
-#include "named_parameters.h"
+#include "gradient_places.h"
 #include "scratch.h"
-#include "stream_in_use.h"
 #include "thread_limit.h"
+#include "typed_stream.h"
+#include "typed_tape.h"
 
 namespace gatedrnn::bindings {
 namespace {
 
-// Places for the gradients, which have to be usable as they are. They are listed in `found`.
-template <class T>
-std::vector<LayerGradients<T>> find_gradients(const Spec& spec, bool bias, const py::dict& given,
-                                              std::vector<std::pair<std::string, py::array>>& found) {
-  return by_name<LayerGradients<T>>(spec, bias, [&](const std::string& name, const Shape& shape) -> T* {
-    const auto argument = [&] { return "accumulate_into: " + name; };
-    if (!given.contains(name.c_str())) refuse_value(argument().c_str(), "an array", "nothing of this name");
-    const py::object value = given[name.c_str()];
-    const auto expected = [&] {
-      return "a writable C-contiguous array of " + std::string(py::str(py::dtype::of<T>())) + " and shape " +
-             text(shape);
-    };
-    if (!py::isinstance<Array<T>>(value)) {
-      const bool array = py::isinstance<py::array>(value);
-      refuse_type(argument().c_str(), expected(),
-                  array ? "an array of " + std::string(py::str(py::array(value).dtype())) +
-                              ((py::array(value).flags() & py::array::c_style) ? "" : " that is not contiguous")
-                        : type_name(value));
-    }
-    auto array = py::reinterpret_borrow<Array<T>>(value);
-    if (is_masked(array)) refuse_type(argument().c_str(), expected(), type_name(value));
-    if (!has_shape(array, shape)) refuse_value(argument().c_str(), expected(), "shape " + shape_text(array));
-    if (!array.writeable()) refuse_value(argument().c_str(), expected(), "a read-only array");
-    if (!is_aligned<T>(array)) refuse_value(argument().c_str(), expected(), "an array that is not aligned");
-    if (array.size() > 0) found.emplace_back(name, array);
-    return array.mutable_data();
-  });
-}
-
-// Nor may they share memory with each other or with what is read. Neighbours in memory tell: all are contiguous.
-void refuse_overlaps(std::vector<std::pair<std::string, py::array>>& places, const std::vector<py::object>& read) {
-  for (const auto& [name, array] : places)
-    for (const py::object& input : read)
-      if (input && share_memory(array, py::reinterpret_borrow<py::array>(input)))
-        refuse_value(("accumulate_into: " + name).c_str(), "memory of its own",
-                     "an array that overlaps x or an incoming gradient");
-  std::sort(places.begin(), places.end(),
-            [](const auto& a, const auto& b) { return a.second.data() < b.second.data(); });
-  for (std::size_t i = 1; i < places.size(); ++i)
-    if (share_memory(places[i - 1].second, places[i].second))
-      refuse_value(("accumulate_into: " + places[i].first).c_str(), "memory of its own",
-                   "an array that overlaps " + places[i - 1].first);
-}
-
-// A tape with what keeps it alive: the network whose weights it was made with, and its memory.
-template <class T>
-class TypedTape final : public BoundTape {
- public:
-  // `x_stays`: nobody is going to write into x, so that it need not be copied.
-  TypedTape(std::shared_ptr<const Network<T>> network, const Call<T>& call, const TapeOptions& options, bool x_stays,
-            bool bias)
-      : network(std::move(network)),
-        bias(bias),
-        kept_x(x_stays || call.x_is_ours ? call.x : py::object()),
-        layout(call.layout),
-        x(call.sequence.x),
-        x_step(call.sequence.x_step),
-        x_row(call.sequence.x_row),
-        tape(this->network->spec(), call.sequence, options, memory_) {}
-
-  // Comes before anybody can write into the caller's x.
-  void copy_x() {
-    if (kept_x || tape.batch == 0) return;
-    const Index width = network->spec().input_size, step = tape.batch * width;
-    own_x_ = Buffer<T>(tape.steps * step, kHugeBlock, Fit::loose);
-    share_out(tape.steps, tape.steps * step * static_cast<Index>(sizeof(T)), [&](Index t) {
-      for (Index row = 0; row < tape.batch; ++row)
-        std::copy_n(x + t * x_step + row * x_row, width, own_x_.data() + t * step + row * width);
-    });
-    x = own_x_.data();
-    x_step = step;
-    x_row = width;
-  }
-
-  Index bytes() const override { return tape.bytes(); }
-
-  const std::shared_ptr<const Network<T>> network;
-  const bool bias;
-  const py::object kept_x;  // where there is no copy
-  const Layout layout;
-  const T* x;
-  Index x_step, x_row;
-
- private:
-  Buffer<T> own_x_;
-  Workspace memory_;
-
- public:
-  Tape<T> tape;
-};
-
-// Of the weights that are packed.
-template <class T>
-Index parameter_bytes(const Spec& spec) {
-  Index count = 0;
-  for (Index layer = 0; layer < spec.num_layers; ++layer)
-    count += gate_count(spec.cell) * spec.hidden_size * (spec.layer_input_size(layer) + spec.state_size());
-  return count * spec.directions * static_cast<Index>(sizeof(T));
-}
-
 template <class T>
 std::shared_ptr<const Network<T>> make_network(const Spec& spec, const Parameters<T>& parameters) {
-  const GilReleaseForBytes release(parameter_bytes<T>(spec));
+  const GilReleaseForBytes release(spec.gate_weights() * static_cast<Index>(sizeof(T)));
   return std::make_shared<const Network<T>>(spec, parameters, active_table());
 }
-
-// Of one row's step.
-double multiply_adds(const Spec& spec) {
-  double count = 0;
-  for (Index layer = 0; layer < spec.num_layers; ++layer)
-    count += static_cast<double>(gate_count(spec.cell) * spec.hidden_size) *
-             static_cast<double>(spec.layer_input_size(layer) + spec.state_size());
-  return count * static_cast<double>(spec.directions);
-}
-
-template <class T>
-class TypedStream final : public BoundStream {
- public:
-  TypedStream(std::shared_ptr<const Network<T>> network, Index batch)
-      : network_(std::move(network)), batch_(batch), states_{State(spec(), batch), State(spec(), batch)} {
-    reset(py::none());
-  }
-
-  // x (B, I) -> y (B, P or H); a stream of one row takes and gives single vectors too.
-  py::object step(py::handle x, py::handle out) override {
-    apply_thread_limit();
-    py::array in = float_array("x", x);
-    const bool single = in.ndim() == 1 && batch_ == 1;
-    const Shape expected = single ? Shape{spec().input_size} : Shape{batch_, spec().input_size};
-    if (!has_shape(in, expected)) refuse_value("x", text(expected), shape_text(in));
-    const Shape y_shape = single ? Shape{spec().output_size()} : Shape{batch_, spec().output_size()};
-    py::object y, given;
-    if (out.is_none()) {
-      y = new_array<T>(y_shape);
-    } else {
-      given = out_argument(out, py::dtype::of<T>(), y_shape, {in});
-      y = usable_in_place<T>(py::array(given)) ? given : new_array<T>(y_shape);
-    }
-    if (!usable_in_place<T>(in)) in = contiguous<T>("x", in);
-
-    Sequence<T> sequence;
-    sequence.steps = 1;
-    sequence.batch = batch_;
-    sequence.x = values<T>(in);
-    sequence.x_row = single ? 0 : stride_in_values<T>(in, 0);
-    sequence.y = values<T>(y);
-    sequence.y_row = single ? 0 : stride_in_values<T>(py::reinterpret_borrow<py::array>(y), 0);
-    const Use in_use(*this);
-    State &now = states_[current_], &next = states_[1 - current_];
-    sequence.h_0 = now.h.data();
-    sequence.h_n = next.h.data();
-    if (is_lstm(spec().cell)) {
-      sequence.c_0 = now.c.data();
-      sequence.c_n = next.c.data();
-    }
-    if (work_ < kWorkWorthReleasing) {
-      network_->run(sequence, workspace_);
-    } else {
-      const GilRelease release;
-      network_->run(sequence, workspace_);
-    }
-    current_ = 1 - current_;
-    return deliver(y, given);
-  }
-
-  py::object state() const override {
-    const Use in_use(*this);
-    const State& now = states_[current_];
-    const py::object h = copy_of(now.h, spec().state_size());
-    if (!is_lstm(spec().cell)) return h;
-    return py::make_tuple(h, copy_of(now.c, spec().hidden_size));
-  }
-
-  void set_state(py::handle state) override {
-    if (state.is_none()) return reset(state);
-    const auto [h, c] = state_arguments<T>("state", spec(), state, batch_, false, batch_ == 1);
-    const Use in_use(*this);
-    State& now = states_[current_];
-    assign(h, now.h);
-    if (is_lstm(spec().cell)) assign(c, now.c);
-  }
-
-  void reset(py::handle rows) override {
-    const std::vector<Index> chosen = rows_argument(rows, batch_);
-    const Use in_use(*this);
-    State& now = states_[current_];
-    for (Index layer = 0; layer < spec().num_layers; ++layer)
-      for (const Index row : chosen) {
-        std::fill_n(now.h.data() + (layer * batch_ + row) * spec().state_size(), spec().state_size(), T(0));
-        if (is_lstm(spec().cell))
-          std::fill_n(now.c.data() + (layer * batch_ + row) * spec().hidden_size, spec().hidden_size, T(0));
-      }
-  }
-
-  Index batch_size() const override { return batch_; }
-
-  std::unique_ptr<BoundStream> copy() const override {
-    auto other = std::make_unique<TypedStream>(network_, batch_);
-    other->network = network;
-    const Use in_use(*this);
-    const State& now = states_[current_];
-    State& to = other->states_[other->current_];
-    std::copy_n(now.h.data(), now.h.size(), to.h.data());
-    std::copy_n(now.c.data(), now.c.size(), to.c.data());
-    return other;
-  }
-
- private:
-  struct State {
-    State(const Spec& spec, Index batch)
-        : h(spec.num_layers * batch * spec.state_size()),
-          c(is_lstm(spec.cell) ? spec.num_layers * batch * spec.hidden_size : 0) {}
-    Buffer<T> h, c;
-  };
-
-  struct Use : StreamInUse {
-    explicit Use(const TypedStream& stream) : StreamInUse(stream.lock_) {
-      if (interrupted()) new (&stream.workspace_) Workspace;  // the fork may have found it half made: it is left alone
-    }
-  };
-
-  const Spec& spec() const { return network_->spec(); }
-
-  // Read-only: who writes into it would think to change the stream.
-  py::array copy_of(const Buffer<T>& from, Index width) const {
-    py::array copy = new_array<T>({spec().num_layers, batch_, width});
-    std::copy_n(from.data(), from.size(), values<T>(copy));
-    py::detail::array_proxy(copy.ptr())->flags &= ~py::detail::npy_api::NPY_ARRAY_WRITEABLE_;
-    return copy;
-  }
-
-  static void assign(const py::object& from, Buffer<T>& to) {
-    if (from)
-      std::copy_n(values<T>(from), to.size(), to.data());
-    else
-      std::fill_n(to.data(), to.size(), T(0));
-  }
-
-  std::shared_ptr<const Network<T>> network_;
-  Index batch_;
-  State states_[2];  // a step computes one from the other: there is a whole one whenever the process is forked
-  int current_ = 0;
-  mutable Workspace workspace_;
-  double work_ = static_cast<double>(batch_) * multiply_adds(spec());
-  mutable TryLock lock_;
-};
 
 template <class T>
 class TypedNetwork final : public BoundNetwork {
@@ -274,7 +31,7 @@ class TypedNetwork final : public BoundNetwork {
         arrays_(parameters.attr("copy")()),
         parameters_(find_parameters<T>(spec, bias, arrays_)),
         network_(make_network(spec, parameters_)),
-        step_work_(multiply_adds(spec)) {}
+        step_work_(static_cast<double>(spec.gate_weights())) {}
 
   std::unique_ptr<BoundNetwork> renewed(const py::dict& parameters) const override {
     apply_thread_limit();
@@ -299,7 +56,7 @@ class TypedNetwork final : public BoundNetwork {
 
   void pack_for_backward() override {
     apply_thread_limit();
-    const GilReleaseForBytes release(parameter_bytes<T>(network_->spec()));
+    const GilReleaseForBytes release(network_->spec().gate_weights() * static_cast<Index>(sizeof(T)));
     network_->pack_for_backward(parameters_);
   }
   bool packed_for_backward() const override { return network_->packed_for_backward(); }

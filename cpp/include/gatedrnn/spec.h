@@ -29,6 +29,14 @@ struct Spec {
   Index output_size() const { return directions * state_size(); }
   Index layer_input_size(Index layer) const { return layer == 0 ? input_size : output_size(); }
 
+  // Weights of the gates, of all layers and directions: multiply-adds of one row's step.
+  Index gate_weights() const {
+    Index count = 0;
+    for (Index layer = 0; layer < num_layers; ++layer)
+      count += gate_count(cell) * hidden_size * (layer_input_size(layer) + state_size());
+    return count * directions;
+  }
+
   bool operator==(const Spec& other) const {
     return cell == other.cell && input_size == other.input_size && hidden_size == other.hidden_size &&
            num_layers == other.num_layers && directions == other.directions && proj_size == other.proj_size;

@@ -1,0 +1,149 @@
+// A stream of one value type.
+#pragma once
+
+#include <algorithm>
+#include <memory>
+#include <new>
+#include <vector>
+
+#include "bound_network.h"
+#include "call.h"
+#include "gil_release.h"
+#include "stream_in_use.h"
+#include "thread_limit.h"
+
+namespace gatedrnn::bindings {
+
+template <class T>
+class TypedStream final : public BoundStream {
+ public:
+  TypedStream(std::shared_ptr<const Network<T>> network, Index batch)
+      : network_(std::move(network)), batch_(batch), states_{State(spec(), batch), State(spec(), batch)} {
+    reset(py::none());
+  }
+
+  // x (B, I) -> y (B, P or H); a stream of one row takes and gives single vectors too.
+  py::object step(py::handle x, py::handle out) override {
+    apply_thread_limit();
+    py::array in = float_array("x", x);
+    const bool single = in.ndim() == 1 && batch_ == 1;
+    const Shape expected = single ? Shape{spec().input_size} : Shape{batch_, spec().input_size};
+    if (!has_shape(in, expected)) refuse_value("x", text(expected), shape_text(in));
+    const Shape y_shape = single ? Shape{spec().output_size()} : Shape{batch_, spec().output_size()};
+    py::object y, given;
+    if (out.is_none()) {
+      y = new_array<T>(y_shape);
+    } else {
+      given = out_argument(out, py::dtype::of<T>(), y_shape, {in});
+      y = usable_in_place<T>(py::array(given)) ? given : new_array<T>(y_shape);
+    }
+    if (!usable_in_place<T>(in)) in = contiguous<T>("x", in);
+
+    Sequence<T> sequence;
+    sequence.steps = 1;
+    sequence.batch = batch_;
+    sequence.x = values<T>(in);
+    sequence.x_row = single ? 0 : stride_in_values<T>(in, 0);
+    sequence.y = values<T>(y);
+    sequence.y_row = single ? 0 : stride_in_values<T>(py::reinterpret_borrow<py::array>(y), 0);
+    const Use in_use(*this);
+    State &now = states_[current_], &next = states_[1 - current_];
+    sequence.h_0 = now.h.data();
+    sequence.h_n = next.h.data();
+    if (is_lstm(spec().cell)) {
+      sequence.c_0 = now.c.data();
+      sequence.c_n = next.c.data();
+    }
+    if (work_ < kWorkWorthReleasing) {
+      network_->run(sequence, workspace_);
+    } else {
+      const GilRelease release;
+      network_->run(sequence, workspace_);
+    }
+    current_ = 1 - current_;
+    return deliver(y, given);
+  }
+
+  py::object state() const override {
+    const Use in_use(*this);
+    const State& now = states_[current_];
+    const py::object h = copy_of(now.h, spec().state_size());
+    if (!is_lstm(spec().cell)) return h;
+    return py::make_tuple(h, copy_of(now.c, spec().hidden_size));
+  }
+
+  void set_state(py::handle state) override {
+    if (state.is_none()) return reset(state);
+    const auto [h, c] = state_arguments<T>("state", spec(), state, batch_, false, batch_ == 1);
+    const Use in_use(*this);
+    State& now = states_[current_];
+    assign(h, now.h);
+    if (is_lstm(spec().cell)) assign(c, now.c);
+  }
+
+  void reset(py::handle rows) override {
+    const std::vector<Index> chosen = rows_argument(rows, batch_);
+    const Use in_use(*this);
+    State& now = states_[current_];
+    for (Index layer = 0; layer < spec().num_layers; ++layer)
+      for (const Index row : chosen) {
+        std::fill_n(now.h.data() + (layer * batch_ + row) * spec().state_size(), spec().state_size(), T(0));
+        if (is_lstm(spec().cell))
+          std::fill_n(now.c.data() + (layer * batch_ + row) * spec().hidden_size, spec().hidden_size, T(0));
+      }
+  }
+
+  Index batch_size() const override { return batch_; }
+
+  std::unique_ptr<BoundStream> copy() const override {
+    auto other = std::make_unique<TypedStream>(network_, batch_);
+    other->network = network;
+    const Use in_use(*this);
+    const State& now = states_[current_];
+    State& to = other->states_[other->current_];
+    std::copy_n(now.h.data(), now.h.size(), to.h.data());
+    std::copy_n(now.c.data(), now.c.size(), to.c.data());
+    return other;
+  }
+
+ private:
+  struct State {
+    State(const Spec& spec, Index batch)
+        : h(spec.num_layers * batch * spec.state_size()),
+          c(is_lstm(spec.cell) ? spec.num_layers * batch * spec.hidden_size : 0) {}
+    Buffer<T> h, c;
+  };
+
+  struct Use : StreamInUse {
+    explicit Use(const TypedStream& stream) : StreamInUse(stream.lock_) {
+      if (interrupted()) new (&stream.workspace_) Workspace;  // the fork may have found it half made: it is left alone
+    }
+  };
+
+  const Spec& spec() const { return network_->spec(); }
+
+  // Read-only: who writes into it would think to change the stream.
+  py::array copy_of(const Buffer<T>& from, Index width) const {
+    py::array copy = new_array<T>({spec().num_layers, batch_, width});
+    std::copy_n(from.data(), from.size(), values<T>(copy));
+    py::detail::array_proxy(copy.ptr())->flags &= ~py::detail::npy_api::NPY_ARRAY_WRITEABLE_;
+    return copy;
+  }
+
+  static void assign(const py::object& from, Buffer<T>& to) {
+    if (from)
+      std::copy_n(values<T>(from), to.size(), to.data());
+    else
+      std::fill_n(to.data(), to.size(), T(0));
+  }
+
+  std::shared_ptr<const Network<T>> network_;
+  Index batch_;
+  State states_[2];  // a step computes one from the other: there is a whole one whenever the process is forked
+  int current_ = 0;
+  mutable Workspace workspace_;
+  double work_ = static_cast<double>(batch_ * spec().gate_weights());
+  mutable TryLock lock_;
+};
+
+}  // namespace gatedrnn::bindings

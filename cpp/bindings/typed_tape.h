@@ -1,0 +1,61 @@
+// A tape of one value type, with what keeps it alive.
+#pragma once
+
+#include <algorithm>
+#include <memory>
+#include <utility>
+
+#include "bound_tape.h"
+#include "call.h"
+#include "gatedrnn/threads.h"
+
+namespace gatedrnn::bindings {
+
+// A tape with what keeps it alive: the network whose weights it was made with, and its memory.
+template <class T>
+class TypedTape final : public BoundTape {
+ public:
+  // `x_stays`: nobody is going to write into x, so that it need not be copied.
+  TypedTape(std::shared_ptr<const Network<T>> network, const Call<T>& call, const TapeOptions& options, bool x_stays,
+            bool bias)
+      : network(std::move(network)),
+        bias(bias),
+        kept_x(x_stays || call.x_is_ours ? call.x : py::object()),
+        layout(call.layout),
+        x(call.sequence.x),
+        x_step(call.sequence.x_step),
+        x_row(call.sequence.x_row),
+        tape(this->network->spec(), call.sequence, options, memory_) {}
+
+  // Comes before anybody can write into the caller's x.
+  void copy_x() {
+    if (kept_x || tape.batch == 0) return;
+    const Index width = network->spec().input_size, step = tape.batch * width;
+    own_x_ = Buffer<T>(tape.steps * step, kHugeBlock, Fit::loose);
+    share_out(tape.steps, tape.steps * step * static_cast<Index>(sizeof(T)), [&](Index t) {
+      for (Index row = 0; row < tape.batch; ++row)
+        std::copy_n(x + t * x_step + row * x_row, width, own_x_.data() + t * step + row * width);
+    });
+    x = own_x_.data();
+    x_step = step;
+    x_row = width;
+  }
+
+  Index bytes() const override { return tape.bytes(); }
+
+  const std::shared_ptr<const Network<T>> network;
+  const bool bias;
+  const py::object kept_x;  // where there is no copy
+  const Layout layout;
+  const T* x;
+  Index x_step, x_row;
+
+ private:
+  Buffer<T> own_x_;
+  Workspace memory_;
+
+ public:
+  Tape<T> tape;
+};
+
+}  // namespace gatedrnn::bindings
