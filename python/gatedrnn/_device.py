@@ -137,7 +137,7 @@ class Network:
     def pack_for_backward(self) -> None:
         """Do nothing: the same weights serve both ways."""
 
-    def record(
+    def forward(
         self,
         x: Any,
         state: Any,
@@ -151,10 +151,10 @@ class Network:
         """Run and keep a tape."""
         arguments = (state, lengths, batch_first, dropout, dropout_seed, recompute, owner)
         if _is_on_host(x):
-            output, state_n, tape = self._network.record(_core.float_array("x", x), *arguments)
+            output, state_n, tape = self._network.forward(_core.float_array("x", x), *arguments)
             return output, state_n, Tape(tape, None)
         place = _Place(x)
-        output, state_n, tape = self._network.record(x, *arguments, place.stream)
+        output, state_n, tape = self._network.forward(x, *arguments, place.stream)
         return place.given(output), place.given(state_n), Tape(tape, place)
 
     def new_gradients(self, tape: Tape) -> dict[str, Any] | None:

@@ -236,7 +236,7 @@ class _Recurrent(Generic[_State, _Given]):
         if seed is None:
             seed = self._draw_dropout_seed() if dropout else 0
         network = self._packed(for_backward=True)
-        result: tuple[Array, _State, _core.Tape] = network.record(
+        result: tuple[Array, _State, _core.Tape] = network.forward(
             x, state, lengths, self._batch_first, dropout, seed % 2**64, recompute, self._identity
         )
         return result
