@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import gatedrnn as gr
-from gatedrnn import _core, _recurrent, train
+from gatedrnn import _core, _packs, train
 from helpers import assert_same_bits, build, normal
 
 X = normal((2, 2, 5))
@@ -31,7 +31,7 @@ def compared(monkeypatch):
             count[0] += 1
             return _core.fingerprint(arrays)
 
-    monkeypatch.setattr(_recurrent, "_core", Counting())
+    monkeypatch.setattr(_packs, "_core", Counting())
 
     def compared(module, calls=3):
         before = count[0]

@@ -43,9 +43,9 @@ def test_nothing_is_copied():
         def __init__(self, network):
             self.network = network
 
-        def record(self, x, state, *rest):
+        def forward(self, x, state, *rest):
             seen["inputs"] = [x, *state]
-            output, state_n, _ = result = self.network.record(x, state, *rest)
+            output, state_n, _ = result = self.network.forward(x, state, *rest)
             seen["results"] = [output, *state_n]
             return result
 
@@ -177,7 +177,7 @@ def test_second_derivatives_are_refused():
     module = ours("gru")
     x = leaves(random(4, 3, INPUT))
     direct = module(x)[0]
-    through_operator = torch.ops.gatedrnn.record(*operator_arguments(module, x, state=False), 0.0, None)[0]
+    through_operator = torch.ops.gatedrnn.forward(*operator_arguments(module, x, state=False), 0.0, None)[0]
     first = torch.autograd.grad(module(x)[0].sum(), x)[0]
     for output in (direct, through_operator):
         (gradient,) = torch.autograd.grad(output.sum(), x, create_graph=True)

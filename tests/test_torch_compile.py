@@ -120,13 +120,13 @@ def test_opcheck(cell, lengths):
     torch._dynamo.reset()
     module = ours(cell, num_layers=2, bidirectional=True)
     recorded = operator_arguments(module, leaves(random(4, 3, INPUT)), lengths=lengths)
-    torch.library.opcheck(torch.ops.gatedrnn.record.default, (*recorded, 0.5, torch.tensor(17)))
-    torch.library.opcheck(torch.ops.gatedrnn.record.default, (*recorded, 0.0, None))
+    torch.library.opcheck(torch.ops.gatedrnn.forward.default, (*recorded, 0.5, torch.tensor(17)))
+    torch.library.opcheck(torch.ops.gatedrnn.forward.default, (*recorded, 0.0, None))
     module.requires_grad_(False)
     plain = operator_arguments(module, random(4, 3, INPUT), lengths=lengths, state=False)
     torch.library.opcheck(torch.ops.gatedrnn.run.default, plain)
 
-    output, h_n, c_n, token = torch.ops.gatedrnn.record(*plain, 0.0, None)
+    output, h_n, c_n, token = torch.ops.gatedrnn.forward(*plain, 0.0, None)
     d_c_n = torch.ones_like(c_n) if module._stack.is_lstm else None
     for input_gradient in (True, False):
         arguments = (token, plain[0], plain[3], torch.ones_like(output), torch.ones_like(h_n), d_c_n)

@@ -61,10 +61,10 @@ class TypedNetwork final : public BoundNetwork {
   }
   bool packed_for_backward() const override { return network_->packed_for_backward(); }
 
-  py::tuple record(py::handle x, py::handle state, py::handle lengths, bool batch_first, const TapeOptions& options,
-                   bool x_stays) override {
+  py::tuple forward(py::handle x, py::handle state, py::handle lengths, bool batch_first, const TapeOptions& options,
+                    bool x_stays) override {
     apply_thread_limit();
-    if (!packed_for_backward()) throw std::logic_error("record: comes after pack_for_backward");
+    if (!packed_for_backward()) throw std::logic_error("forward: comes after pack_for_backward");
     Call<T> call = check_call<T>(network_->spec(), x, state, lengths, py::none(), batch_first);
     auto tape = std::make_unique<TypedTape<T>>(network_, call, options, x_stays, bias_);
     without_gil([&](const Poll& poll) {

@@ -32,12 +32,12 @@ class BoundNetwork {
   // The same network with other parameters.
   virtual std::unique_ptr<BoundNetwork> renewed(const py::dict& parameters) const = 0;
   virtual py::tuple infer(py::handle x, py::handle state, py::handle lengths, py::handle out, bool batch_first) = 0;
-  // While the parameters are those that it was made of: makes ready for record.
+  // While the parameters are those that it was made of: makes ready for forward.
   virtual void pack_for_backward() = 0;
   virtual bool packed_for_backward() const = 0;
   // For training: (output, final state, tape).
-  virtual py::tuple record(py::handle x, py::handle state, py::handle lengths, bool batch_first,
-                           const TapeOptions& options, bool x_stays) = 0;
+  virtual py::tuple forward(py::handle x, py::handle state, py::handle lengths, bool batch_first,
+                            const TapeOptions& options, bool x_stays) = 0;
   // (d_x or None, d_state); the gradients of the parameters go into the arrays of `gradients`.
   virtual py::tuple backward(const BoundTape& tape, py::handle d_output, py::handle d_state_n,
                              const py::dict& gradients, bool accumulate, bool input_gradient) = 0;

@@ -46,11 +46,11 @@ py::dict plan_dict(const BoundNetwork& network, Index steps, Index batch, int th
   return d;
 }
 
-py::tuple record(BoundNetwork& network, const py::object& x, const py::object& state, const py::object& lengths,
-                 bool batch_first, double dropout, std::uint64_t dropout_seed, bool recompute, const py::object& owner,
-                 bool x_stays) {
+py::tuple forward(BoundNetwork& network, const py::object& x, const py::object& state, const py::object& lengths,
+                  bool batch_first, double dropout, std::uint64_t dropout_seed, bool recompute, const py::object& owner,
+                  bool x_stays) {
   const py::tuple result =
-      network.record(x, state, lengths, batch_first, {{dropout, dropout_seed}, recompute}, x_stays);
+      network.forward(x, state, lengths, batch_first, {{dropout, dropout_seed}, recompute}, x_stays);
   py::cast<BoundTape&>(result[2]).owner = owner;
   return result;
 }
@@ -162,7 +162,7 @@ PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
            py::arg("batch_first"))
       .def("pack_for_backward", &BoundNetwork::pack_for_backward)
       .def_property_readonly("packed_for_backward", &BoundNetwork::packed_for_backward)
-      .def("record", &record, py::arg("x"), py::arg("state"), py::arg("lengths"), py::arg("batch_first"),
+      .def("forward", &forward, py::arg("x"), py::arg("state"), py::arg("lengths"), py::arg("batch_first"),
            py::arg("dropout"), py::arg("dropout_seed"), py::arg("recompute"), py::arg("owner") = py::none(),
            py::arg("x_stays") = false)
       .def("backward", &backward, py::arg("tape"), py::arg("d_output"), py::arg("d_state_n"), py::arg("gradients"),

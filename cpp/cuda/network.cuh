@@ -154,7 +154,7 @@ class TypedNetwork final : public Network {
     forward(call, nullptr, stream);
   }
 
-  std::unique_ptr<Tape> record(const ForwardCall& call, const TapeOptions& options, cudaStream_t stream) override {
+  std::unique_ptr<Tape> forward(const ForwardCall& call, const TapeOptions& options, cudaStream_t stream) override {
     refuse_other_work(stream);
     auto tape = std::make_unique<TypedTape<S>>(options, Batch(call.steps, call.batch, call.lengths, stream), stream);
     forward(call, tape.get(), stream);

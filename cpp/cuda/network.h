@@ -58,7 +58,7 @@ class Network {
  public:
   virtual ~Network() = default;
   virtual void run(const ForwardCall& call, cudaStream_t stream) = 0;
-  virtual std::unique_ptr<Tape> record(const ForwardCall& call, const TapeOptions& options, cudaStream_t stream) = 0;
+  virtual std::unique_ptr<Tape> forward(const ForwardCall& call, const TapeOptions& options, cudaStream_t stream) = 0;
   virtual void backward(const Tape& tape, const BackwardCall& call, cudaStream_t stream) = 0;
   virtual Plan plan(Index steps, Index batch) const = 0;
 };

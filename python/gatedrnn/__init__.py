@@ -27,8 +27,7 @@ except ImportError as error:
 from gatedrnn import _config
 from gatedrnn._config import get_num_threads, num_threads, set_num_threads, show_config
 from gatedrnn._core import Stream, Tape
-from gatedrnn._modules import GRU, LSTM, RNN
-from gatedrnn._storage import load
+from gatedrnn._modules import GRU, LSTM, RNN, load
 
 __all__ = [
     "GRU",

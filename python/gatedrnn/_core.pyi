@@ -43,9 +43,9 @@ class Network:
     @property
     def packed_for_backward(self) -> bool: ...
     def pack_for_backward(self) -> None:
-        """Make ready for `record`, while the parameters are those that the network was made of."""
+        """Make ready for `forward`, while the parameters are those that the network was made of."""
 
-    def record(
+    def forward(
         self,
         x: npt.ArrayLike,
         state: Any,

@@ -23,7 +23,7 @@ class Array:
     def __cuda_array_interface__(self) -> dict[str, Any]: ...
 
 class Tape:
-    """What `record` keeps on the device for `backward`."""
+    """What `forward` keeps on the device for `backward`."""
 
     @property
     def nbytes(self) -> int: ...
@@ -64,7 +64,7 @@ class Network:
         batch_first: bool,
         stream: int = 0,
     ) -> tuple[_Array, Any]: ...
-    def record(
+    def forward(
         self,
         x: _Array,
         state: Any,

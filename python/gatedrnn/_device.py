@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from gatedrnn import _core
+from gatedrnn import _core, _streams
 
 BUILD = "pip install . -C cmake.define.GATEDRNN_CUDA=ON"
 
@@ -116,12 +116,13 @@ class Tape:
 class Network:
     """`_core.Network` on the device; immutable too."""
 
-    __slots__ = ("_network", "recipe")
+    __slots__ = ("_made_by", "_network", "recipe")
     packed_for_backward = True
 
     def __init__(
         self, cell: str, parameters: dict[str, Any], *, precision: str | None, **options: Any
     ) -> None:
+        self._made_by = cell, {"precision": precision, **options}
         self._network = backend().Network(cell, parameters, precision=precision or "", **options)
         self.recipe: tuple[Any, ...] | None = None  # see _core.Network
 
@@ -134,10 +135,15 @@ class Network:
         output, state_n = self._network.infer(x, state, lengths, out, batch_first, place.stream)
         return place.given(output), place.given(state_n)
 
+    def renewed(self, parameters: dict[str, Any]) -> Network:
+        """Make the same network with other parameters."""
+        cell, options = self._made_by
+        return Network(cell, parameters, **options)
+
     def pack_for_backward(self) -> None:
         """Do nothing: the same weights serve both ways."""
 
-    def record(
+    def forward(
         self,
         x: Any,
         state: Any,
@@ -151,10 +157,10 @@ class Network:
         """Run and keep a tape."""
         arguments = (state, lengths, batch_first, dropout, dropout_seed, recompute, owner)
         if _is_on_host(x):
-            output, state_n, tape = self._network.record(_core.float_array("x", x), *arguments)
+            output, state_n, tape = self._network.forward(_core.float_array("x", x), *arguments)
             return output, state_n, Tape(tape, None)
         place = _Place(x)
-        output, state_n, tape = self._network.record(x, *arguments, place.stream)
+        output, state_n, tape = self._network.forward(x, *arguments, place.stream)
         return place.given(output), place.given(state_n), Tape(tape, place)
 
     def new_gradients(self, tape: Tape) -> dict[str, Any] | None:
@@ -194,8 +200,6 @@ class Network:
     def __reduce__(self) -> tuple[Any, ...]:
         if self.recipe is None:
             raise TypeError("cannot pickle a network of which no stream was made")
-        from gatedrnn import _streams
-
         return _streams.make_network, self.recipe
 
 
@@ -243,6 +247,4 @@ class Stream:
         return self.__copy__()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        from gatedrnn import _streams
-
         return _streams.make_stream, (self._network, self.batch_size, self.state)

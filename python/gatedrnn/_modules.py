@@ -6,14 +6,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from gatedrnn._recurrent import _COMMON_DEFAULTS, _Option, _Recurrent
+from gatedrnn import _storage
+from gatedrnn._options import _COMMON_DEFAULTS, _Option
+from gatedrnn._recurrent import _rebuild, _Recurrent
 
 if TYPE_CHECKING:
+    import os
+
     import numpy.typing as npt
 
     Array = npt.NDArray[np.floating[Any]]
 
-__all__ = ["GRU", "LSTM", "RNN"]
+__all__ = ["GRU", "LSTM", "RNN", "load"]
 
 
 class LSTM(_Recurrent["tuple[Array, Array]", "tuple[Array | None, Array | None]"]):
@@ -247,3 +251,25 @@ class RNN(_Recurrent["Array", "Array"]):
     @property
     def _cell(self) -> str:
         return f"rnn_{self.nonlinearity}"
+
+
+_CLASSES: dict[str, type[_Recurrent[Any, Any]]] = {cls.__name__: cls for cls in (LSTM, GRU, RNN)}
+
+
+def load(path: str | os.PathLike[str]) -> LSTM | GRU | RNN:
+    """Make the module that was saved to a file: same class, constructor arguments and bits.
+
+    Nothing in the file is executed, and nothing is allocated before its sizes were found to match.
+
+    Args:
+        path: A file written by `save` of a module.
+
+    Raises:
+        TypeError: `path` is not a path.
+        FileNotFoundError: There is no such file. Other errors of reading are an OSError too.
+        ValueError: The file is not one of gatedrnn, is damaged, or is of a later format version; the message
+            names it.
+    """
+    module = _rebuild(*_storage.read(path, _CLASSES))
+    assert isinstance(module, (LSTM, GRU, RNN))
+    return module

@@ -1,90 +1,32 @@
-"""What LSTM, GRU and RNN share: parameters and when to pack them; the computing is in `_core.Network`."""
+"""The methods that LSTM, GRU and RNN share; `_core.Network` computes, and `_packs` has it ready."""
 
 from __future__ import annotations
 
 import copy
-import os
-import threading
-import weakref
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar, overload
 
 import numpy as np
 
-from gatedrnn import _checks, _core, _device
+from gatedrnn import _checks, _core, _device, _storage
+from gatedrnn._options import _Option, checked
+from gatedrnn._packs import PackCache, Recipe
 from gatedrnn._parameters import IncompatibleKeys, Loan, ParameterStore, parameter_shapes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    import os
 
     import numpy.typing as npt
     from typing_extensions import Self
 
     Array = npt.NDArray[np.floating[Any]]
 
-_T = TypeVar("_T")
 _State = TypeVar("_State")  # an array, or the pair (h, c)
 _Given = TypeVar("_Given")  # the same, where parts of a pair may be None
 
-_MAX_LAYERS = 1 << 16
-
-# What each constructor argument may be. A class takes those that it has.
-_OPTION_CHECKS: dict[str, Callable[[str, object], Any]] = {
-    "input_size": lambda name, value: _checks.integer(name, value, 1),
-    "hidden_size": lambda name, value: _checks.integer(name, value, 1),
-    "num_layers": lambda name, value: _checks.integer(name, value, 1, _MAX_LAYERS),
-    "nonlinearity": lambda name, value: _checks.choice(name, value, ("tanh", "relu")),
-    "bias": _checks.flag,
-    "batch_first": _checks.flag,
-    "dropout": _checks.probability,
-    "bidirectional": _checks.flag,
-    "proj_size": lambda name, value: _checks.integer(name, value, 0),
-    "peephole": _checks.flag,
-    "reset_after": _checks.flag,
-    "dtype": _checks.float_dtype,
-}
-
-_COMMON_DEFAULTS: dict[str, object] = {
-    "num_layers": 1,
-    "bias": True,
-    "batch_first": False,
-    "dropout": 0.0,
-    "bidirectional": False,
-    "dtype": np.dtype(np.float32),
-}
-
-
-class _Option(Generic[_T]):
-    """A constructor argument as a read-only attribute."""
-
-    def __init__(self, doc: str) -> None:
-        self.__doc__ = doc
-
-    def __set_name__(self, owner: type, name: str) -> None:
-        self.name = name
-
-    @overload
-    def __get__(self, module: None, owner: type) -> Self: ...
-    @overload
-    def __get__(self, module: _Recurrent[Any, Any], owner: type) -> _T: ...
-    def __get__(self, module: _Recurrent[Any, Any] | None, owner: type) -> Self | _T:
-        if module is None:
-            return self
-        value: _T = module._options[self.name]
-        return value
-
-    def __set__(self, module: _Recurrent[Any, Any], value: object) -> None:
-        raise AttributeError(f"{self.name}: fixed when the module is made, cannot be assigned")
-
 
 class _Recurrent(Generic[_State, _Given]):
-    """What all modules share. A cell adds data: gates, constructor arguments, the engine's name for it.
-
-    The pack, an engine `Network` made from the parameters, is immutable and replaced as a whole, so that a
-    call in another thread finishes with the one it took. While nobody outside holds the parameters' arrays,
-    only this class can change them, and `_network` is the pack, ready to use without a question. To lend them
-    sets it to None, and while the loan lives every call compares fingerprints (see `_packed`).
-    """
+    """What all modules share. A cell adds data: gates, constructor arguments, the engine's name for it."""
 
     __slots__ = (
         "__weakref__",
@@ -92,10 +34,8 @@ class _Recurrent(Generic[_State, _Given]):
         "_device",
         "_dropout_generator",
         "_identity",
-        "_lock",
-        "_network",
         "_options",
-        "_pack",
+        "_packs",
         "_precision",
         "_store",
     )
@@ -138,22 +78,15 @@ class _Recurrent(Generic[_State, _Given]):
         self._batch_first = self.batch_first
         self._store = ParameterStore(parameter_shapes(self._options, self._gates), self.dtype, self)
         self._refuse_shadowed()
-        self._lock = threading.Lock()
         self._identity = object()  # by which a tape knows its module
         self._dropout_generator = np.random.default_rng()
         self._device = "cpu"
         self._precision: str | None = None
-        self._network: Any = None  # a _core.Network, or one of _device
-        self._pack: tuple[int, Any] | None = None
-        _all_modules.add(self)
+        self._packs = PackCache(self._store, self._recipe())
 
     @classmethod
     def _checked(cls, options: Mapping[str, object]) -> dict[str, Any]:
-        checked = {name: _OPTION_CHECKS[name](name, value) for name, value in options.items()}
-        if checked.get("proj_size", 0) >= checked["hidden_size"]:
-            expected = f"less than hidden_size={checked['hidden_size']}"
-            raise ValueError(f"proj_size: expected {expected}, got {checked['proj_size']}")
-        return checked
+        return checked(options)
 
     @property
     def _cell(self) -> str:
@@ -191,7 +124,7 @@ class _Recurrent(Generic[_State, _Given]):
             TypeError: An argument has the wrong type or dtype.
             ValueError: An argument has the wrong shape or value. In both cases nothing was written.
         """
-        network = self._network or self._packed()
+        network = self._packs.network or self._packs.get()
         result: tuple[Array, _State] = network.infer(x, state, lengths, out, self._batch_first)
         return result
 
@@ -234,9 +167,9 @@ class _Recurrent(Generic[_State, _Given]):
         seed = _checks.seed("dropout_seed", dropout_seed)
         dropout = self.dropout if self.num_layers > 1 else 0.0
         if seed is None:
-            seed = self._draw_dropout_seed() if dropout else 0
-        network = self._packed(for_backward=True)
-        result: tuple[Array, _State, _core.Tape] = network.record(
+            seed = int(self._dropout_generator.integers(2**63)) if dropout else 0
+        network = self._packs.get(for_backward=True)
+        result: tuple[Array, _State, _core.Tape] = network.forward(
             x, state, lengths, self._batch_first, dropout, seed % 2**64, recompute, self._identity
         )
         return result
@@ -304,8 +237,7 @@ class _Recurrent(Generic[_State, _Given]):
             described = _checks.described(gradients)
             raise TypeError(f"accumulate_into: expected a dictionary of arrays by name, got {described}")
         input_gradient = _checks.flag("input_gradient", input_gradient)
-        pack = self._pack
-        network = pack[1] if pack is not None else self._packed()
+        network = self._packs.get_any()
         if gradients is None and on_device:
             gradients = network.new_gradients(tape)
         if gradients is None:
@@ -361,7 +293,7 @@ class _Recurrent(Generic[_State, _Given]):
             raise ValueError("stream: expected a module with bidirectional=False, got bidirectional=True")
         elements_per_row = self.input_size + self.num_layers * self.hidden_size
         _checks.fitting("batch_size", batch_size * elements_per_row, self.dtype)
-        stream: _core.Stream[_State, _Given] = self._packed_for_streams().stream(batch_size)
+        stream: _core.Stream[_State, _Given] = self._packs.get_for_streams().stream(batch_size)
         return stream
 
     def state_dict(self) -> dict[str, Array]:
@@ -371,8 +303,7 @@ class _Recurrent(Generic[_State, _Given]):
         ``bias_hh_lk`` (G*H), ``weight_hr_lk`` (P, H) with `proj_size`, ``weight_ci_lk``, ``weight_cf_lk`` and
         ``weight_co_lk`` (H) with `peephole`; then the same with ``_reverse`` for the reverse direction.
         """
-        with self._lock:
-            return {name: view.copy() for name, view in self._store.views.items()}
+        return self._packs.copies()
 
     def load_state_dict(self, d: Mapping[str, object], strict: bool = True) -> IncompatibleKeys:
         """Copy parameters in, after all of them were checked: on an error the module is as it was.
@@ -399,7 +330,7 @@ class _Recurrent(Generic[_State, _Given]):
                 f"d: expected the parameters of {self!r}, got missing keys {keys.missing_keys}, "
                 f"unexpected keys {keys.unexpected_keys}"
             )
-        self._write({name: d[name] for name in self._store.views if name in d})
+        self._packs.write({name: d[name] for name in self._store.views if name in d})
         return keys
 
     def parameters(self) -> dict[str, Array]:
@@ -428,41 +359,11 @@ class _Recurrent(Generic[_State, _Given]):
             TypeError: `path` is not a path.
             OSError: The file cannot be written.
         """
-        from gatedrnn import _storage
+        known = next(base.__name__ for base in type(self).__mro__ if _Recurrent in base.__bases__)
+        _storage.save(path, known, self._options, self.state_dict())
 
-        _storage.save(path, type(self), self._options, self.state_dict())
-
-    def _packed(self, for_backward: bool = False) -> Any:
-        """Return the pack of the parameters as they are now, packing them first where they changed."""
-        network, pack = self._network, self._pack
-        if network is None and pack is not None and self._store.is_lent:
-            network = pack[1] if pack[0] == _core.fingerprint([self._store.flat]) else None
-        if network is not None and (network.packed_for_backward or not for_backward):
-            return network
-        with self._lock:  # nobody writes meanwhile: both packs are of the same parameters
-            lent = self._store.is_lent  # asked before the comparison: whoever lets go may have written
-            fingerprint = _core.fingerprint([self._store.flat])
-            if self._pack is None or self._pack[0] != fingerprint:
-                self._pack = fingerprint, self._new_network()
-            if not lent:
-                self._network = self._pack[1]
-            if for_backward:
-                self._pack[1].pack_for_backward()
-            return self._pack[1]
-
-    def _packed_for_streams(self) -> Any:
-        """Return the pack with what pickles of its streams are made of: copies of its parameters."""
-        while (network := self._packed()).recipe is None:
-            with self._lock:
-                if self._pack != (_core.fingerprint([self._store.flat]), network):
-                    continue  # written meanwhile: that was the pack of others
-                parameters = {name: view.copy() for name, view in self._store.views.items()}
-                network.recipe = self._cell, parameters, self._device, self._network_options()
-        return network
-
-    def _draw_dropout_seed(self) -> int:
-        with self._lock:
-            return int(self._dropout_generator.integers(2**63))
+    def _packed(self) -> Any:
+        return self._packs.get()
 
     def _generators(self) -> dict[str, np.random.Generator]:
         """What a training run draws from, by name: it belongs to the state of the run."""
@@ -477,16 +378,12 @@ class _Recurrent(Generic[_State, _Given]):
                 raise ValueError(f"precision: expected {expected}, got {precision!r}")
         if device == "cuda":
             _device.backend()
-        with self._lock:
-            self._device, self._precision = device, precision
-            self._network = self._pack = None
+        self._device, self._precision = device, precision
+        self._packs.use(self._recipe())
 
-    def _new_network(self) -> Any:
-        if self._device == "cuda":
-            return _device.Network(self._cell, self._store.views, **self._network_options())
-        if self._pack is not None:
-            return self._pack[1].renewed(self._store.views)
-        return _core.Network(self._cell, self._store.views, **self._network_options())
+    def _recipe(self) -> Recipe:
+        make = _device.Network if self._device == "cuda" else _core.Network
+        return Recipe(make, self._cell, self._network_options())
 
     def _network_options(self) -> dict[str, Any]:
         on_device = {"precision": self._precision} if self._device == "cuda" else {}
@@ -500,16 +397,8 @@ class _Recurrent(Generic[_State, _Given]):
             "dtype": self.dtype,
         }
 
-    def _write(self, values: Mapping[str, object]) -> None:
-        accepted = self._store.accept(values)
-        with self._lock:
-            self._network = None
-            self._store.write(accepted)
-
     def _lend(self) -> Loan:
-        with self._lock:
-            self._network = None
-            return self._store.loan()
+        return self._packs.lend()
 
     def _has_parameter(self, name: str) -> bool:
         # Own names start with "_", and before the constructor ran there is no store.
@@ -529,7 +418,7 @@ class _Recurrent(Generic[_State, _Given]):
 
     def __setattr__(self, name: str, value: object) -> None:
         if self._has_parameter(name):
-            self._write({name: value})
+            self._packs.write({name: value})
         else:
             super().__setattr__(name, value)
 
@@ -571,16 +460,3 @@ def _rebuild(
         module._dropout_generator = dropout_generator
     module.load_state_dict(state)
     return module.to(device, precision)
-
-
-_all_modules: weakref.WeakSet[_Recurrent[Any, Any]] = weakref.WeakSet()
-
-
-def _renew_locks() -> None:
-    """In a forked child: threads that held a lock are gone, and would never release it."""
-    for module in _all_modules:
-        module._lock = threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew_locks)

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 from typing import Any
 
-from gatedrnn import _core, _device
 
+def make_network(make: Any, cell: str, parameters: dict[str, Any], options: dict[str, Any]) -> Any:
+    """Pack parameters that nobody writes into any more; pickles of the network's streams have them too.
 
-def make_network(
-    cell: str, parameters: dict[str, Any], device: str, options: dict[str, Any]
-) -> _core.Network | _device.Network:
-    """Pack parameters that nobody writes into any more; pickles of the network's streams have them too."""
-    make: Any = _device.Network if device == "cuda" else _core.Network
-    network: _core.Network | _device.Network = make(cell, parameters, **options)
-    network.recipe = cell, parameters, device, options
+    Args:
+        make: The class of the network, of `_core` or `_device`.
+        cell: The engine's name for the cell.
+        parameters: By name.
+        options: The other arguments of the class.
+    """
+    network = make(cell, parameters, **options)
+    network.recipe = make, cell, parameters, options
     return network
 
 
-def make_stream(network: Any, batch_size: int, state: Any) -> _core.Stream[Any, Any] | _device.Stream:
+def make_stream(network: Any, batch_size: int, state: Any) -> Any:
     """Make a stream that goes on from a state."""
-    stream: _core.Stream[Any, Any] | _device.Stream = network.stream(batch_size)
+    stream = network.stream(batch_size)
     stream.state = state
     return stream

@@ -62,16 +62,16 @@ class BoundNetwork {
     return call.results(spec_);
   }
 
-  py::tuple record(const py::object& x, const py::object& state, const py::object& lengths, bool batch_first,
-                   double dropout, std::uint64_t dropout_seed, bool recompute, const py::object& owner,
-                   std::uintptr_t stream) {
+  py::tuple forward(const py::object& x, const py::object& state, const py::object& lengths, bool batch_first,
+                    double dropout, std::uint64_t dropout_seed, bool recompute, const py::object& owner,
+                    std::uintptr_t stream) {
     Transfer transfer(x, host_storage_, stream);
     Call call;
     prepare(call, transfer, transfer.copied("x", x), x, state, lengths, py::none(), batch_first);
     auto tape = std::make_unique<BoundTape>();
     {
       const GilRelease release;
-      tape->tape = network_->record(call.forward, {{dropout, dropout_seed}, recompute}, transfer.stream());
+      tape->tape = network_->forward(call.forward, {{dropout, dropout_seed}, recompute}, transfer.stream());
     }
     tape->network = network_;
     tape->x = call.forward.x;

@@ -80,9 +80,9 @@ PYBIND11_MODULE(_cuda, m) {
            py::arg("precision"))
       .def("infer", &BoundNetwork::infer, py::arg("x"), py::arg("state"), py::arg("lengths"), py::arg("out"),
            py::arg("batch_first"), py::arg("stream") = 0)
-      .def("record", &BoundNetwork::record, py::arg("x"), py::arg("state"), py::arg("lengths"), py::arg("batch_first"),
-           py::arg("dropout"), py::arg("dropout_seed"), py::arg("recompute"), py::arg("owner") = py::none(),
-           py::arg("stream") = 0)
+      .def("forward", &BoundNetwork::forward, py::arg("x"), py::arg("state"), py::arg("lengths"),
+           py::arg("batch_first"), py::arg("dropout"), py::arg("dropout_seed"), py::arg("recompute"),
+           py::arg("owner") = py::none(), py::arg("stream") = 0)
       .def("backward", &BoundNetwork::backward, py::arg("tape"), py::arg("d_output"), py::arg("d_state_n"),
            py::arg("gradients"), py::arg("accumulate"), py::arg("input_gradient"), py::arg("owner") = py::none(),
            py::arg("stream") = 0)

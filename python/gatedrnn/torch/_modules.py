@@ -179,14 +179,14 @@ class _Recurrent(nn.Module):
             lengths = lengths.numpy()
         cached = self._cache.get(self._stack, weights, keep)
         call = _ops.Call(cached, lengths, batch_first, packed, dropout, 0 if seed is None else int(seed))
-        return _ops.record(call, x, h, c, weights) if keep else _ops.run(call, x, h, c)
+        return _ops.forward(call, x, h, c, weights) if keep else _ops.run(call, x, h, c)
 
     def _through_operators(
         self, arguments: tuple[Any, ...], dropout: float, seed: Tensor | None, keep: bool
     ) -> tuple[Tensor, ...]:
         results: tuple[Tensor, ...]
         if keep:
-            results = torch.ops.gatedrnn.record(*arguments, dropout, seed)[:3]
+            results = torch.ops.gatedrnn.forward(*arguments, dropout, seed)[:3]
         else:
             results = torch.ops.gatedrnn.run(*arguments)
         return results if self._stack.is_lstm else results[:2]

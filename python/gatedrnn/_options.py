@@ -1,0 +1,79 @@
+"""Arguments of the constructors of LSTM, GRU and RNN: what each may be, its default, and its attribute."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, overload
+
+import numpy as np
+
+from gatedrnn import _checks
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from typing_extensions import Self
+
+_T = TypeVar("_T")
+
+_MAX_LAYERS = 1 << 16
+
+# A class takes those that it has.
+_CHECKS: dict[str, Callable[[str, object], Any]] = {
+    "input_size": lambda name, value: _checks.integer(name, value, 1),
+    "hidden_size": lambda name, value: _checks.integer(name, value, 1),
+    "num_layers": lambda name, value: _checks.integer(name, value, 1, _MAX_LAYERS),
+    "nonlinearity": lambda name, value: _checks.choice(name, value, ("tanh", "relu")),
+    "bias": _checks.flag,
+    "batch_first": _checks.flag,
+    "dropout": _checks.probability,
+    "bidirectional": _checks.flag,
+    "proj_size": lambda name, value: _checks.integer(name, value, 0),
+    "peephole": _checks.flag,
+    "reset_after": _checks.flag,
+    "dtype": _checks.float_dtype,
+}
+
+_COMMON_DEFAULTS: dict[str, object] = {
+    "num_layers": 1,
+    "bias": True,
+    "batch_first": False,
+    "dropout": 0.0,
+    "bidirectional": False,
+    "dtype": np.dtype(np.float32),
+}
+
+
+def checked(options: Mapping[str, object]) -> dict[str, Any]:
+    """Return the arguments in their plain Python form, or raise an error that names the wrong one."""
+    plain = {name: _CHECKS[name](name, value) for name, value in options.items()}
+    if plain.get("proj_size", 0) >= plain["hidden_size"]:
+        expected = f"less than hidden_size={plain['hidden_size']}"
+        raise ValueError(f"proj_size: expected {expected}, got {plain['proj_size']}")
+    return plain
+
+
+class _HasOptions(Protocol):
+    _options: dict[str, Any]
+
+
+class _Option(Generic[_T]):
+    """A constructor argument as a read-only attribute."""
+
+    def __init__(self, doc: str) -> None:
+        self.__doc__ = doc
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    @overload
+    def __get__(self, module: None, owner: type) -> Self: ...
+    @overload
+    def __get__(self, module: _HasOptions, owner: type) -> _T: ...
+    def __get__(self, module: _HasOptions | None, owner: type) -> Self | _T:
+        if module is None:
+            return self
+        value: _T = module._options[self.name]
+        return value
+
+    def __set__(self, module: _HasOptions, value: object) -> None:
+        raise AttributeError(f"{self.name}: fixed when the module is made, cannot be assigned")
