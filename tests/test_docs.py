@@ -1,4 +1,4 @@
-"""Every Python block of README.md and docs/*.md runs: a page's blocks in order, in one namespace."""
+"""Python blocks of README.md and docs/*.md run, a page in one namespace; links lead somewhere."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
-LINK = re.compile(r"\]\(([^)#:]+)\)")  # to a file: no address, no place within the page
+LINK = re.compile(r"\]\(([^)#:]*)(?:#([^)]+))?\)")  # to a file or heading, no address
+HEADING = re.compile(r"^#+ (.*)$", re.MULTILINE)
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+MORE_PAGES = [ROOT / name for name in ("CONTRIBUTING.md", "bench/README.md", "examples/README.md")]
 # Blocks that import these are passed over where they are missing; only the extra `peers` brings them.
 OPTIONAL = ("torch",)
 
@@ -44,15 +46,29 @@ def test_python_blocks_run(page, tmp_path, monkeypatch):
             exec(compile("\n" * lines_before + code, str(page), "exec"), namespace)
 
 
-@pages
+def anchors_of(page):
+    """What links call the headings of a page: as GitHub names them."""
+    headings = HEADING.findall(page.read_text(encoding="utf-8"))
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", [*PAGES, *MORE_PAGES], ids=name_of)
 def test_links_lead_somewhere(page):
-    targets = LINK.findall(page.read_text(encoding="utf-8"))
-    assert [target for target in targets if not (page.parent / target).exists()] == []
+    lost = []
+    for target, anchor in LINK.findall(page.read_text(encoding="utf-8")):
+        there = page.parent / target if target else page
+        if not there.exists() or (anchor and anchor not in anchors_of(there)):
+            lost.append((target, anchor))
+    assert lost == []
 
 
 def test_there_are_examples():
-    """The tests above would say nothing if the blocks were not found."""
+    """The tests above would say nothing if the blocks and links were not found."""
     counts = {name_of(page): len(blocks_of(page)) for page in PAGES}
     wanted = ("which-gru", "lengths", "streaming", "threads-and-containers", "same-bits", "errors")
     assert counts["README.md"] == 1
+    links = LINK.findall((ROOT / "README.md").read_text(encoding="utf-8"))
+    assert ("docs/which-gru.md", "") in links
+    assert ("docs/performance.md", "how-it-works") in links
+    assert ("", "speed") in links
     assert all(counts[f"docs/{name}.md"] >= 2 for name in wanted)
