@@ -11,7 +11,7 @@ void project(const ProjectArgs<typename S::T>& a) noexcept {
   constexpr StageLayout layout = stage_layout(stage);
   constexpr int N = layout.vectors();
   constexpr Index row_size = layout.slots * layout.unit_vectors * S::lanes;
-  for_each_tile<N, S>(*a.core, a.rows, a.first_panel, a.last_panel, a.depth, a.weights, a.panels_reversed,
+  for_each_tile<N, S>(*a.core, a.rows, a.first_panel, a.last_panel, Terms(a.depth), a.weights, a.panels_reversed,
                       [&](const TilePlace& at, TileArgs<T>& tile) {
                         T* gates = a.gates + at.panel * a.gates_panel_stride + at.row * row_size + at.vector * S::lanes;
                         tile.x = a.x + at.begin;

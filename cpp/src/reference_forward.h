@@ -11,6 +11,7 @@
 #include "gatedrnn/cells/rnn.h"
 #include "gatedrnn/cells/scalar.h"
 #include "gatedrnn/network.h"
+#include "gatedrnn/sums.h"
 
 namespace gatedrnn {
 
@@ -78,20 +79,24 @@ class ReferenceForward {
     if (is_lstm(spec_.cell)) std::copy(c.begin(), c.end(), sequence_.c_n + (at * B + b) * H);
   }
 
-  // start + the sum over k of weights[k] * x[k], in order
-  static T chain(T start, const T* weights, const T* x, Index count) {
-    for (Index k = 0; k < count; ++k) start = S::madd(x[k], weights[k], start);
+  // start + the sum over k of weights[k] * x[k], block by block (sums.h)
+  static T product(T start, const T* weights, const T* x, Index count) {
+    for (Index begin = 0; begin < count; begin += kBlockTerms) {
+      T block = 0;
+      for (Index k = begin; k < std::min(begin + kBlockTerms, count); ++k) block = S::madd(x[k], weights[k], block);
+      start += block;
+    }
     return start;
   }
 
   static T input_part(const LayerParameters<T>& w, Index row, T bias, const T* x, Index I) {
-    return chain(bias, w.weight_ih + row * I, x, I);
+    return product(bias, w.weight_ih + row * I, x, I);
   }
 
   // Bias, inputs, recurrent operand: the whole pre-activation of one gate row.
   static T gate(const LayerParameters<T>& w, Index row, const T* x, Index I, const std::vector<T>& operand) {
     const Index P = static_cast<Index>(operand.size());
-    return chain(input_part(w, row, bias_sum(w, row), x, I), w.weight_hh + row * P, operand.data(), P);
+    return product(input_part(w, row, bias_sum(w, row), x, I), w.weight_hh + row * P, operand.data(), P);
   }
 
   std::vector<T> next_h(const LayerParameters<T>& w, const T* x, Index I, const std::vector<T>& h, std::vector<T>& c,
@@ -130,7 +135,7 @@ class ReferenceForward {
     }
     if (!w.weight_hr) return next;
     std::vector<T> projected(spec_.proj_size);
-    for (Index p = 0; p < spec_.proj_size; ++p) projected[p] = chain(T(0), w.weight_hr + p * H, next.data(), H);
+    for (Index p = 0; p < spec_.proj_size; ++p) projected[p] = product(T(0), w.weight_hr + p * H, next.data(), H);
     return projected;
   }
 
@@ -141,7 +146,7 @@ class ReferenceForward {
     for (Index u = 0; u < H; ++u) {
       const Index n = 2 * H + u;
       const T n_x = input_part(w, n, w.bias_ih ? w.bias_ih[n] : T(0), x, I);
-      const T n_h = chain(w.bias_hh ? w.bias_hh[n] : T(0), w.weight_hh + n * H, h.data(), H);
+      const T n_h = product(w.bias_hh ? w.bias_hh[n] : T(0), w.weight_hh + n * H, h.data(), H);
       const T r = A::sigmoid(gate(w, u, x, I, h)), e = Gru::update(gate(w, H + u, x, I, h));
       const auto blend = Gru::blend(e, Gru::candidate_reset_after(n_x, r, n_h), h[u]);
       next[u] = blend.h;
