@@ -24,6 +24,7 @@ CLASSES = {
     "rnn_relu": (gr.RNN, {"nonlinearity": "relu"}),
 }
 CELLS = tuple(CLASSES)
+BENCH = Path(__file__).parent.parent / "bench"  # pytest has it on its path, see pyproject.toml
 # Whether everything, child processes included, computes on the threads of PyTorch's OpenMP.
 BORROWED = os.environ.get("GATEDRNN_TEST_THREADS") == "borrowed"
 
@@ -122,14 +123,14 @@ def check(module, cell, x, state=None, lengths=None):
 
 
 def run_python(code, *arguments, isa=None, timeout=120, check_status=True, environment=()):
-    """Run `code` in a new interpreter that can import this directory; its last line is JSON and is returned.
+    """Run `code` in a new interpreter that can import what tests can; its last line is JSON and is returned.
 
     `code` is text, or the path of a script. A child that hangs is ended by the time-out and fails the test.
     With `check_status=False` the finished process itself is returned.
     """
     environment = {k: v for k, v in os.environ.items() if k != "GATEDRNN_ISA"} | dict(environment)
     environment["PYTHONPATH"] = os.pathsep.join(
-        [str(Path(__file__).parent), environment.get("PYTHONPATH", "")]
+        [str(Path(__file__).parent), str(BENCH), environment.get("PYTHONPATH", "")]
     )
     if isa is not None:
         environment["GATEDRNN_ISA"] = isa

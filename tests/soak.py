@@ -36,8 +36,10 @@ from collections import Counter
 import numpy as np
 
 import gatedrnn as gr
-from gatedrnn.bench.beside_others import BusyProcess
-from helpers import CELLS_AND_PROJECTION, DTYPES, HAS_FMA, ISA, build, flat, normal, state_of
+from helpers import BENCH, CELLS_AND_PROJECTION, DTYPES, HAS_FMA, ISA, build, flat, normal, state_of
+
+sys.path.append(str(BENCH))
+from busy_process import BusyProcess
 
 MEGABYTE = 2**20
 # By this much the memory held in the last third of the time may exceed that of the middle third: modules are

@@ -1,24 +1,29 @@
-"""The benchmark's set beside others: that it measures what it says, and that its busy process always ends."""
+"""The benchmarks: that they measure what they say, and that the busy process beside them always ends."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
+import re
 import signal
+import statistics
 import subprocess
 import sys
 import time
 
 import pytest
 
-from gatedrnn.bench import beside_others, cli
-from helpers import run_python
+import against_self
+import beside_others
+from busy_process import BusyProcess, processors
+from gatedrnn.bench import cli
+from helpers import BENCH, run_python
 
 linux = pytest.mark.skipif(
     not hasattr(os, "sched_setaffinity"), reason="only Linux tells and sets a process's CPUs"
 )
-SHORT = ["--set", "beside-others", "--seconds", "0.01", "--slice", "1", "--repeats", "1"]
+SHORT = ["--seconds", "0.01", "--slice", "1", "--repeats", "1"]
 
 
 def alive(process):
@@ -29,11 +34,101 @@ def alive(process):
         return False
 
 
+# ---- gatedrnn bench ----
+
+
+def test_ours_beside_a_peer(tmp_path, capsys):
+    pytest.importorskip("onnxruntime")
+    file = tmp_path / "results.json"
+    sets = ["--set", "grid", "--set", "streaming", "--set", "ragged"]
+    only = ["--only", "GRU H=64 B=1 T=1 ", "--only", "GRU H=64 B=64 T=10..400"]
+    assert cli.main([*SHORT, *sets, *only, "--peers", "onnxruntime", "--no-pin", "--json", str(file)]) == 0
+    content = json.loads(file.read_text())
+    labels = {part["set"]: [row["label"] for row in part["rows"]] for part in content["sets"]}
+    assert labels == {
+        "grid": ["GRU H=64 B=1 T=1"],
+        "streaming": ["GRU H=64 B=1 T=1 stream"],
+        "ragged": ["GRU H=64 B=64 T=10..400"],
+    }
+    text = capsys.readouterr().out
+    for row in (row for part in content["sets"] for row in part["rows"]):
+        assert row["label"] in text
+        assert row["limit_seconds"] > 0
+        ours, *others = row["entries"]
+        peer = next(entry for entry in others if entry["is_peer"])
+        assert (peer["name"], peer["problem"], row["fastest_peer"]) == ("ONNX Runtime", "", "ONNX Runtime")
+        ratios = [b / a for a, b in zip(ours["rounds"], peer["rounds"], strict=True)]
+        assert peer["ratio"] == row["fastest_ratio"] == pytest.approx(statistics.median(ratios))
+
+
+def test_labels_are_listed(capsys):
+    assert cli.main(["--list", "--only", "H=1024 B=1 "]) == 0
+    expected = ["grid: LSTM H=1024 B=1 T=50", "grid: GRU H=1024 B=1 T=50"]
+    assert capsys.readouterr().out.splitlines() == expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (["--train", "--set", "streaming"], "--train has the sets grid, deepbench, ragged, not streaming"),
+        (["--only", "H=3 "], "no label of --set grid contains"),
+        (["--json", "nowhere/x.json"], "there is no such directory"),
+        (["--cells", "GRU,LTSM"], "'LTSM' is none of"),
+        (["--repeats", "0"], "0 is not positive"),
+    ],
+)
+def test_wrong_options_are_refused(arguments, error, capsys):
+    with pytest.raises(SystemExit):
+        cli.main(arguments)
+    assert error in capsys.readouterr().err
+
+
+# ---- gatedrnn against itself ----
+
+
+@pytest.mark.parametrize("measure", against_self.MEASURES, ids=lambda measure: measure.name)
+def test_a_pair_of_every_measure(measure, tmp_path, capsys, monkeypatch, request):
+    """The shortest of them: a ratio is the time of one over that of the other, per amount of work."""
+    if measure.needs:
+        request.getfixturevalue("one_torch_thread")  # it sets their number
+    monkeypatch.setattr(against_self.placement, "pin", lambda count: None)
+    file = tmp_path / "results.json"
+    assert against_self.main([measure.name, "--list"]) == 0
+    labels = [line.removeprefix(f"{measure.name}: ") for line in capsys.readouterr().out.splitlines()]
+    assert len(labels) == len(set(labels)) > 2
+    shortest = min(labels, key=size_of)
+    arguments = [measure.name, *SHORT, "--only", f"{shortest} ", "--json", str(file)]
+    assert against_self.main(arguments) == 0
+    (result,) = json.loads(file.read_text())["measures"]
+    row = result["rows"][0]
+    assert row["label"] == shortest
+    rounds = row["rounds"]
+    ratios = [a / b for a, b in zip(rounds["measured"], rounds["base"], strict=True)]
+    assert row["ratio"] == pytest.approx(statistics.median(ratios) / row["scale"])
+    assert result["largest"] == max(row["ratio"] for row in result["rows"])
+    assert shortest in capsys.readouterr().out
+
+
+def size_of(label):
+    """Multiply-adds, roughly."""
+    numbers = {key: int(value) for key, value in re.findall(r"([HBT])=(?:\d+\.\.)?(\d+)", label)}
+    return numbers["H"] ** 2 * numbers["B"] * numbers["T"]
+
+
+def test_only_known_measures(capsys):
+    with pytest.raises(SystemExit):
+        against_self.main(["gru", "grus"])
+    assert "'grus' is none of gru, gru-training" in capsys.readouterr().err
+
+
+# ---- beside others ----
+
+
 def test_every_situation_gives_rows_with_goals(tmp_path, capsys):
     file = tmp_path / "results.json"
     only = ["--only", "LSTM H=64 B=1 T=100", "--only", "blas", "--only", "callers: LSTM"]
-    assert cli.main([*SHORT, *only, "--json", str(file)]) == 0
-    situations = {each["situation"]: each for each in json.loads(file.read_text())["beside-others"]}
+    assert beside_others.main([*SHORT, *only, "--json", str(file)]) == 0
+    situations = {each["situation"]: each for each in json.loads(file.read_text())["situations"]}
     assert {name: each["goal"] for name, each in situations.items()} == {
         "alone": 1.05,
         "busy": 1.25,
@@ -52,7 +147,7 @@ def test_every_situation_gives_rows_with_goals(tmp_path, capsys):
 
 
 def test_the_shapes_alone_and_beside_a_busy_process_are_the_same(capsys):
-    assert cli.main(["--set", "beside-others", "--list"]) == 0
+    assert beside_others.main(["--list"]) == 0
     labels = capsys.readouterr().out.splitlines()
     of = {name: [x.split(": ")[1] for x in labels if x.startswith(f"{name}: ")] for name in ("alone", "busy")}
     assert of["alone"] == of["busy"]
@@ -61,22 +156,15 @@ def test_the_shapes_alone_and_beside_a_busy_process_are_the_same(capsys):
         assert label in of["alone"]
 
 
-@pytest.mark.parametrize("more", [["--set", "grid"], ["--threads", "2"], ["--train"]])
-def test_it_goes_alone(more, capsys):
-    with pytest.raises(SystemExit):
-        cli.main([*SHORT, *more])
-    assert "goes without" in capsys.readouterr().err
-
-
 @linux
 def test_one_processor():
     """It says so; the busy process is on that one too."""
     code = """
 import json, os
 os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-from gatedrnn.bench import cli
-status = cli.main(["--set", "beside-others", "--seconds", "0.01", "--slice", "1", "--repeats", "1",
-                   "--only", "GRU H=64 B=1 T=1 ", "--only", "callers: GRU"])
+import beside_others
+status = beside_others.main(["--seconds", "0.01", "--slice", "1", "--repeats", "1",
+                             "--only", "GRU H=64 B=1 T=1 ", "--only", "callers: GRU"])
 print(json.dumps(status))
 """
     child = run_python(code, check_status=False)
@@ -87,8 +175,8 @@ print(json.dumps(status))
 
 @linux
 def test_busy_process_keeps_to_its_processor_and_ends():
-    last = beside_others.processors()[-1]
-    with contextlib.suppress(KeyboardInterrupt), beside_others.BusyProcess(last) as busy:
+    last = processors()[-1]
+    with contextlib.suppress(KeyboardInterrupt), BusyProcess(last) as busy:
         process = busy._process.pid
         assert os.sched_getaffinity(process) == {last}
         assert alive(process)
@@ -104,13 +192,17 @@ def test_busy_process_ends_with_its_parent(number):
     code = """
 import signal, time
 signal.signal(signal.SIGINT, signal.default_int_handler)
-from gatedrnn.bench.beside_others import BusyProcess
+from busy_process import BusyProcess
 with BusyProcess() as busy:
     print(busy._process.pid, flush=True)
     time.sleep(60)
 """
     parent = subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(BENCH)},
     )
     process = int(parent.stdout.readline())
     assert alive(process)

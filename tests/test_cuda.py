@@ -20,9 +20,9 @@ import weakref
 import numpy as np
 import pytest
 
+import beside_cudnn
 import gatedrnn as gr
 from gatedrnn import _device
-from gatedrnn.bench import cuda
 from gradients import (
     CELLS,
     assert_close_gradients,
@@ -155,7 +155,7 @@ def test_benchmark_needs_a_device(capsys):
     if torch and torch.cuda.is_available():
         pytest.skip("the device's tests: there is one")
     with pytest.raises(SystemExit):
-        cuda.main(["--train"])
+        beside_cudnn.main(["--train"])
     expected = "this PyTorch has no device" if torch else "needs PyTorch, which is not installed"
     assert expected in capsys.readouterr().err
 

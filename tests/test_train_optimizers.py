@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from gatedrnn import train
-from gatedrnn.train import optimizers
+from gatedrnn.train import _blocks
 from helpers import DTYPES, assert_same_bits, normal
 from test_errors import refused
 
@@ -150,7 +150,7 @@ def test_gradients_are_left_alone_and_may_have_any_strides(case):
 def test_blocks_change_no_bit(case, monkeypatch):
     results = []
     for block in (1 << 15, 7):
-        monkeypatch.setattr(optimizers, "_BLOCK", block)
+        monkeypatch.setattr(_blocks, "BLOCK", block)
         parameters, gradients = problem(np.float32, ((6, 5), (14,), (0,), ()))
         optimizer = make(case, parameters)
         for grads in gradients:

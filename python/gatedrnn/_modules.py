@@ -119,26 +119,11 @@ class GRU(_Recurrent["Array", "Array"]):
     et al. 2014 (there h' = z h + (1 - z) n as here); `reset_after=True` is the variant of cuDNN, which
     PyTorch and Keras took over. Parameters trained for one form are wrong in the other.
 
+    The other arguments, and the errors raised, are those of `LSTM`.
+
     Args:
-        input_size: Width of one time step of the input, I.
-        hidden_size: Number of hidden units, H.
-        num_layers: Layers, each fed with the output of the one below.
-        bias: Whether to have bias parameters.
-        batch_first: Whether x and the output are (B, T, ...) instead of (T, B, ...).
-        dropout: Probability of dropout between layers; for training only, inference ignores it.
-        bidirectional: Whether each layer also runs from the end to the start; the outputs stand side by side.
         reset_after: Whether the reset gate acts after the candidate's matrix product (True) or on h before it
             (False).
-        dtype: float32 or float64, of parameters, states and all arithmetic.
-        seed: Integer of at least 0 that decides the initial parameters, uniform in +-1/sqrt(H); None for new
-            ones each time.
-        device: Where calls compute, "cpu" or "cuda"; see `to`.
-        precision: On "cuda"; see `to`.
-
-    Raises:
-        TypeError: An argument has the wrong type.
-        ValueError: An argument has a value outside its range, or the parameters would fit in no memory.
-        RuntimeError: The device backend, a driver or a device is missing.
     """
 
     __slots__ = ()
@@ -190,25 +175,10 @@ class RNN(_Recurrent["Array", "Array"]):
 
         h' = tanh(W_ih x + b_ih + W_hh h + b_hh)                or relu instead of tanh
 
-    Args:
-        input_size: Width of one time step of the input, I.
-        hidden_size: Number of hidden units, H.
-        num_layers: Layers, each fed with the output of the one below.
-        nonlinearity: "tanh" or "relu".
-        bias: Whether to have bias parameters.
-        batch_first: Whether x and the output are (B, T, ...) instead of (T, B, ...).
-        dropout: Probability of dropout between layers; for training only, inference ignores it.
-        bidirectional: Whether each layer also runs from the end to the start; the outputs stand side by side.
-        dtype: float32 or float64, of parameters, states and all arithmetic.
-        seed: Integer of at least 0 that decides the initial parameters, uniform in +-1/sqrt(H); None for new
-            ones each time.
-        device: Where calls compute, "cpu" or "cuda"; see `to`.
-        precision: On "cuda"; see `to`.
+    The other arguments, and the errors raised, are those of `LSTM`.
 
-    Raises:
-        TypeError: An argument has the wrong type.
-        ValueError: An argument has a value outside its range, or the parameters would fit in no memory.
-        RuntimeError: The device backend, a driver or a device is missing.
+    Args:
+        nonlinearity: "tanh" or "relu".
     """
 
     __slots__ = ()

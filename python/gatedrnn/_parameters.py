@@ -26,6 +26,15 @@ class IncompatibleKeys(NamedTuple):
     unexpected_keys: list[str]
 
 
+def refuse_incompatible(module: object, keys: IncompatibleKeys, strict: object) -> None:
+    """Raise a ValueError if there are any such keys and `strict`, the argument of that name, is true."""
+    if _checks.flag("strict", strict) and any(keys):
+        raise ValueError(
+            f"d: expected the parameters of {module!r}, got missing keys {keys.missing_keys}, "
+            f"unexpected keys {keys.unexpected_keys}"
+        )
+
+
 def parameter_shapes(options: Mapping[str, Any], gates: int) -> Shapes:
     """Lay out all layers and directions; refuse sizes that no machine can hold.
 

@@ -11,7 +11,13 @@ import numpy as np
 from gatedrnn import _checks, _core, _device, _storage
 from gatedrnn._options import _Option, checked
 from gatedrnn._packs import PackCache, Recipe
-from gatedrnn._parameters import IncompatibleKeys, Loan, ParameterStore, parameter_shapes
+from gatedrnn._parameters import (
+    IncompatibleKeys,
+    Loan,
+    ParameterStore,
+    parameter_shapes,
+    refuse_incompatible,
+)
 
 if TYPE_CHECKING:
     import os
@@ -325,11 +331,7 @@ class _Recurrent(Generic[_State, _Given]):
         if not isinstance(d, Mapping):
             raise TypeError(f"d: expected a mapping of names to arrays, got {_checks.described(d)}")
         keys = self._store.compare(d)
-        if _checks.flag("strict", strict) and any(keys):
-            raise ValueError(
-                f"d: expected the parameters of {self!r}, got missing keys {keys.missing_keys}, "
-                f"unexpected keys {keys.unexpected_keys}"
-            )
+        refuse_incompatible(self, keys, strict)
         self._packs.write({name: d[name] for name in self._store.views if name in d})
         return keys
 

@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 import gatedrnn as gr
-from gatedrnn.bench.shapes import Array, Problem, Shape
+from gatedrnn.bench.shapes import Array, Problem
 from gatedrnn.bench.timing import Contender, faster
 
 
@@ -220,27 +220,6 @@ class PyTorch(Peer):
         gradients = [parameter.grad.numpy() for parameter in module.parameters()]
         return [output.detach().numpy(), x.grad.numpy(), *gradients]
 
-    def model_update(self, shape: Shape) -> Callable[[], Any]:
-        """One update of a language model of 256 tokens with such a layer, by Adam with clipped gradients."""
-        torch, tokens = self.torch, 256
-        torch.manual_seed(0)
-        embedding, head = torch.nn.Embedding(tokens, shape.I), torch.nn.Linear(shape.H, tokens)
-        recurrent = getattr(self.classes, shape.cell)(shape.I, shape.H)
-        model = torch.nn.ModuleList([embedding, recurrent, head])
-        optimizer = torch.optim.Adam(model.parameters(), 1e-3)
-        inputs, targets = torch.randint(tokens, (2, shape.T, shape.B))
-
-        def update() -> Any:
-            optimizer.zero_grad()
-            logits = head(recurrent(embedding(inputs))[0])
-            loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            return loss
-
-        return update
-
     @property
     def classes(self) -> Any:
         """What has the classes LSTM, GRU and RNN."""
@@ -266,14 +245,6 @@ class PyTorch(Peer):
     def _arrays(result: Any) -> list[Array]:
         output, state = result
         return [output.numpy(), *(part[0].numpy() for part in _parts(state))]
-
-
-class OursInPyTorch(PyTorch):
-    """gatedrnn.torch, called as torch.nn is."""
-
-    @property
-    def classes(self) -> Any:  # noqa: D102
-        return importlib.import_module("gatedrnn.torch")
 
 
 # ----------------------------------------------------------------------------------------------------

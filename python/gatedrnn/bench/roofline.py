@@ -39,8 +39,8 @@ from typing import Any
 import numpy as np
 
 from gatedrnn import _core
+from gatedrnn.bench.placement import placement
 from gatedrnn.bench.shapes import Shape
-from gatedrnn.bench.timing import placement
 
 _MILLISECONDS = 10.0
 _TRIES = 3  # noise only ever slows down: the best counts

@@ -5,55 +5,20 @@ from __future__ import annotations
 import contextlib
 import gc
 import itertools
-import os
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
+from gatedrnn.bench.placement import placement
 from gatedrnn.bench.shapes import Array
 
 MIN_ROUNDS = 3
 _LONG_CALL = 0.25  # seconds, as the next two
 _WARM_CALL = 0.05  # longer calls wake their threads and fetch their weights in a time that weighs nothing
 _WARM_UP = 0.001
-
-
-class Placement:
-    """Keeps the main thread alone on the first CPU while something runs, and all other threads on the others.
-
-    Schedulers may put a library's just woken worker where its main thread spins and waits for it, and leave
-    it there for milliseconds. That depends on who ran before, so it is kept away from everybody.
-    """
-
-    def __init__(self) -> None:
-        """Does nothing until `cpus` are set; then with two or more of them."""
-        self.cpus: tuple[int, ...] = ()
-
-    @contextlib.contextmanager
-    def held(self) -> Iterator[None]:
-        """Within this the main thread has its CPU; a library that counts CPUs sees all before it."""
-        if len(self.cpus) < 2:
-            yield
-            return
-        os.sched_setaffinity(0, self.cpus[:1])
-        try:
-            yield
-        finally:
-            os.sched_setaffinity(0, self.cpus)
-
-    def spread(self) -> None:
-        """Move all other threads off the main thread's CPU; each time, as some libraries move theirs back."""
-        if len(self.cpus) < 2:
-            return
-        for thread in set(os.listdir("/proc/self/task")) - {str(os.getpid())}:
-            with contextlib.suppress(OSError):  # it may have ended
-                os.sched_setaffinity(int(thread), self.cpus[1:])
-
-
-placement = Placement()  # one per process, as its CPUs are
 
 
 @dataclass(frozen=True)

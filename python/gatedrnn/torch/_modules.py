@@ -363,21 +363,16 @@ class _SingleState(_Recurrent):
         *,
         lengths: Lengths | None = None,
     ) -> tuple[Any, Tensor]:
-        """Run over whole sequences, with D directions.
+        """Run over whole sequences: as `LSTM.forward`, but for the state, which is h alone.
 
         Args:
-            input: (T, B, I), or (B, T, I) with `batch_first`, or (T, I) unbatched, in the parameters' dtype
-                and of any strides; or a PackedSequence.
+            input: As in `LSTM.forward`.
             hx: Initial state, (L*D, B, H), without B where the input is unbatched; None for zeros.
-            lengths: B integers in 0..T, in any order: how many steps of each row of a padded input are
-                valid. Output past them is 0, and the final state is that of the last valid step.
+            lengths: As in `LSTM.forward`.
 
         Returns:
             The output, (T, B, D*H) laid out like the input (packed for a packed one), and the final state.
-
-        Raises:
-            TypeError: An argument has the wrong type or dtype.
-            ValueError: An argument has the wrong shape or value, or is not on the CPU.
+            Errors are those of `LSTM.forward`.
         """
         output, h_n = self._compute(input, hx, None, lengths)
         return output, h_n
@@ -386,25 +381,12 @@ class _SingleState(_Recurrent):
 class GRU(_SingleState):
     """``torch.nn.GRU``, computed by this package's engine on the CPU, in both forms of the unit.
 
-    Constructor, parameters, state dictionary, call and results are torch.nn's; `gatedrnn.GRU` has the
-    equations. States and outputs share their memory with the engine, nothing is copied.
+    As `LSTM` is to ``torch.nn.LSTM``, with the same arguments but for this one, and the same errors;
+    `gatedrnn.GRU` has the equations.
 
     Args:
-        input_size: Width of one time step of the input, I.
-        hidden_size: Number of hidden units, H.
-        num_layers: Layers, each fed with the output of the one below.
-        bias: Whether to have bias parameters.
-        batch_first: Whether input and output are (B, T, ...) instead of (T, B, ...).
-        dropout: Probability of dropout between layers in training mode, drawn from torch's generator.
-        bidirectional: Whether each layer also runs from the end to the start; the outputs stand side by side.
-        device: Where the parameters are made; a call needs them on the CPU.
-        dtype: torch.float32 or torch.float64; None for torch's default.
         reset_after: Whether the reset gate acts after the candidate's matrix product, as in torch.nn, or on h
             before it (False), as in the paper of Cho et al. 2014.
-
-    Raises:
-        TypeError: An argument has the wrong type.
-        ValueError: An argument has a value outside its range, or the parameters would fit in no memory.
     """
 
     _numpy_class = gatedrnn.GRU
@@ -446,24 +428,11 @@ class GRU(_SingleState):
 class RNN(_SingleState):
     """``torch.nn.RNN``, computed by this package's engine on the CPU.
 
-    Constructor, parameters, state dictionary, call and results are torch.nn's; `gatedrnn.RNN` has the
-    equations. States and outputs share their memory with the engine, nothing is copied.
+    As `LSTM` is to ``torch.nn.LSTM``, with the same arguments but for this one, and the same errors;
+    `gatedrnn.RNN` has the equations.
 
     Args:
-        input_size: Width of one time step of the input, I.
-        hidden_size: Number of hidden units, H.
-        num_layers: Layers, each fed with the output of the one below.
         nonlinearity: "tanh" or "relu".
-        bias: Whether to have bias parameters.
-        batch_first: Whether input and output are (B, T, ...) instead of (T, B, ...).
-        dropout: Probability of dropout between layers in training mode, drawn from torch's generator.
-        bidirectional: Whether each layer also runs from the end to the start; the outputs stand side by side.
-        device: Where the parameters are made; a call needs them on the CPU.
-        dtype: torch.float32 or torch.float64; None for torch's default.
-
-    Raises:
-        TypeError: An argument has the wrong type.
-        ValueError: An argument has a value outside its range, or the parameters would fit in no memory.
     """
 
     _numpy_class = gatedrnn.RNN

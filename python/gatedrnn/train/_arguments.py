@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -58,14 +56,6 @@ def module(name: str, value: object) -> None:
     for method in ("parameters", "state_dict", "load_state_dict"):
         if not callable(getattr(value, method, None)):
             raise TypeError(f"{name}: expected a module with {method}(), got {_checks.described(value)}")
-
-
-def optimizer(name: str, value: object) -> None:
-    """Accept an optimiser of `gatedrnn.train`."""
-    from gatedrnn.train.optimizers import Optimizer  # which imports this module
-
-    if not isinstance(value, Optimizer):
-        raise TypeError(f"{name}: expected an optimizer of gatedrnn.train, got {_checks.described(value)}")
 
 
 def generator(name: str, value: object) -> np.random.Generator:
@@ -172,33 +162,3 @@ def _as_array(name: str, value: object, wanted: str) -> npt.NDArray[Any]:
     if array.dtype.kind == "O":
         raise TypeError(f"{name}: expected {wanted}, got {_checks.described(value)}")
     return array
-
-
-# What NumPy calls its errors when it reports one, by their names in `numpy.seterr`; and how to make one.
-_ERRORS: dict[str, tuple[str, Callable[[], object]]] = {
-    "divide": ("divide by zero", lambda: np.ones(1) / np.zeros(1)),
-    "over": ("overflow", lambda: np.square(np.full(1, 1e300))),
-    "invalid": ("invalid value", lambda: np.zeros(1) / np.zeros(1)),
-}
-
-
-@contextmanager
-def floating_point_errors_later(where: str) -> Iterator[None]:
-    """Do the block to its end, and only then let NumPy do what `numpy.seterr` said of what happened.
-
-    Underflow is passed over.
-    """
-    told: dict[str, str] = {**np.geterr()}  # type: ignore[dict-item]
-    seen: set[str] = set()
-    later: dict[str, Any] = {kind: "call" for kind in _ERRORS if told[kind] != "ignore"}
-    with np.errstate(**later, under="ignore", call=lambda message, _: seen.add(message)):
-        yield
-    for kind, (message, repeat) in _ERRORS.items():
-        if message not in seen:
-            continue
-        if told[kind] == "raise":
-            raise FloatingPointError(f"{message} encountered in {where}")
-        if told[kind] == "warn":
-            warnings.warn(f"{message} encountered in {where}", RuntimeWarning, stacklevel=4)
-        else:  # print, log or call
-            repeat()

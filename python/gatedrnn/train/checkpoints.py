@@ -11,16 +11,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gatedrnn import _checks, _files
-from gatedrnn.train import _arguments
-from gatedrnn.train.layers import generators_of
+from gatedrnn.train import _arguments, _generators
+from gatedrnn.train._optimizer import check_optimizer
+from gatedrnn.train.modules import generators_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     import numpy.typing as npt
 
-    from gatedrnn.train.layers import Module
-    from gatedrnn.train.optimizers import Optimizer
+    from gatedrnn.train._optimizer import Optimizer
+    from gatedrnn.train.modules import Module
 
     Arrays = dict[str, npt.NDArray[Any]]
 
@@ -60,14 +61,14 @@ def save_checkpoint(
         OSError: The file cannot be written.
     """
     _arguments.module("module", module)
-    _arguments.optimizer("optimizer", optimizer)
+    check_optimizer("optimizer", optimizer)
     _checks.path("path", path)
     if rng is not None:
         _arguments.generator("rng", rng)
     metadata = {
         "notes": _json("notes", dict(_arguments.mapping("notes", notes or {}, "names to values"))),
-        "rng": _state_text(None if rng is None else rng.bit_generator.state),
-        "generators": _state_text({name: g.bit_generator.state for name, g in generators_of(module).items()}),
+        "rng": _generators.state_text(None if rng is None else rng.bit_generator.state),
+        "generators": _generators.state_text(_states(generators_of(module))),
     }
     parts = (module.state_dict(), optimizer.state_dict(), _arguments.mapping("arrays", arrays or {}))
     tensors = {
@@ -109,7 +110,7 @@ def load_checkpoint(
             module, optimiser or kind of generator; the message names the file.
     """
     _arguments.module("module", module)
-    _arguments.optimizer("optimizer", optimizer)
+    check_optimizer("optimizer", optimizer)
     name = _checks.path("path", path)
     if rng is not None:
         _arguments.generator("rng", rng)
@@ -123,7 +124,7 @@ def load_checkpoint(
             module.load_state_dict(parts["parameters"])
             optimizer.load_state_dict(parts["optimizer"])
             for key, generator in generators.items():
-                _restore(key, generator, states[key])
+                _generators.restore(key, generator, states[key])
     except (TypeError, ValueError, KeyError) as error:
         raise ValueError(f"{name}: expected a checkpoint of this run: {error}") from error
     return notes, parts["arrays"]
@@ -159,7 +160,7 @@ def _all_or_nothing(
 ) -> Iterator[None]:
     """Undo what the block did to all of them if it fails."""
     before = module.state_dict(), optimizer.state_dict()
-    states = {name: generator.bit_generator.state for name, generator in generators.items()}
+    states = _states(generators)
     try:
         yield
     except BaseException:
@@ -170,42 +171,8 @@ def _all_or_nothing(
         raise
 
 
-def _restore(name: str, rng: np.random.Generator, state: Any) -> None:
-    check_state(name, rng, state)
-    rng.bit_generator.state = state
-
-
-def check_state(name: str, rng: np.random.Generator, state: Any) -> None:
-    """Refuse what is no state of such a generator; NumPy does not look."""
-    kind = type(rng.bit_generator)
-    saved = state.get("bit_generator") if isinstance(state, dict) else None
-    if saved != kind.__name__:
-        raise ValueError(f"{name}: expected the state of a {kind.__name__}, got {_checks.shortened(saved)}")
-    if not _is_like(state, kind(0).state, name):
-        raise ValueError(f"{name}: expected the state of a {kind.__name__}, got a damaged one")
-
-
-# Numbers in the states of NumPy's generators are below these, or below 2**128; it does not look itself.
-_LIMITS = {"has_uint32": 2, "uinteger": 2**32, "pos": 625, "buffer_pos": 5}
-
-
-def _is_like(value: Any, like: Any, name: str) -> bool:
-    """Whether a state has the structure of another one of its kind, and numbers that can be in it."""
-    if isinstance(like, dict):
-        same = isinstance(value, dict) and value.keys() == like.keys()
-        return same and all(_is_like(value[key], like[key], key) for key in like)
-    if isinstance(like, np.ndarray):
-        limit = int(np.iinfo(like.dtype).max) + 1
-        return (
-            isinstance(value, list) and len(value) == len(like) and all(_is_in(each, limit) for each in value)
-        )
-    if isinstance(like, str):
-        return bool(value == like)
-    return _is_in(value, _LIMITS.get(name, 2**128))
-
-
-def _is_in(value: object, limit: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < limit
+def _states(generators: Mapping[str, np.random.Generator]) -> dict[str, Any]:
+    return {name: generator.bit_generator.state for name, generator in generators.items()}
 
 
 def _json(name: str, value: object) -> str:
@@ -213,20 +180,3 @@ def _json(name: str, value: object) -> str:
         return json.dumps(value)
     except (TypeError, ValueError) as error:
         raise TypeError(f"{name}: expected values that JSON has a form for, got another: {error}") from None
-
-
-def _state_text(state: object) -> str:
-    return json.dumps(state, default=_listed)
-
-
-def plain_state(rng: np.random.Generator) -> dict[str, Any]:
-    """Return a generator's state in types that JSON has a form for; the generator takes it back."""
-    state: dict[str, Any] = json.loads(_state_text(rng.bit_generator.state))
-    return state
-
-
-def _listed(value: object) -> object:
-    """Give JSON lists for the arrays in a generator's state, which takes them back, and plain integers."""
-    if isinstance(value, (np.ndarray, np.integer)):
-        return value.tolist()
-    raise TypeError(f"{type(value).__name__} has no form in JSON")

@@ -1,4 +1,4 @@
-"""What stands before and after a recurrent module: `Embedding` and `Linear`; `Modules` holds them together.
+"""What stands before and after a recurrent module: `Embedding` and `Linear`.
 
 The matrix products of `Linear` are NumPy's own. The same call on the same machine gives the same bits, but,
 unlike in the engine, a row's bits may depend on the rows beside it and on the BLAS library. Sums over rows
@@ -8,13 +8,12 @@ are added up in blocks of a fixed number of them, so that their errors hardly gr
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-import gatedrnn
 from gatedrnn import _checks
-from gatedrnn._parameters import IncompatibleKeys, Loan, ParameterStore
+from gatedrnn._parameters import IncompatibleKeys, Loan, ParameterStore, refuse_incompatible
 from gatedrnn.train import _arguments
 
 if TYPE_CHECKING:
@@ -23,31 +22,13 @@ if TYPE_CHECKING:
     Array = npt.NDArray[np.floating[Any]]
     Gradients = dict[str, Array]
 
-_T = TypeVar("_T")
+__all__ = ["Embedding", "Linear", "Tape"]
 
 # Rows whose sum is a block's. Of products more: each is a pass over all sums, and 700 rows of a vocabulary of
 # 10000 in two blocks took 1.3 times as long as in one. And blocks whose sum is a group's.
 _BLOCK_ROWS = 128
 _BLOCK_PRODUCTS = 1024
 _GROUP = 128
-
-__all__ = ["Embedding", "Linear", "Module", "Modules", "Tape"]
-
-
-class Module(Protocol):
-    """What an optimiser and a checkpoint need of a module: `LSTM`, `GRU`, `RNN`, the layers, `Modules`."""
-
-    def parameters(self) -> dict[str, Array]:
-        """Hand out the module's own arrays by name."""
-        ...
-
-    def state_dict(self) -> dict[str, Array]:
-        """Copy the parameters."""
-        ...
-
-    def load_state_dict(self, d: Mapping[str, object], strict: bool = True) -> IncompatibleKeys:
-        """Copy parameters in."""
-        ...
 
 
 class Tape(NamedTuple):
@@ -86,23 +67,12 @@ class _Layer:
         return {name: view.copy() for name, view in self._store.views.items()}
 
     def load_state_dict(self, d: Mapping[str, object], strict: bool = True) -> IncompatibleKeys:
-        """Copy parameters in, after all of them were checked; like `LSTM.load_state_dict`.
+        """Copy parameters in, after all of them were checked: on an error the layer is as it was.
 
-        Args:
-            d: By name, NumPy arrays or tensors of any floating dtype.
-            strict: Whether every name must match; False leaves what is missing as it is and ignores what is
-                unexpected.
-
-        Returns:
-            The named tuple (missing_keys, unexpected_keys).
-
-        Raises:
-            TypeError: `d` is not a mapping, or a value is not an array of floating-point numbers.
-            ValueError: Names do not match while `strict`, a shape is wrong, or a number is beyond the range
-                of the dtype.
+        Arguments, result and errors are those of `LSTM.load_state_dict`.
         """
         keys = self._store.compare(_arguments.mapping("d", d))
-        _refuse_incompatible(self, keys, strict)
+        refuse_incompatible(self, keys, strict)
         self._store.write(self._store.accept({name: d[name] for name in self._store.views if name in d}))
         return keys
 
@@ -138,14 +108,6 @@ def _rebuild(
     layer._store = ParameterStore(shapes, dtype, layer)
     layer._store.write(state)
     return layer
-
-
-def _refuse_incompatible(module: object, keys: IncompatibleKeys, strict: bool) -> None:
-    if _checks.flag("strict", strict) and any(keys):
-        raise ValueError(
-            f"d: expected the parameters of {module!r}, got missing keys {keys.missing_keys}, "
-            f"unexpected keys {keys.unexpected_keys}"
-        )
 
 
 class Linear(_Layer):
@@ -418,116 +380,3 @@ def _sum_by_index(indices: npt.NDArray[np.integer[Any]], rows: Array, sums: Arra
     ends = [*starts[1:].tolist(), ordered.size]
     for index, start, end in zip(ordered[starts].tolist(), starts.tolist(), ends, strict=True):
         _sum_rows(ordered_rows[start:end], sums[index])
-
-
-def generators_of(module: Module) -> dict[str, np.random.Generator]:
-    """Return what a module draws from in training, by name: that of `dropout` in LSTM, GRU and RNN."""
-    return (
-        module._generators()
-        if isinstance(module, (Modules, gatedrnn.LSTM, gatedrnn.GRU, gatedrnn.RNN))
-        else {}
-    )
-
-
-class Modules:
-    """Several modules under names, as one for an optimiser and a checkpoint.
-
-    ``Modules(rnn=gr.GRU(8, 16), head=train.Linear(16, 1))`` has the modules as attributes, and the parameters
-    ``rnn.weight_ih_l0``, ..., ``head.weight``, ``head.bias``. A `Modules` can be one of the modules.
-
-    Args:
-        **modules: Modules by name, each only once.
-
-    Raises:
-        TypeError: A value has no ``parameters()``, ``state_dict()`` and ``load_state_dict()``.
-        ValueError: A name is one of this class's own or has a dot, a module comes twice, or there is none.
-    """
-
-    __slots__ = ("_modules",)
-
-    def __init__(self, **modules: Module) -> None:
-        if not modules:
-            raise ValueError("modules: expected at least one, got none")
-        for name, module in modules.items():
-            if name.startswith("_") or "." in name or hasattr(self, name):
-                raise ValueError(
-                    f"modules: expected names without a dot, an underscore in front or a meaning of their "
-                    f"own, got {_checks.shortened(name)}"
-                )
-            _arguments.module(name, module)
-        if len({id(module) for module in modules.values()}) < len(modules):
-            raise ValueError(f"modules: expected distinct ones, got one twice among {list(modules)}")
-        self._modules: dict[str, Module] = dict(modules)
-
-    def parameters(self) -> dict[str, Array]:
-        """Hand out the modules' own arrays, by the module's name, a dot, and the parameter's name."""
-        return _joined({name: module.parameters() for name, module in self._modules.items()})
-
-    def state_dict(self) -> dict[str, Array]:
-        """Copy the parameters, by the same names."""
-        return _joined({name: module.state_dict() for name, module in self._modules.items()})
-
-    def load_state_dict(self, d: Mapping[str, object], strict: bool = True) -> IncompatibleKeys:
-        """Copy parameters in; on an error all modules are as they were.
-
-        Args, returns and errors are those of `Linear.load_state_dict`.
-        """
-        own = self.parameters()
-        missing = [name for name in own if name not in _arguments.mapping("d", d)]
-        keys = IncompatibleKeys(missing, [name for name in d if name not in own])
-        _refuse_incompatible(self, keys, strict)
-        before = self.state_dict()
-        try:
-            self._load(d)
-        except BaseException:
-            self._load(before)
-            raise
-        return keys
-
-    def gradients(self, **gradients: Mapping[str, Array]) -> dict[str, Array]:
-        """Put the gradients of all modules into one dictionary with the names of `parameters()`.
-
-        Args:
-            **gradients: By each module's name, what its ``backward`` returned for its parameters.
-
-        Raises:
-            TypeError: A value is not a mapping.
-            ValueError: A module is missing, or a name is none of a module.
-        """
-        _arguments.names("gradients", gradients, self._modules)
-        return _joined({name: _arguments.mapping(name, gradients[name]) for name in self._modules})
-
-    def _generators(self) -> dict[str, np.random.Generator]:
-        return _joined({name: generators_of(module) for name, module in self._modules.items()})
-
-    def _load(self, d: Mapping[str, object]) -> None:
-        for name, module in self._modules.items():
-            prefix = f"{name}."
-            own = {key[len(prefix) :]: value for key, value in d.items() if str(key).startswith(prefix)}
-            module.load_state_dict(own, strict=False)
-
-    def _has(self, name: str) -> bool:
-        return not name.startswith("_") and hasattr(self, "_modules") and name in self._modules
-
-    def __getattr__(self, name: str) -> Any:
-        # Called only for what is no ordinary attribute.
-        if self._has(name):
-            return self._modules[name]
-        raise _checks.no_attribute(self, name, "_modules")
-
-    def __setattr__(self, name: str, value: object) -> None:
-        if self._has(name):  # an attribute would hide the module from its user, and not from the optimiser
-            raise AttributeError(f"{name}: fixed when {type(self).__name__} is made, cannot be assigned")
-        super().__setattr__(name, value)
-
-    def __dir__(self) -> list[str]:
-        return [*super().__dir__(), *(self._modules if hasattr(self, "_modules") else ())]
-
-    def __repr__(self) -> str:
-        if not hasattr(self, "_modules"):
-            return _checks.half_made(self)
-        return f"Modules({', '.join(f'{name}={module!r}' for name, module in self._modules.items())})"
-
-
-def _joined(parts: Mapping[str, Mapping[str, _T]]) -> dict[str, _T]:
-    return {f"{part}.{name}": value for part, values in parts.items() for name, value in values.items()}

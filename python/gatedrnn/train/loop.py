@@ -17,24 +17,20 @@ import numpy as np
 
 from gatedrnn import _checks, _files
 from gatedrnn.train import _arguments
+from gatedrnn.train._generators import check_state, plain_state
 from gatedrnn.train._interruption import Interruption
-from gatedrnn.train.checkpoints import (
-    check_state,
-    load_checkpoint,
-    notes_of,
-    plain_state,
-    save_checkpoint,
-)
-from gatedrnn.train.layers import generators_of
-from gatedrnn.train.optimizers import clip_grad_norm
+from gatedrnn.train._optimizer import check_optimizer
+from gatedrnn.train.checkpoints import load_checkpoint, notes_of, save_checkpoint
+from gatedrnn.train.clipping import clip_grad_norm
+from gatedrnn.train.modules import generators_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     import numpy.typing as npt
 
-    from gatedrnn.train.layers import Module
-    from gatedrnn.train.optimizers import Optimizer
+    from gatedrnn.train._optimizer import Optimizer
+    from gatedrnn.train.modules import Module
     from gatedrnn.train.schedules import Schedule
 
     Array = npt.NDArray[np.floating[Any]]
@@ -142,7 +138,7 @@ def fit(
             is not finite. The last checkpoint stays.
     """
     _arguments.module("module", module)
-    _arguments.optimizer("optimizer", optimizer)
+    check_optimizer("optimizer", optimizer)
     epochs = _checks.integer("epochs", epochs, 1)
     _arguments.function("loss_and_gradients", loss_and_gradients)
     _arguments.function("batches", batches)

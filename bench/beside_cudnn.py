@@ -1,4 +1,4 @@
-"""On a device, beside cuDNN: ``python -m gatedrnn.bench.cuda [--train]``.
+"""On a device, beside cuDNN: ``python bench/beside_cudnn.py [--train]``.
 
 Both sides get the same parameters and the same input on the device, and their outputs, with ``--train``
 their gradients too, are compared first. Times are those of CUDA events around a call, medians over rounds in
@@ -24,7 +24,7 @@ CELLS = ("LSTM", "GRU", "GRU_BEFORE")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark; return 1 where outputs disagree."""
-    parser = argparse.ArgumentParser(prog="python -m gatedrnn.bench.cuda", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python bench/beside_cudnn.py", description=__doc__)
     parser.add_argument("--train", action="store_true", help="forward and backward")
     parser.add_argument("--cells", nargs="+", choices=CELLS, default=list(CELLS))
     parser.add_argument("--hidden", nargs="+", type=int, default=list(HIDDEN), metavar="H")

@@ -1,5 +1,6 @@
 """The default number of threads against one thread, where other programs and threads are about.
 
+`python bench/beside_others.py`; see bench/README.md for the situations.
 Nothing is pinned but a busy process: this is how a program runs whose author set nothing. A ratio is the
 median over the rounds of the default's time divided by that of one thread in the same round. The goal stands
 beside it; the command does not fail where one is missed.
@@ -7,12 +8,11 @@ beside it; the command does not fail where one is missed.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import functools
 import os
 import statistics
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -23,11 +23,14 @@ from typing import Any
 import numpy as np
 
 import gatedrnn as gr
+from busy_process import BusyProcess, processors
+from gatedrnn import _core
+from gatedrnn.bench import report
+from gatedrnn.bench.options import add_timing, check_files
 from gatedrnn.bench.peers import Ours
 from gatedrnn.bench.shapes import Shape, grid, matches, problem, streaming
 from gatedrnn.bench.timing import MIN_ROUNDS, Measurement, interleave
 
-NAME = "beside-others"
 DEFAULT, ONE = "default", "1 thread"
 CALLERS = 8  # Python threads that call at once
 _TURN = 0.2  # seconds that they do so, at most
@@ -80,57 +83,6 @@ class Situation:
         return ratio >= self.goal if self.at_least else ratio <= self.goal
 
 
-class BusyProcess:
-    """A process that keeps a processor busy within a block; it ends with this one, however that ends.
-
-    Args:
-        processor: The one that it stays on; None for any.
-    """
-
-    _CODE = """
-import os, sys
-if sys.argv[2] != "None":
-    os.sched_setaffinity(0, [int(sys.argv[2])])
-print("busy", flush=True)
-while os.getppid() == int(sys.argv[1]):
-    sum(range(1_000_000))
-"""
-
-    def __init__(self, processor: int | None = None) -> None:
-        self._command = [sys.executable, "-c", self._CODE, str(os.getpid()), str(processor)]
-        self._process: subprocess.Popen[bytes] | None = None
-
-    @property
-    def running(self) -> bool:
-        """Whether it is there."""
-        return self._process is not None and self._process.poll() is None
-
-    def __enter__(self) -> BusyProcess:
-        self._process = subprocess.Popen(self._command, stdout=subprocess.PIPE)
-        try:
-            if self._process.stdout is None or not self._process.stdout.readline():
-                raise RuntimeError("the busy process did not start")
-        except BaseException:
-            self.__exit__()
-            raise
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        process, self._process = self._process, None
-        if process is not None:
-            process.kill()
-            process.wait()
-            if process.stdout is not None:
-                process.stdout.close()
-
-
-def processors() -> list[int]:
-    """Those that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return sorted(os.sched_getaffinity(0))
-    return list(range(os.cpu_count() or 1))
-
-
 def situations(only: Sequence[str], dtype: str) -> list[Situation]:
     """What `--only` keeps of it all; it looks for its texts in "situation: label"."""
     pinned = hasattr(os, "sched_setaffinity")
@@ -176,30 +128,28 @@ def situations(only: Sequence[str], dtype: str) -> list[Situation]:
     return [each for each in kept if each.rows]
 
 
-def run(
-    chosen: Sequence[Situation], budget: Budget, write: Callable[[str], None] = print
-) -> list[dict[str, Any]]:
+def run(chosen: Sequence[Situation], budget: Budget) -> list[dict[str, Any]]:
     """Measure and print; return it all for JSON."""
     if len(processors()) == 1:
-        write("note: this process has one processor, so the default is one thread: both sides do the same")
+        print("note: this process has one processor, so the default is one thread: both sides do the same")
     content = []
     for situation in chosen:
-        write(f"\n{situation.name}: {situation.title}")
-        write(f"{'':30} {situation.units[0]:>12} {situation.units[1]:>12} {'ratio':>8} {'goal':>8}")
+        print(f"\n{situation.name}: {situation.title}")
+        print(f"{'':30} {situation.units[0]:>12} {situation.units[1]:>12} {'ratio':>8} {'goal':>8}")
         rows = []
         with situation.around():
             for row in situation.rows:
                 result = row.measure(budget)
                 reached = situation.reached(result.ratio)
                 rows.append({"label": row.label, "reached": reached, **vars(result)})
-                write(_line(row, result, situation))
+                print(_line(row, result, situation))
         content.append(
             {"situation": situation.name, "title": situation.title, "goal": situation.goal, "rows": rows}
         )
         ratios = [row["ratio"] for row in rows]
         missed = sum(not row["reached"] for row in rows)
         spread = f"ratios {min(ratios):.3f} to {max(ratios):.3f}"
-        write(f"  {len(rows)} rows, {spread}, {missed} of them miss the goal")
+        print(f"  {len(rows)} rows, {spread}, {missed} of them miss the goal")
     return content
 
 
@@ -341,3 +291,40 @@ def _calls_per_second(call: Callable[[], Any], session: Session, seconds: float)
         for thread in threads:
             thread.join()
         return sum(counts) / (time.perf_counter() - start)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python bench/beside_others.py",
+        description="Time gatedrnn with its default number of threads against one thread, beside others.",
+    )
+    dtypes = ("float32", "float64")
+    parser.add_argument("--dtype", choices=dtypes, default="float32", help="default: float32")
+    add_timing(parser, slice_milliseconds=20)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = _parser()
+    options = parser.parse_args(argv)
+    check_files(parser, [options.json])
+    chosen = situations(options.only, options.dtype)
+    if not chosen:
+        parser.error(f"--only: no label contains {options.only}; see --list")
+    if options.list:
+        print(*(f"{each.name}: {row.label}" for each in chosen for row in each.rows), sep="\n")
+        return 0
+    machine, count = _core.machine(), gr.get_num_threads()
+    print(
+        f"gatedrnn {gr.__version__}, {machine['isa']}, {options.dtype}, default (up to {count} threads) "
+        f"against one, {len(processors())} processors, on {machine['cpu']}"
+    )
+    content = run(chosen, Budget(options.repeats, options.seconds, options.slice / 1e3))
+    if options.json:
+        report.write_json(options.json, {"machine": gr.show_config(mode="dict"), "situations": content})
+        print(f"wrote {options.json}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,262 @@
+"""One run of the benchmark: the loop over the sets and their shapes."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import datetime
+import functools
+import importlib
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+import gatedrnn as gr
+from gatedrnn import _core
+from gatedrnn.bench import report, roofline, shapes
+from gatedrnn.bench.options import is_installed
+from gatedrnn.bench.peers import PEERS, Ours, Peer, UnsupportedError
+from gatedrnn.bench.plot import plot
+from gatedrnn.bench.report import Entry, Row
+from gatedrnn.bench.shapes import Problem, Shape
+from gatedrnn.bench.timing import MIN_ROUNDS, Contender, estimate, interleave
+
+# What holds each library to an instruction set. All of them are read once, at import.
+ISA_VARIABLES = {
+    "avx2": {
+        "GATEDRNN_ISA": "avx2",
+        "ATEN_CPU_CAPABILITY": "avx2",
+        "ONEDNN_MAX_CPU_ISA": "AVX2",
+        "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+    }
+}
+_CHECKED_STEPS = 3  # of a stream
+
+
+class Benchmark:
+    """One run of the command."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        """Import the peers and measure the machine."""
+        self.options = options
+        self.threads: int = options.threads
+        self.dtype = np.dtype(options.dtype)
+        self.disagreement = False
+        self.absent: dict[str, str] = {}
+        self.peers = self._load_peers()
+        self.roofline = roofline.measure(self.dtype, self.threads)
+        self.write = print
+        gap = options.gap if options.gap is not None else (30.0 if self.threads > 1 else 0.0)
+        self.interleave = functools.partial(
+            interleave,
+            rounds=options.repeats,
+            seconds=options.seconds,
+            slice_seconds=options.slice / 1e3,
+        )
+        self.gap_seconds = max(gap, 0.0) / 1e3
+
+    def run(self) -> int:
+        """Everything that was asked for; returns the exit status."""
+        content = self._heading()
+        content["sets"] = [self._set(name) for name in self.options.set]
+        rows = [row for part in content["sets"] for row in part.pop("_rows")]
+        if self.options.json:
+            report.write_json(self.options.json, content)
+            self.write(f"wrote {self.options.json}")
+        if self.options.plot:
+            self._plot(rows)
+        return int(self.disagreement)
+
+    def _load_peers(self) -> list[Peer]:
+        wanted = self.options.peers
+        found = []
+        for key, peer in PEERS.items():
+            if wanted is not None and key not in wanted:
+                self.absent[peer.name] = "left out (--peers)"
+            elif self.options.train and not peer.trains:
+                self.absent[peer.name] = "does not train"
+            elif missing := peer.missing():
+                self.absent[peer.name] = f"not installed (needs {', '.join(missing)})"
+            else:
+                try:
+                    found.append(peer(self.threads))
+                except Exception as error:  # a broken installation must not hide the others
+                    self.absent[peer.name] = f"installed, but does not start: {_sentence(error)}"
+        return found
+
+    def _heading(self) -> dict[str, Any]:
+        machine = _core.machine()
+        versions = {peer.name: peer.version() for peer in self.peers}
+        count = f"{self.threads} thread" + "s" * (self.threads > 1)
+        self.write(
+            f"gatedrnn {gr.__version__}, {machine['isa']}, {self.options.dtype}, {count}, on {machine['cpu']}"
+        )
+        self.write(f"{self.roofline}")
+        for name, version in versions.items():
+            self.write(f"{name} {version}")
+        for name, reason in self.absent.items():
+            self.write(f"{name}: {reason}")
+        if self.options.isa:
+            held = [peer.name for peer in self.peers if peer.held]
+            self.write(f"held to {self.options.isa}: gatedrnn, {', '.join(held)}")
+            if not all(self._held(peer) for peer in self.peers):
+                self.write("* uses what the machine has, and does not count as the fastest peer")
+        return {
+            "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+            "options": vars(self.options),
+            "machine": gr.show_config(mode="dict"),
+            "roofline": self.roofline.as_dict(),
+            "peers": versions,
+            "absent": self.absent,
+            "environment": {key: os.environ.get(key) for key in ISA_VARIABLES["avx2"]},
+        }
+
+    # -- one set ------------------------------------------------------------
+    def _set(self, name: str) -> dict[str, Any]:
+        chosen = shapes.select(name, self.options.cells, self.options.only, train=self.options.train)
+        columns = self._columns(name)
+        rows = []
+        self.write(f"\n{name}" + (", forward and backward" if self.options.train else ""))
+        self.write(report.header(columns))
+        for shape in self._progress(chosen, name):
+            row = self._row(name, shape)
+            rows.append(row)
+            self.write(report.line(row, columns))
+        result = report.summary(rows, columns)
+        self.write(f"\n{report.summary_text(result)}")
+        if reasons := report.details(rows):
+            self.write(reasons)
+        return {"set": name, "summary": result, "rows": [row.as_dict() for row in rows], "_rows": rows}
+
+    def _columns(self, set_name: str) -> list[str]:
+        names = []
+        for peer in self.peers:
+            names.append(peer.name)
+            if set_name == "ragged" and peer.name == "PyTorch" and not self.options.train:
+                names.append("PyTorch packed")
+        return ([f"{Ours.name} m(x)"] if set_name == "streaming" else []) + names
+
+    def _progress(self, items: Sequence[Any], title: str) -> Iterator[Any]:
+        if not is_installed("tqdm"):
+            yield from items
+            return
+        tqdm = importlib.import_module("tqdm").tqdm
+        tqdm.monitor_interval = 0  # no thread of its own beside what is being timed
+        with contextlib.ExitStack() as stack:
+            bar = stack.enter_context(
+                tqdm(items, desc=title, unit="shape", leave=False, disable=None, file=sys.stderr)
+            )
+            if not bar.disable:
+                stack.callback(setattr, self, "write", self.write)
+                self.write = tqdm.write
+            yield from bar
+
+    # -- one shape ------------------------------------------------------------
+    def _row(self, set_name: str, shape: Shape) -> Row:
+        row = Row(set_name, shape, self.roofline.limit_seconds(shape))
+        budget = self.options.max_seconds_per_shape
+        # Everybody runs once for the check and in each of the fewest rounds; nobody is faster than the limit.
+        least = row.limit_seconds * (1 + MIN_ROUNDS) * (1 + len(self.peers))
+        if least > budget:
+            row.skipped = f"needs at least {least:.0f} s (--max-seconds-per-shape)"
+            return row
+        problem = shapes.problem(shape, self.dtype)
+        contenders = Ours.contenders(problem)
+        row.entries = [Entry(contender.name, is_peer=False, note=contender.note) for contender in contenders]
+        for peer in self.peers:
+            added, entries = self._prepare(peer, problem)
+            contenders += added
+            row.entries += entries
+        contenders, estimates = self._checked(problem, contenders, row)
+        fewest = sum(estimates) * MIN_ROUNDS
+        if fewest > budget:
+            row.skipped = f"its fewest rounds take {fewest:.0f} s (--max-seconds-per-shape)"
+            return row
+        measurement = self.interleave(contenders, estimates=estimates, gap_seconds=self.gap_seconds)
+        for entry in row.entries:
+            if entry.name in measurement.seconds:
+                entry.rounds = measurement.seconds[entry.name]
+                entry.seconds = measurement.median(entry.name)
+                entry.ratio = measurement.ratio(entry.name, Ours.name)
+        return row
+
+    def _held(self, peer: Peer) -> bool:
+        wider = _core.machine()["available"][-1] != _core.machine()["isa"]
+        return peer.held or not (self.options.isa and wider)
+
+    def _prepare(self, peer: Peer, problem: Problem) -> tuple[list[Contender], list[Entry]]:
+        try:
+            contenders = peer.contenders(problem)
+        except UnsupportedError as error:
+            return [], [Entry(peer.name, problem="none", detail=str(error))]
+        except Exception as error:  # a peer's failure is a result, not the end of the benchmark
+            return [], [Entry(peer.name, problem="fails", detail=_sentence(error))]
+        held = self._held(peer)
+        return contenders, [Entry(c.name, note=c.note, is_peer=c.is_peer, held=held) for c in contenders]
+
+    def _checked(
+        self, problem: Problem, contenders: list[Contender], row: Row
+    ) -> tuple[list[Contender], list[float]]:
+        """Those whose numbers agree with ours, and their rough times; the other entries say what is wrong."""
+        entries = {entry.name: entry for entry in row.entries}
+        expected = self._outcome(problem, contenders[0])
+        agreeing, estimates = [], []
+        for contender in contenders:
+            entry = entries[contender.name]
+            try:
+                if contender is not contenders[0] and not self.options.no_check:
+                    self._compare(problem, expected, self._outcome(problem, contender), entry)
+                if not entry.problem:
+                    estimates.append(estimate(contender))
+                    agreeing.append(contender)
+            except Exception as error:
+                if contender is contenders[0]:
+                    raise
+                entry.problem, entry.detail = "fails", _sentence(error)
+        return agreeing, estimates
+
+    def _outcome(self, problem: Problem, contender: Contender) -> list[Any]:
+        if self.options.no_check:
+            return []
+        contender.reset()
+        with contender.session():
+            result = contender.run()
+            for _ in range(_CHECKED_STEPS - 1 if problem.shape.stream else 0):
+                result = contender.run()
+            return [np.array(array) for array in contender.arrays(result)]
+
+    def _compare(
+        self, problem: Problem, expected: Sequence[Any], actual: Sequence[Any], entry: Entry
+    ) -> None:
+        allowed = problem.tolerance(_CHECKED_STEPS if problem.shape.stream else problem.shape.T)
+        kinds = ["output", "state h", "state c"]
+        if problem.shape.train:
+            kinds = ["output", "gradient of x", *(f"gradient of {name}" for name in problem.weights)]
+        for kind, want, got in zip(kinds, expected, actual, strict=False):
+            if want.shape != got.shape:
+                entry.detail = f"{kind} has shape {got.shape}, ours {want.shape}"
+            else:
+                error = float(np.abs(want - got).max(initial=0.0))
+                if not error <= allowed * max(1.0, float(np.abs(want).max(initial=0.0))):
+                    entry.detail = f"{kind} differs from ours by {error:.2g}, rounding explains {allowed:.2g}"
+            if entry.detail:
+                entry.problem = "disagrees"
+                self.disagreement = True
+                return
+
+    def _plot(self, rows: Sequence[Row]) -> None:
+        machine = _core.machine()
+        count = f"{self.threads} thread" + "s" * (self.threads > 1)
+        title = (
+            f"gatedrnn beside its peers: {machine['cpu']}, {machine['isa']}, {self.options.dtype}, {count}"
+        )
+        plot(self.options.plot, rows, title)
+        self.write(f"wrote {self.options.plot}")
+
+
+def _sentence(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:200]}"
