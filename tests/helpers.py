@@ -76,6 +76,45 @@ def flat(result):
     return [output, *state] if isinstance(state, tuple) else [output, state]
 
 
+def rows_of(state, rows):
+    """The same rows of an array of states (L * D, B, S), or of each of a pair."""
+    if state is None:
+        return None
+    return tuple(s[:, rows] for s in state) if isinstance(state, tuple) else state[:, rows]
+
+
+def in_pieces(module, x, state=None, lengths=None):
+    """The `(output, state_n)` of a call, from each row alone and, in one direction, each step alone.
+
+    These go other ways through the engine than the call does: other tiles, other plans, other blocks of time.
+    """
+    if x.ndim == 2:
+        return _in_steps(module, x, state, time=0)
+    time = 1 if module.batch_first else 0
+    steps, batch = x.shape[time], x.shape[1 - time]
+    outputs, states = [], []
+    for row in range(batch):
+        one, length = slice(row, row + 1), steps if lengths is None else lengths[row]
+        x_row = x[one, :length] if module.batch_first else x[:length, one]
+        output, end = _in_steps(module, x_row, rows_of(state, one), time)
+        padding = [(0, 0)] * 3
+        padding[time] = (0, steps - length)
+        outputs.append(np.pad(output, padding))
+        states.append(end if isinstance(end, tuple) else (end,))
+    joined = tuple(np.concatenate(rows, axis=1) for rows in zip(*states, strict=True))
+    return np.concatenate(outputs, axis=1 - time), joined if len(joined) > 1 else joined[0]
+
+
+def _in_steps(module, x, state, time):
+    if module.bidirectional or x.shape[time] == 0:
+        return module(x, state)
+    outputs = []
+    for t in range(x.shape[time]):
+        output, state = module(x[:, t : t + 1] if time else x[t : t + 1], state)
+        outputs.append(output)
+    return np.concatenate(outputs, axis=time), state
+
+
 def assert_same_bits(actual, expected):
     """Arrays, or `(output, state_n)`: the same dtype, shape and bytes."""
     if isinstance(actual, tuple):

@@ -11,6 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"\]\(([^)#:]*)(?:#([^)]+))?\)")  # to a file or heading, no address
+SOURCE = re.compile(r"`((?:bench|cpp|docs|examples|python|tests)/[^`\s]*)`")
 HEADING = re.compile(r"^#+ (.*)$", re.MULTILINE)
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 MORE_PAGES = [ROOT / name for name in ("CONTRIBUTING.md", "bench/README.md", "examples/README.md")]
@@ -52,7 +53,10 @@ def anchors_of(page):
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.parametrize("page", [*PAGES, *MORE_PAGES], ids=name_of)
+all_pages = pytest.mark.parametrize("page", [*PAGES, *MORE_PAGES], ids=name_of)
+
+
+@all_pages
 def test_links_lead_somewhere(page):
     lost = []
     for target, anchor in LINK.findall(page.read_text(encoding="utf-8")):
@@ -62,8 +66,14 @@ def test_links_lead_somewhere(page):
     assert lost == []
 
 
+@all_pages
+def test_source_files_exist(page):
+    paths = SOURCE.findall(page.read_text(encoding="utf-8"))
+    assert [path for path in paths if not (ROOT / path).exists()] == []
+
+
 def test_there_are_examples():
-    """The tests above would say nothing if the blocks and links were not found."""
+    """The tests above would say nothing if what they look for were not found."""
     counts = {name_of(page): len(blocks_of(page)) for page in PAGES}
     wanted = ("which-gru", "lengths", "streaming", "threads-and-containers", "same-bits", "errors")
     assert counts["README.md"] == 1
@@ -71,4 +81,6 @@ def test_there_are_examples():
     assert ("docs/which-gru.md", "") in links
     assert ("docs/performance.md", "how-it-works") in links
     assert ("", "speed") in links
+    architecture = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    assert "cpp/src/network.cpp" in SOURCE.findall(architecture)
     assert all(counts[f"docs/{name}.md"] >= 2 for name in wanted)

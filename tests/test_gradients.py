@@ -22,7 +22,7 @@ from gradients import (
     problem,
 )
 from helpers import CELLS as BASE_CELLS
-from helpers import DTYPES, FMA_ISAS, assert_same_bits, directions, normal, run_python, state_of
+from helpers import DTYPES, FMA_ISAS, assert_same_bits, directions, normal, rows_of, run_python, state_of
 from test_bits import LAYOUTS
 
 cells = pytest.mark.parametrize("cell", CELLS)
@@ -43,10 +43,6 @@ SIZES = [
     (129, 129, 1),
 ]
 LENGTHS = [5, 0, 3, 1]
-
-
-def rows_of(state, rows):
-    return tuple(s[:, rows] for s in state) if isinstance(state, tuple) else state[:, rows]
 
 
 def zeros_of(state):

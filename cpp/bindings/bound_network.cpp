@@ -6,7 +6,6 @@
 
 #include "call.h"
 #include "gatedrnn/dispatch.h"
-#include "gatedrnn/reference.h"
 #include "gil_release.h"
 #include "gradient_places.h"
 #include "scratch.h"
@@ -118,12 +117,6 @@ class TypedNetwork final : public BoundNetwork {
     return py::make_tuple(d_x, state_result(d_h_0, d_c_0));
   }
 
-  py::tuple reference(py::handle x, py::handle state, py::handle lengths, bool batch_first) override {
-    Call<T> call = check_call<T>(network_->spec(), x, state, lengths, py::none(), batch_first);
-    run_reference(network_->spec(), parameters_, call.sequence);
-    return results(call);
-  }
-
   Plan plan(Index steps, Index batch, int threads, bool backward) const override {
     return backward ? network_->backward_plan(steps, batch, steps * batch, false, threads)
                     : network_->plan(steps, batch, steps * batch, threads);
@@ -145,7 +138,7 @@ class TypedNetwork final : public BoundNetwork {
   }
 
   const bool bias_;
-  py::dict arrays_;  // keeps the memory of parameters_ alive, for the reference
+  py::dict arrays_;  // keeps the memory of parameters_ alive, for pack_for_backward
   Parameters<T> parameters_;
   std::shared_ptr<const Network<T>> network_;
   double step_work_;

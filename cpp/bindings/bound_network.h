@@ -41,7 +41,6 @@ class BoundNetwork {
   // (d_x or None, d_state); the gradients of the parameters go into the arrays of `gradients`.
   virtual py::tuple backward(const BoundTape& tape, py::handle d_output, py::handle d_state_n,
                              const py::dict& gradients, bool accumulate, bool input_gradient) = 0;
-  virtual py::tuple reference(py::handle x, py::handle state, py::handle lengths, bool batch_first) = 0;
   virtual Plan plan(Index steps, Index batch, int threads, bool backward) const = 0;
   virtual std::unique_ptr<BoundStream> stream(Index batch_size) = 0;
   // What Python makes an equal network of, in another process too: for pickles of streams.

@@ -167,8 +167,6 @@ PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
            py::arg("x_stays") = false)
       .def("backward", &backward, py::arg("tape"), py::arg("d_output"), py::arg("d_state_n"), py::arg("gradients"),
            py::arg("accumulate"), py::arg("input_gradient"), py::arg("owner") = py::none())
-      .def("reference", &BoundNetwork::reference, py::arg("x"), py::arg("state"), py::arg("lengths"),
-           py::arg("batch_first"))
       .def("plan", &plan_dict, py::arg("steps"), py::arg("batch"), py::arg("threads"), py::arg("backward") = false)
       .def("stream", &make_stream, py::arg("batch_size"))
       .def_readwrite("recipe", &BoundNetwork::recipe)

@@ -69,11 +69,6 @@ class Network:
         input_gradient: bool,
         owner: object = None,
     ) -> tuple[Any, Any]: ...
-    def reference(
-        self, x: _Array, state: Any, lengths: npt.ArrayLike | None, batch_first: bool
-    ) -> tuple[_Array, Any]:
-        """Compute the same with plain scalar loops, in the same order of fused multiply-adds."""
-
     def plan(self, steps: int, batch: int, threads: int, backward: bool = False) -> dict[str, object]:
         """Tell what the engine would decide for such a call."""
 

@@ -28,10 +28,12 @@ class KernelTest {
 
   void run() {
     odd_sizes();
+    unit_tails();
     panel_counts();
     weights_beyond(kNearBytes, kNearRows, 2);
     weights_beyond(kFarBytes, kFarRows, 1);
     many_long_rows();
+    many_steps();
     other_cores();
     options();
     mistakes_are_seen();
@@ -44,6 +46,16 @@ class KernelTest {
     for (int i = 0; i < count; ++i)
       for (const Index rows : {1, 2, 3, 4, 5, 6, 7, 8, 9, 15, 16, 17, 31, 33, 129})
         compare({kOddSizes[(3 * i + rows) % count], kOddSizes[i], 2, rows});
+  }
+
+  // Every number of units up to more than a vector's.
+  void unit_tails() {
+    for (Index hidden = 1; hidden < 20; ++hidden) compare({3, hidden, 3, 2});
+  }
+
+  // Several blocks of time, with rows that end in different ones.
+  void many_steps() {
+    for (const Index directions : {1, 2}) compare({7, 9, 700, 6, 1, directions, {700, 1, 64, 333, 0, 512}});
   }
 
   // 1 to 17 panels, however wide the vectors and however many of them a panel has.
@@ -87,7 +99,9 @@ class KernelTest {
   void options() {
     for (const bool bias : {false, true})
       for (const bool states : {false, true})
-        for (const Index directions : {1, 2}) compare({17, 33, 4, 5, 2, directions, {4, 0, 1, 3, 4}, bias, states});
+        for (const Index directions : {1, 2})
+          for (const Index layers : {1, 2, 3})
+            compare({17, 33, 4, 5, layers, directions, {4, 0, 1, 3, 4}, bias, states});
     compare({9, 17, 0, 3});
     compare({9, 17, 3, 4, 1, 2, {0, 0, 0, 0}});
   }

@@ -8,8 +8,8 @@
 
 namespace gatedrnn {
 
-// Blocks that ask for huge pages: who streams through that much memory, as a step does through its weights, misses the translation
-// cache with small ones. Not for less: weights that just fit into second-level caches lost up to a tenth.
+// Blocks of this size and more ask for huge pages: a step that reads that many weights would miss the translation cache with small
+// ones. Smaller blocks do not: weights that just fit into second-level caches lost up to a tenth.
 constexpr Index kHugeBlock = 8 << 20;
 
 // Memory from the system, aligned to kAlignment.
@@ -22,10 +22,10 @@ struct Block {
 // Which block that is there may serve: one of the size that a new one would have, or also one of up to twice that.
 enum class Fit { close, loose };
 
-// Blocks that nobody uses, for who needs such a one next. What an allocator gives back to the system comes again page by page,
-// cleared, which can take a fifth of an update's time. What waits here is bounded: the largest block, of up to kMany bytes, and of
-// the others kFew bytes, or as many as are in use where those are more, up to kMany. The longest unused go first. Nobody waits for
-// the lock: who does not get it at once does without.
+// Blocks that nobody uses, to be used again. What an allocator gives back to the system comes again page by page, cleared, which can
+// take a fifth of an update's time. What waits here is bounded: the largest block, of up to kMany bytes, and of the others kFew
+// bytes, or as many as are in use where those are more, up to kMany. The longest unused go first. Nobody waits for the lock: a
+// thread that does not get it at once goes on without.
 class BlockStore {
  public:
   static constexpr Index kLeast = 16 << 10;  // smaller ones are left to the allocator

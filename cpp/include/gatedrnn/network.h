@@ -1,5 +1,6 @@
-// A stack of recurrent layers with its weights packed for one instruction set. It does not change while it is used: any
-// number of threads may run it at once, each with a workspace of its own.
+// A stack of recurrent layers with its weights packed for one instruction set. Any number of threads may run it at once, each with a
+// workspace of its own. What calls add to it (the weights packed for backward, the plans they made, the direction of the next walk
+// through the panels) is safe among threads and changes no result.
 #pragma once
 
 #include <atomic>
