@@ -87,11 +87,19 @@ GATEDRNN_INLINE void prefetch_lines(const T* p, Index count) {
   for (Index i = 0; i < count; i += line<T>) prefetch_line(p + i);
 }
 
-// acc += x W, for N of the W vectors that a panel is wide and the terms k .. end
+// out = in + x W for the terms k .. end, which are one block, and N of the W vectors that a panel is wide. A function of its own:
+// inlined into the loop over blocks, its addresses found no room in registers, which took small steps 8 % longer.
 template <class S, int R, int P, int N, int W, bool prefetch>
-GATEDRNN_INLINE void multiply_block(const TileArgs<typename S::T>& a, Index k, Index end,
-                                    typename S::V (&acc)[P][R][N]) {
+__attribute__((noinline)) void multiply_block(const TileArgs<typename S::T>& a, Index k, Index end, bool first) {
   using V = typename S::V;
+  V acc[P][R][N];
+#pragma GCC unroll 8
+  for (int p = 0; p < P; ++p)
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+      for (int v = 0; v < N; ++v) acc[p][r][v] = S::set(0);
+
   const typename S::T* rows[R];
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) rows[r] = a.x + a.row_at[r];
@@ -126,40 +134,29 @@ GATEDRNN_INLINE void multiply_block(const TileArgs<typename S::T>& a, Index k, I
       }
     }
   }
+
+#pragma GCC unroll 8
+  for (int p = 0; p < P; ++p)
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+      for (int v = 0; v < N; ++v) {
+        auto* const out = a.out.data + p * a.out.panel_stride + r * a.out.row_stride + v * S::lanes;
+        const auto& from = v == N - 1 ? a.last_in : a.in;
+        const auto* const in =
+            from.data + p * from.panel_stride + r * from.row_stride + (v == N - 1 ? 0 : v * S::lanes);
+        S::store(out, S::add(S::load(first ? in : out), acc[p][r][v]));
+      }
 }
 
-// out = in + x W, block by block
+// The blocks of a slice.
 template <class S, int R, int P, int N, int W, bool prefetch>
 void multiply_tile(const TileArgs<typename S::T>& a) {
-  using T = typename S::T;
   const Index begin = a.terms->begin(a.first_block);
-  Block<const T> in = a.in, last_in = a.last_in;
-  Index k = 0;
-  for (Index block = a.first_block; block < a.last_block; ++block) {
-    typename S::V acc[P][R][N];
-#pragma GCC unroll 8
-    for (int p = 0; p < P; ++p)
-#pragma GCC unroll 8
-      for (int r = 0; r < R; ++r)
-#pragma GCC unroll 8
-        for (int v = 0; v < N; ++v) acc[p][r][v] = S::set(0);
+  for (Index block = a.first_block, k = 0; block < a.last_block; ++block) {
     const Index end = a.terms->begin(block + 1) - begin;
-    multiply_block<S, R, P, N, W, prefetch>(a, k, end, acc);
+    multiply_block<S, R, P, N, W, prefetch>(a, k, end, block == a.first_block);
     k = end;
-#pragma GCC unroll 8
-    for (int p = 0; p < P; ++p)
-#pragma GCC unroll 8
-      for (int r = 0; r < R; ++r)
-#pragma GCC unroll 8
-        for (int v = 0; v < N; ++v) {
-          const auto& from = v == N - 1 ? last_in : in;
-          const auto sum =
-              S::load(from.data + p * from.panel_stride + r * from.row_stride + (v == N - 1 ? 0 : v * S::lanes));
-          S::store(a.out.data + p * a.out.panel_stride + r * a.out.row_stride + v * S::lanes,
-                   S::add(sum, acc[p][r][v]));
-        }
-    in = {a.out.data, a.out.panel_stride, a.out.row_stride};
-    last_in = {a.out.data + (N - 1) * S::lanes, a.out.panel_stride, a.out.row_stride};
   }
 }
 
