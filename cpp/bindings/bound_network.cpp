@@ -114,7 +114,7 @@ template <class T>
 Index parameter_bytes(const Spec& spec) {
   Index count = 0;
   for (Index layer = 0; layer < spec.num_layers; ++layer)
-    count += gate_count(spec.cell) * spec.hidden_size * (spec.layer_input_size(layer) + spec.state_size());
+    count += spec.description().gates * spec.hidden_size * (spec.layer_input_size(layer) + spec.state_size());
   return count * spec.directions * static_cast<Index>(sizeof(T));
 }
 
@@ -128,7 +128,7 @@ std::shared_ptr<const Network<T>> make_network(const Spec& spec, const Parameter
 double multiply_adds(const Spec& spec) {
   double count = 0;
   for (Index layer = 0; layer < spec.num_layers; ++layer)
-    count += static_cast<double>(gate_count(spec.cell) * spec.hidden_size) *
+    count += static_cast<double>(spec.description().gates * spec.hidden_size) *
              static_cast<double>(spec.layer_input_size(layer) + spec.state_size());
   return count * static_cast<double>(spec.directions);
 }
@@ -169,7 +169,7 @@ class TypedStream final : public BoundStream {
     State &now = states_[current_], &next = states_[1 - current_];
     sequence.h_0 = now.h.data();
     sequence.h_n = next.h.data();
-    if (is_lstm(spec().cell)) {
+    if (spec().description().has_c) {
       sequence.c_0 = now.c.data();
       sequence.c_n = next.c.data();
     }
@@ -187,7 +187,7 @@ class TypedStream final : public BoundStream {
     const Use in_use(*this);
     const State& now = states_[current_];
     const py::object h = copy_of(now.h, spec().state_size());
-    if (!is_lstm(spec().cell)) return h;
+    if (!spec().description().has_c) return h;
     return py::make_tuple(h, copy_of(now.c, spec().hidden_size));
   }
 
@@ -197,7 +197,7 @@ class TypedStream final : public BoundStream {
     const Use in_use(*this);
     State& now = states_[current_];
     assign(h, now.h);
-    if (is_lstm(spec().cell)) assign(c, now.c);
+    if (spec().description().has_c) assign(c, now.c);
   }
 
   void reset(py::handle rows) override {
@@ -207,7 +207,7 @@ class TypedStream final : public BoundStream {
     for (Index layer = 0; layer < spec().num_layers; ++layer)
       for (const Index row : chosen) {
         std::fill_n(now.h.data() + (layer * batch_ + row) * spec().state_size(), spec().state_size(), T(0));
-        if (is_lstm(spec().cell))
+        if (spec().description().has_c)
           std::fill_n(now.c.data() + (layer * batch_ + row) * spec().hidden_size, spec().hidden_size, T(0));
       }
   }
@@ -229,7 +229,7 @@ class TypedStream final : public BoundStream {
   struct State {
     State(const Spec& spec, Index batch)
         : h(spec.num_layers * batch * spec.state_size()),
-          c(is_lstm(spec.cell) ? spec.num_layers * batch * spec.hidden_size : 0) {}
+          c(spec.description().has_c ? spec.num_layers * batch * spec.hidden_size : 0) {}
     Buffer<T> h, c;
   };
 

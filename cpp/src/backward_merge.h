@@ -12,7 +12,8 @@ template <class T>
 class BackwardMerge : protected BackwardPlaces<T> {
  protected:
   using Places = BackwardPlaces<T>;
-  using Places::batch_, Places::call_, Places::network_, Places::order_, Places::plan_, Places::spec_, Places::tape_;
+  using Places::batch_, Places::call_, Places::cell_, Places::network_, Places::order_, Places::plan_, Places::spec_,
+      Places::tape_;
   using Places::c_after, Places::c_before, Places::d_h_stride, Places::d_input_of, Places::d_a_stride,
       Places::for_each_pair, Places::h_before, Places::input_of, Places::lanes, Places::list, Places::list_of_places,
       Places::panel_count, Places::slot, Places::time_of;
@@ -46,7 +47,7 @@ class BackwardMerge : protected BackwardPlaces<T> {
   // The sums of columns to the biases and peepholes.
   void deliver_column_sums(const MergePart& part) const {
     const LayerGradients<T>& to = call_.gradients[this->track(part)];
-    const Index H = spec_.hidden_size, slots = gradient_slots(spec_.cell);
+    const Index H = spec_.hidden_size, slots = cell_.slots;
     const auto [begin, end] = part_of(part, column_sum_count());
     for (Index c = begin; c < end; ++c) {
       const auto deliver = [&](T* gradient) {
@@ -58,9 +59,9 @@ class BackwardMerge : protected BackwardPlaces<T> {
         deliver(to.peephole[c - slots]);
         continue;
       }
-      const Index gate = gate_of_slot(spec_.cell, c);
-      if (to.bias_ih && c < gate_count(spec_.cell)) deliver(to.bias_ih + gate * H);
-      if (to.bias_hh && c >= first_recurrent_slot(spec_.cell)) deliver(to.bias_hh + gate * H);
+      const Index gate = cell_.gate_of_slot[c];
+      if (to.bias_ih && c < cell_.gates) deliver(to.bias_ih + gate * H);
+      if (to.bias_hh && c >= cell_.first_recurrent_slot()) deliver(to.bias_hh + gate * H);
     }
   }
 
@@ -101,9 +102,7 @@ class BackwardMerge : protected BackwardPlaces<T> {
   Index input_products_stride() const { return odd_lines<T>(kInputRows * kBackVectors * lanes()); }
   Index input_products_size() const { return panel_count(widest_input()) * input_products_stride(); }
   // Of every slot, and of the peepholes.
-  Index column_sum_count() const {
-    return gradient_slots(spec_.cell) + (spec_.cell == Cell::lstm_peephole ? kPeepholes : 0);
-  }
+  Index column_sum_count() const { return cell_.slots + cell_.peephole_count; }
 
   // A part of `count` things.
   std::pair<Index, Index> part_of(const MergePart& part, Index count) const {
@@ -116,18 +115,18 @@ class BackwardMerge : protected BackwardPlaces<T> {
     const LayerGradients<T>& to = call_.gradients[this->track(part)];
     const int thread = part.member.thread();
     const T *const *x = list(thread, 0), *const *h = list(thread, 1), *const *operand = list(thread, 2);
-    const Index recurrent = first_recurrent_slot(spec_.cell), candidate = recurrent_slots(spec_.cell);
+    const StageDescription& second = cell_.stages[1];  // no slots where there is none
     return {{
-        {false, 0, gate_count(spec_.cell), H, I, x, to.weight_ih},
-        {false, recurrent, candidate, H, P, h, to.weight_hh},
-        {false, candidate, spec_.cell == Cell::gru_reset_before ? 1 : 0, H, P, operand, to.weight_hh},
+        {false, 0, cell_.gates, H, I, x, to.weight_ih},
+        {false, cell_.first_recurrent_slot(), cell_.recurrent_slots(), H, P, h, to.weight_hh},
+        {false, second.first_slot, second.gates, H, P, operand, to.weight_hh},
         {true, 0, spec_.proj_size > 0 ? 1 : 0, P, H, operand, to.weight_hr},
     }};
   }
 
   // Where the sums of a slot go.
   T* gradient_of(const WeightSum& sum, Index slot) const {
-    return sum.gradient + gate_of_slot(spec_.cell, sum.first_slot + slot) * sum.columns * sum.depth;
+    return sum.gradient + cell_.gate_of_slot[sum.first_slot + slot] * sum.columns * sum.depth;
   }
 
   // The rows of the right sides, for each pair of the block.
@@ -148,7 +147,7 @@ class BackwardMerge : protected BackwardPlaces<T> {
     for (Index c = begin; c < end; ++c) {
       T* sums = column_sums_ + c * slot();
       if (block.first) std::fill_n(sums, slot(), T(0));
-      const Index slots = gradient_slots(spec_.cell);
+      const Index slots = cell_.slots;
       if (c < slots)
         network_.kernels().sum_columns(
             {block.pairs, spec_.hidden_size, block.d_a + c * slot(), nullptr, d_a_stride(), 0, 0, sums});
@@ -236,14 +235,14 @@ class BackwardMerge : protected BackwardPlaces<T> {
     }
   }
 
-  // i and f see c before the step, o sees it after.
   void add_peephole(const MergePart& part, const Block& block, const Index* offsets, Index peephole, T* sums) const {
     for (Index step = block.end - 1; step >= block.begin; --step) {
       const Index* offset = offsets + (block.end - 1 - step);
-      const CellStates c = peephole < 2 ? c_before(part, block, step) : c_after(part, block, step);
+      const PeepholeDescription& from = cell_.peepholes[peephole];
+      const CellStates c = from.sees_next ? c_after(part, block, step) : c_before(part, block, step);
       network_.kernels().sum_columns({offset[1] - offset[0], spec_.hidden_size,
-                                      block.d_a + offset[0] * d_a_stride() + gate_of_peephole(peephole) * slot(),
-                                      c.data, d_a_stride(), c.stride, c.slots, sums});
+                                      block.d_a + offset[0] * d_a_stride() + from.slot * slot(), c.data, d_a_stride(),
+                                      c.stride, c.slots, sums});
     }
   }
 
@@ -270,7 +269,7 @@ class BackwardMerge : protected BackwardPlaces<T> {
       args.rows = std::min(kInputRows, end - first);
       args.operand = block.d_a + first * d_a_stride() + product.first_slot * slot();
       args.out = out + (first - begin);
-      network_.kernels().back_step[static_cast<int>(BackStage::linear)](args);
+      network_.kernels().back_step(spec_.cell, kLinear, args);
     }
   }
 

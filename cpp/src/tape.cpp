@@ -29,7 +29,7 @@ void Tape<T>::carve(Arena& arena) {
   c.clear();
   for (Index track = 0; track < tracks(); ++track) {
     kept.push_back(arena.take<T>(options.recompute ? 0 : pair_count * kept_width()));
-    c.push_back(arena.take<T>(is_lstm(spec.cell) ? checkpoints * batch * H : 0));
+    c.push_back(arena.take<T>(spec.description().has_c ? checkpoints * batch * H : 0));
   }
   outputs.clear();
   inputs.clear();
@@ -50,7 +50,7 @@ void Tape<T>::carve(Arena& arena) {
 template <class T>
 void Tape<T>::make_blocks() {
   constexpr Index fewest = 256, most = 1024, parts = 32;
-  const Index row_bytes = gradient_slots(spec.cell) * spec.hidden_size * static_cast<Index>(sizeof(T));
+  const Index row_bytes = spec.description().slots * spec.hidden_size * static_cast<Index>(sizeof(T));
   const Index wanted =
       fewest * row_bytes > core().l2 ? 2 * fewest : std::clamp(core().l2 / 4 / row_bytes, fewest, most);
   const Index most_steps = options.recompute ? std::max<Index>(1, steps / parts) : steps;

@@ -9,6 +9,8 @@ import numpy as np
 from gatedrnn._recurrent import _COMMON_DEFAULTS, _Option, _Recurrent
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import numpy.typing as npt
 
     Array = npt.NDArray[np.floating[Any]]
@@ -56,7 +58,6 @@ class LSTM(_Recurrent["tuple[Array, Array]", "tuple[Array | None, Array | None]"
     """
 
     __slots__ = ()
-    _gates = 4
     _defaults = _COMMON_DEFAULTS | {"proj_size": 0, "peephole": False}
 
     proj_size = _Option[int]("Width that h is projected to; 0: not projected.")
@@ -95,9 +96,9 @@ class LSTM(_Recurrent["tuple[Array, Array]", "tuple[Array | None, Array | None]"
             dtype=dtype,
         )
 
-    @property
-    def _cell(self) -> str:
-        return "lstm_peephole" if self.peephole else "lstm"
+    @staticmethod
+    def _cell_of(options: Mapping[str, Any]) -> str:
+        return "lstm_peephole" if options["peephole"] else "lstm"
 
 
 class GRU(_Recurrent["Array", "Array"]):
@@ -138,7 +139,6 @@ class GRU(_Recurrent["Array", "Array"]):
     """
 
     __slots__ = ()
-    _gates = 3
     _defaults = _COMMON_DEFAULTS | {"reset_after": True}
 
     reset_after = _Option[bool]("Whether the reset gate acts after the candidate's matrix product.")
@@ -174,9 +174,9 @@ class GRU(_Recurrent["Array", "Array"]):
             dtype=dtype,
         )
 
-    @property
-    def _cell(self) -> str:
-        return "gru" if self.reset_after else "gru_reset_before"
+    @staticmethod
+    def _cell_of(options: Mapping[str, Any]) -> str:
+        return "gru" if options["reset_after"] else "gru_reset_before"
 
 
 class RNN(_Recurrent["Array", "Array"]):
@@ -208,7 +208,6 @@ class RNN(_Recurrent["Array", "Array"]):
     """
 
     __slots__ = ()
-    _gates = 1
     _defaults = _COMMON_DEFAULTS | {"nonlinearity": "tanh"}
 
     nonlinearity = _Option[str]('"tanh" or "relu".')
@@ -244,6 +243,6 @@ class RNN(_Recurrent["Array", "Array"]):
             dtype=dtype,
         )
 
-    @property
-    def _cell(self) -> str:
-        return f"rnn_{self.nonlinearity}"
+    @staticmethod
+    def _cell_of(options: Mapping[str, Any]) -> str:
+        return f"rnn_{options['nonlinearity']}"

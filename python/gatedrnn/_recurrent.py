@@ -78,7 +78,7 @@ class _Option(Generic[_T]):
 
 
 class _Recurrent(Generic[_State, _Given]):
-    """What all modules share. A cell adds data: gates, constructor arguments, the engine's name for it.
+    """What all modules share. A class adds data: constructor arguments, the engine's name for the cell.
 
     The pack, an engine `Network` made from the parameters, is immutable and replaced as a whole, so that a
     call in another thread finishes with the one it took. While nobody outside holds the parameters' arrays,
@@ -101,7 +101,6 @@ class _Recurrent(Generic[_State, _Given]):
     )
 
     _store: ParameterStore
-    _gates: ClassVar[int]
     _defaults: ClassVar[dict[str, object]]  # of the arguments after input_size and hidden_size
 
     input_size = _Option[int]("Width of one time step of the input, I.")
@@ -136,7 +135,7 @@ class _Recurrent(Generic[_State, _Given]):
         """Set everything up but the parameters' numbers."""
         self._options = self._checked(options)
         self._batch_first = self.batch_first
-        self._store = ParameterStore(parameter_shapes(self._options, self._gates), self.dtype, self)
+        self._store = ParameterStore(parameter_shapes(self._options, self._cell), self.dtype, self)
         self._refuse_shadowed()
         self._lock = threading.Lock()
         self._identity = object()  # by which a tape knows its module
@@ -155,10 +154,14 @@ class _Recurrent(Generic[_State, _Given]):
             raise ValueError(f"proj_size: expected {expected}, got {checked['proj_size']}")
         return checked
 
+    @staticmethod
+    def _cell_of(options: Mapping[str, Any]) -> str:
+        """Return the engine's name for the cell."""
+        raise NotImplementedError
+
     @property
     def _cell(self) -> str:
-        """The engine's name for the cell."""
-        raise NotImplementedError
+        return self._cell_of(self._options)
 
     def __call__(
         self,

@@ -55,7 +55,7 @@ def load(path: str | os.PathLike[str]) -> LSTM | GRU | RNN:
 
 def _read(file: Any, metadata: Mapping[str, str]) -> LSTM | GRU | RNN:
     cls, options = _read_config(metadata)
-    expected = parameter_shapes(options, cls._gates)
+    expected = parameter_shapes(options, cls._cell_of(options))
     names = set(file.keys())
     if names != set(expected):
         missing, unexpected = sorted(set(expected) - names), sorted(names - set(expected))
