@@ -36,7 +36,18 @@ from collections import Counter
 import numpy as np
 
 import gatedrnn as gr
-from helpers import BENCH, CELLS_AND_PROJECTION, DTYPES, HAS_FMA, ISA, build, flat, in_pieces, normal, state_of
+from helpers import (
+    BENCH,
+    CELLS_AND_PROJECTION,
+    DTYPES,
+    HAS_FMA,
+    ISA,
+    build,
+    flat,
+    in_pieces,
+    normal,
+    state_of,
+)
 
 sys.path.append(str(BENCH))
 from busy_process import BusyProcess

@@ -127,7 +127,7 @@ def test_opcheck(cell, lengths):
     torch.library.opcheck(torch.ops.gatedrnn.run.default, plain)
 
     output, h_n, c_n, token = torch.ops.gatedrnn.forward(*plain, 0.0, None)
-    d_c_n = torch.ones_like(c_n) if module._stack.is_lstm else None
+    d_c_n = torch.ones_like(c_n) if module._stack.has_c else None
     for input_gradient in (True, False):
         arguments = (token, plain[0], plain[3], torch.ones_like(output), torch.ones_like(h_n), d_c_n)
         arguments = (*arguments, input_gradient, [3], *module._stack[:3])

@@ -71,13 +71,13 @@ py::object state_argument(const char* name, py::handle object, const Shape& shap
   return contiguous<T>(name, array);
 }
 
-// state is h, or for the LSTM the pair (h, c); each may be None. `lone`: see has_state_shape.
+// state is h, or where the cell has c the pair (h, c); each may be None. `lone`: see has_state_shape.
 template <class T>
 std::pair<py::object, py::object> state_arguments(const char* name, const Spec& spec, py::handle state, Index batch,
                                                   bool unbatched, bool lone) {
   if (state.is_none()) return {};
   const Shape h_shape = state_shape(spec, batch, unbatched, spec.state_size());
-  if (!is_lstm(spec.cell)) return {state_argument<T>(name, state, h_shape, lone), py::object()};
+  if (!spec.description().has_c) return {state_argument<T>(name, state, h_shape, lone), py::object()};
   const auto [h, c] = state_pair(name, state);
   const Shape c_shape = state_shape(spec, batch, unbatched, spec.hidden_size);
   return {state_argument<T>((std::string(name) + ": h").c_str(), h, h_shape, lone),
@@ -88,7 +88,7 @@ std::pair<py::object, py::object> state_arguments(const char* name, const Spec& 
 template <class T>
 std::pair<py::object, py::object> new_state(const Spec& spec, Index batch, bool unbatched) {
   const py::object h = new_array<T>(state_shape(spec, batch, unbatched, spec.state_size()));
-  if (!is_lstm(spec.cell)) return {h, py::object()};
+  if (!spec.description().has_c) return {h, py::object()};
   return {h, new_array<T>(state_shape(spec, batch, unbatched, spec.hidden_size))};
 }
 

@@ -172,6 +172,7 @@ PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
       .def_readwrite("recipe", &BoundNetwork::recipe)
       .def("__reduce__", &reduced_network);
 
+  m.def("cells", &described_cells);
   m.def("set_num_threads", &set_threads, py::arg("n"));
   m.def("get_num_threads", [] {
     apply_thread_limit();

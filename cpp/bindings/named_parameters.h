@@ -10,13 +10,24 @@
 namespace gatedrnn::bindings {
 
 inline Cell cell_named(const std::string& name) {
-  if (name == "lstm") return Cell::lstm;
-  if (name == "lstm_peephole") return Cell::lstm_peephole;
-  if (name == "gru") return Cell::gru;
-  if (name == "gru_reset_before") return Cell::gru_reset_before;
-  if (name == "rnn_tanh") return Cell::rnn_tanh;
-  if (name == "rnn_relu") return Cell::rnn_relu;
-  refuse_value("cell", "lstm, lstm_peephole, gru, gru_reset_before, rnn_tanh or rnn_relu", "'" + name + "'");
+  std::string known;
+  for (int cell = 0; cell < kCellCount; ++cell) {
+    if (name == kCellNames[cell]) return static_cast<Cell>(cell);
+    known += (cell == 0 ? "" : cell + 1 < kCellCount ? ", " : " or ") + std::string(kCellNames[cell]);
+  }
+  refuse_value("cell", known, "'" + name + "'");
+}
+
+// What Python has to know of the cells, by name: gates, whether the state is a pair, and names of peepholes.
+inline py::dict described_cells() {
+  py::dict all;
+  for (int i = 0; i < kCellCount; ++i) {
+    const CellDescription& cell = kCellDescriptions[i];
+    py::list peepholes;
+    for (int p = 0; p < cell.peephole_count; ++p) peepholes.append(cell.peepholes[p].name);
+    all[kCellNames[i]] = py::make_tuple(cell.gates, cell.has_c, py::tuple(peepholes));
+  }
+  return all;
 }
 
 // The names of torch.nn: `find(name, shape)` gives what has this name.
@@ -27,7 +38,7 @@ std::vector<Layer> by_name(const Spec& spec, bool bias, Find&& find_named) {
     for (Index direction = 0; direction < spec.directions; ++direction) {
       const std::string suffix = "_l" + std::to_string(layer) + (direction ? "_reverse" : "");
       const auto find = [&](const char* name, const Shape& shape) { return find_named(name + suffix, shape); };
-      const Index H = spec.hidden_size, rows = gate_count(spec.cell) * H;
+      const Index H = spec.hidden_size, rows = spec.description().gates * H;
       Layer arrays;
       arrays.weight_ih = find("weight_ih", {rows, spec.layer_input_size(layer)});
       arrays.weight_hh = find("weight_hh", {rows, spec.state_size()});
@@ -36,10 +47,8 @@ std::vector<Layer> by_name(const Spec& spec, bool bias, Find&& find_named) {
         arrays.bias_hh = find("bias_hh", {rows});
       }
       if (spec.proj_size > 0) arrays.weight_hr = find("weight_hr", {spec.proj_size, H});
-      if (spec.cell == Cell::lstm_peephole) {
-        const char* names[] = {"weight_ci", "weight_cf", "weight_co"};
-        for (int gate = 0; gate < 3; ++gate) arrays.peephole[gate] = find(names[gate], {H});
-      }
+      for (int p = 0; p < spec.description().peephole_count; ++p)
+        arrays.peephole[p] = find(spec.description().peepholes[p].name, {H});
       found.push_back(arrays);
     }
   return found;

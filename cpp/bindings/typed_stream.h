@@ -50,7 +50,7 @@ class TypedStream final : public BoundStream {
     State &now = states_[current_], &next = states_[1 - current_];
     sequence.h_0 = now.h.data();
     sequence.h_n = next.h.data();
-    if (is_lstm(spec().cell)) {
+    if (spec().description().has_c) {
       sequence.c_0 = now.c.data();
       sequence.c_n = next.c.data();
     }
@@ -68,7 +68,7 @@ class TypedStream final : public BoundStream {
     const Use in_use(*this);
     const State& now = states_[current_];
     const py::object h = copy_of(now.h, spec().state_size());
-    if (!is_lstm(spec().cell)) return h;
+    if (!spec().description().has_c) return h;
     return py::make_tuple(h, copy_of(now.c, spec().hidden_size));
   }
 
@@ -78,7 +78,7 @@ class TypedStream final : public BoundStream {
     const Use in_use(*this);
     State& now = states_[current_];
     assign(h, now.h);
-    if (is_lstm(spec().cell)) assign(c, now.c);
+    if (spec().description().has_c) assign(c, now.c);
   }
 
   void reset(py::handle rows) override {
@@ -88,7 +88,7 @@ class TypedStream final : public BoundStream {
     for (Index layer = 0; layer < spec().num_layers; ++layer)
       for (const Index row : chosen) {
         std::fill_n(now.h.data() + (layer * batch_ + row) * spec().state_size(), spec().state_size(), T(0));
-        if (is_lstm(spec().cell))
+        if (spec().description().has_c)
           std::fill_n(now.c.data() + (layer * batch_ + row) * spec().hidden_size, spec().hidden_size, T(0));
       }
   }
@@ -110,7 +110,7 @@ class TypedStream final : public BoundStream {
   struct State {
     State(const Spec& spec, Index batch)
         : h(spec.num_layers * batch * spec.state_size()),
-          c(is_lstm(spec.cell) ? spec.num_layers * batch * spec.hidden_size : 0) {}
+          c(spec.description().has_c ? spec.num_layers * batch * spec.hidden_size : 0) {}
     Buffer<T> h, c;
   };
 

@@ -90,8 +90,8 @@ template <class S>
 struct Weights {
   using A = Sum<S>;
   DeviceArray<S> weight_ih, weight_hh, weight_hr;
-  DeviceArray<A> bias;      // [(gates + 1) * H]: see Step
-  DeviceArray<A> peephole;  // [3][H]
+  DeviceArray<A> bias;      // [slots * H]
+  DeviceArray<A> peephole;  // [peephole][H]
 };
 
 template <class S>
@@ -117,7 +117,7 @@ class TypedTape final : public Tape {
   std::vector<DeviceArray<S>> outputs;  // by layer: [time][row][D * P]
   std::vector<DeviceArray<S>> inputs;   // with dropout, by layer from the second on
   std::vector<DeviceArray<A>> kept;     // by track: [pair][kept slots][H]; none with `recompute`
-  std::vector<DeviceArray<A>> c;        // by track, LSTM: [block][rank][H], before each block
+  std::vector<DeviceArray<A>> c;        // by track, where there is c: [block][rank][H], before each block
   std::vector<DeviceArray<S>> h_0;      // by track: [rank][P]
 };
 
@@ -177,11 +177,10 @@ class TypedNetwork final : public Network {
   Index H() const { return spec_.hidden_size; }
   Index P() const { return spec_.state_size(); }
   Index width() const { return spec_.output_size(); }
-  Index gates() const { return gate_count(spec_.cell); }
-  Index kept_width() const { return kept_slots(spec_.cell) * H(); }
-  Index slots() const { return gradient_slots(spec_.cell); }
+  Index gates() const { return cell_.gates; }
+  Index kept_width() const { return cell_.kept * H(); }
+  Index slots() const { return cell_.slots; }
   Index tracks() const { return spec_.num_layers * spec_.directions; }
-  bool is_rnn() const { return spec_.cell == Cell::rnn_tanh || spec_.cell == Cell::rnn_relu; }
 
   // What all functions of one call share.
   struct Context {
@@ -225,34 +224,30 @@ class TypedNetwork final : public Network {
     weights.weight_ih = stored(from.weight_ih, gates() * H() * spec_.layer_input_size(layer), stream);
     weights.weight_hh = stored(from.weight_hh, gates() * H() * P(), stream);
     if (spec_.proj_size > 0) weights.weight_hr = stored(from.weight_hr, P() * H(), stream);
-    std::vector<A> bias((gates() + 1) * H());
-    for (Index i = 0; from.bias_ih && i < gates() * H(); ++i) {
-      const bool apart = spec_.cell == Cell::gru && i >= 2 * H();  // b_hn is multiplied by r
-      bias[i] = apart ? from.bias_ih[i] : bias_sum(from, i);
-      if (apart) bias[i + H()] = from.bias_hh[i];
-    }
+    std::vector<A> bias;
+    for (Index slot = 0; slot < slots(); ++slot)
+      for (Index unit = 0; unit < H(); ++unit) bias.push_back(slot_bias(from, cell_, slot, H(), unit));
     weights.bias = as_sums(bias.data(), static_cast<Index>(bias.size()), stream);
-    if (spec_.cell == Cell::lstm_peephole) {
-      std::vector<A> peephole;
-      for (const A* gate : from.peephole) peephole.insert(peephole.end(), gate, gate + H());
-      weights.peephole = as_sums(peephole.data(), static_cast<Index>(peephole.size()), stream);
-    }
+    std::vector<A> peephole;
+    for (int i = 0; i < cell_.peephole_count; ++i)
+      peephole.insert(peephole.end(), from.peephole[i], from.peephole[i] + H());
+    weights.peephole = as_sums(peephole.data(), static_cast<Index>(peephole.size()), stream);
     return weights;
   }
 
   // ---- Forward -----------------------------------------------------------------------------------------------------------
   // Memory that the steps of a track share.
   struct State {
-    Scratched<S> h[2], reset_h, unprojected;  // [rank][P], [rank][H]
-    Scratched<A> c, update, products;
+    Scratched<S> h[2], second_operand, unprojected;  // [rank][P], [rank][H]
+    Scratched<A> c, carried, products;
     State(const TypedNetwork& n, const Context& x) {
       const Index batch = x.batch.batch(), of_units = batch * n.H();
-      const bool launched = !x.plan.forward.fits, two_stages = n.spec_.cell == Cell::gru_reset_before;
+      const bool launched = !x.plan.forward.fits;
       for (Scratched<S>& each : h) each = x.template take<S>(batch * n.P());
-      reset_h = x.template take<S>(launched && two_stages ? of_units : 0);
+      second_operand = x.template take<S>(launched && n.cell_.two_stages() ? of_units : 0);
       unprojected = x.template take<S>(n.spec_.proj_size > 0 ? of_units : 0);
-      c = x.template take<A>(is_lstm(n.spec_.cell) ? of_units : 0);
-      update = x.template take<A>(reset_h.size());
+      c = x.template take<A>(n.cell_.has_c ? of_units : 0);
+      carried = x.template take<A>(second_operand.size());
       products = x.template take<A>(launched ? n.gates() * of_units : 0);
     }
   };
@@ -351,16 +346,16 @@ class TypedNetwork final : public Network {
     const Scratch::Scope scope(x.scratch());
     State state(*this, x);
     take_state(x, track, call.h_0, P(), state.h[0].data());
-    if (is_lstm(spec_.cell)) take_state(x, track, call.c_0, H(), state.c.data());
+    if (cell_.has_c) take_state(x, track, call.c_0, H(), state.c.data());
     const bool keeping = tape && !tape->options.recompute && kept_width() > 0;
     if (tape) {
       tape->h_0.emplace_back(state.h[0].size(), x.stream);
       copy(tape->h_0.back().data(), state.h[0].data(), state.h[0].bytes(), cudaMemcpyDeviceToDevice, x.stream);
       tape->kept.emplace_back(keeping ? x.batch.offset(x.batch.steps()) * kept_width() : 0, x.stream);
-      tape->c.emplace_back(is_lstm(spec_.cell) ? static_cast<Index>(blocks.size()) * state.c.size() : 0, x.stream);
+      tape->c.emplace_back(cell_.has_c ? static_cast<Index>(blocks.size()) * state.c.size() : 0, x.stream);
     }
     for (std::size_t b = 0; b + 1 < blocks.size(); ++b) {
-      if (tape && is_lstm(spec_.cell))
+      if (tape && cell_.has_c)
         copy(tape->c.back().data() + static_cast<Index>(b) * state.c.size(), state.c.data(), state.c.bytes(),
              cudaMemcpyDeviceToDevice, x.stream);
       A* kept = keeping ? tape->kept.back().data() + x.batch.offset(blocks[b]) * kept_width() : nullptr;
@@ -379,7 +374,7 @@ class TypedNetwork final : public Network {
              static_cast<const S*>(state.h[0].data()), static_cast<const S*>(state.h[1].data()), last.data());
       give_state(x, track, static_cast<const S*>(last.data()), P(), call.h_n);
     }
-    if (is_lstm(spec_.cell)) give_state(x, track, static_cast<const A*>(state.c.data()), H(), call.c_n);
+    if (cell_.has_c) give_state(x, track, static_cast<const A*>(state.c.data()), H(), call.c_n);
   }
 
   // Whether all pairs of a direction stand one after the other in an array of features.
@@ -419,10 +414,10 @@ class TypedNetwork final : public Network {
     step.bias = weights.bias.data();
     step.peephole = weights.peephole.data();
     step.c = state.c.data();
-    step.reset_h = state.reset_h.data();
-    step.update = state.update.data();
+    step.second_operand = state.second_operand.data();
+    step.carried = state.carried.data();
     step.kept = kept;
-    step.kept_slots = static_cast<int>(kept_slots(spec_.cell));
+    step.kept_slots = cell_.kept;
     step.has_output = output.data != nullptr;
     step.output = output;
     step.order = x.batch.order();
@@ -442,58 +437,43 @@ class TypedNetwork final : public Network {
   }
 
   void take_step(const Context& x, const Step<S>& step, const Weights<S>& weights, const State& state) const {
-    with_cell([&](auto cell) {
-      constexpr Stage stage = first_stage(decltype(cell)::value);
-      if constexpr (is_lstm(decltype(cell)::value))
-        take_lstm_step<stage>(x, step, weights, state);
-      else
-        run_stage<stage>(x, step, step.h, weights, state);
-    });
-    if (spec_.cell == Cell::gru_reset_before)
-      run_stage<Stage::gru_before_candidate>(x, step, step.reset_h, weights, state);
+    if (spec_.proj_size > 0) return take_projected_step(x, step, weights, state);
+    run_stages(x, step, weights, state);
   }
 
-  template <Stage stage>
-  void take_lstm_step(const Context& x, Step<S> step, const Weights<S>& weights, const State& state) const {
-    if (spec_.proj_size == 0) return run_stage<stage>(x, step, step.h, weights, state);
+  void run_stages(const Context& x, const Step<S>& step, const Weights<S>& weights, const State& state) const {
+    with_cell(spec_.cell, [&](auto constant) {
+      constexpr Cell cell = decltype(constant)::value;
+      run_stage<cell, 0>(x, step, step.h, weights, state);
+      if constexpr (description(cell).two_stages()) run_stage<cell, 1>(x, step, step.second_operand, weights, state);
+    });
+  }
+
+  void take_projected_step(const Context& x, Step<S> step, const Weights<S>& weights, const State& state) const {
     Step<S> projection = step;
     step.h_next = state.unprojected.data();
     step.has_output = false;
-    run_stage<stage>(x, step, step.h, weights, state);
+    run_stages(x, step, weights, state);
     x.blas.template multiply_transposed<S>(step.rows, P(), H(), {state.unprojected.data(), H()},
                                            {weights.weight_hr.data(), H()}, false, {state.products.data(), P()});
     projection.units = static_cast<int>(P());
-    launch(forward_stage<S, Stage::linear>, step.rows, P(), x.stream, projection,
-           static_cast<const A*>(state.products.data()));
+    launch(deliver_projected<S>, step.rows, P(), x.stream, projection, static_cast<const A*>(state.products.data()));
   }
 
-  template <Stage stage>
+  template <Cell cell, int stage>
   void run_stage(const Context& x, const Step<S>& step, const S* operand, const Weights<S>& weights,
                  const State& state) const {
-    constexpr Index count = stage_layout(stage).gates;
+    constexpr Index count = description(cell).stages[stage].gates;
     x.blas.template multiply_transposed<S>(step.rows, count * H(), P(), {operand, P()},
-                                           {weights.weight_hh.data() + stage_first_gate(stage) * H() * P(), P()}, false,
+                                           {weights.weight_hh.data() + cell_.first_gate(stage) * H() * P(), P()}, false,
                                            {state.products.data(), count * H()});
-    launch(forward_stage<S, stage>, step.rows, H(), x.stream, step, static_cast<const A*>(state.products.data()));
+    launch(forward_stage<S, cell, stage>, step.rows, H(), x.stream, step, static_cast<const A*>(state.products.data()));
   }
 
-  // Calls `visit` with the cell as a constant.
-  template <class Visit>
-  void with_cell(Visit&& visit) const {
-    switch (spec_.cell) {
-      case Cell::lstm: return visit(std::integral_constant<Cell, Cell::lstm>());
-      case Cell::lstm_peephole: return visit(std::integral_constant<Cell, Cell::lstm_peephole>());
-      case Cell::gru: return visit(std::integral_constant<Cell, Cell::gru>());
-      case Cell::gru_reset_before: return visit(std::integral_constant<Cell, Cell::gru_reset_before>());
-      case Cell::rnn_tanh: return visit(std::integral_constant<Cell, Cell::rnn_tanh>());
-      case Cell::rnn_relu: return visit(std::integral_constant<Cell, Cell::rnn_relu>());
-    }
-  }
-
-  // With a block's rows as a constant too.
+  // Calls `visit` with the cell and a block's rows as constants.
   template <class Visit>
   void with_undivided_rows(const RecurrencePlan& plan, Visit&& visit) const {
-    with_cell([&](auto cell) {
+    with_cell(spec_.cell, [&](auto cell) {
       if (plan.rows == 1)
         visit(cell, std::integral_constant<int, 1>());
       else
@@ -501,16 +481,26 @@ class TypedNetwork final : public Network {
     });
   }
 
-  // With the rows of a thread's tile as a constant too.
+  // The same with the rows of a thread's tile.
   template <class Visit>
   void with_tile(const RecurrencePlan& plan, Visit&& visit) const {
-    with_cell([&](auto cell) {
+    with_cell(spec_.cell, [&](auto cell) {
       switch (plan.products[0].tiling.tile_rows) {
         case 1: return visit(cell, std::integral_constant<int, 1>());
         case 4: return visit(cell, std::integral_constant<int, 4>());
         default: return visit(cell, std::integral_constant<int, 8>());
       }
     });
+  }
+
+  // `visit(slot, count, gate)` for slots that follow one another as their gates do in the weights.
+  template <class Visit>
+  void for_each_run(int first, int count, Visit&& visit) const {
+    for (int slot = first, end; slot < first + count; slot = end) {
+      const int gate = cell_.gate_of_slot[slot];
+      for (end = slot + 1; end < first + count && cell_.gate_of_slot[end] == gate + end - slot;) ++end;
+      visit(slot, end - slot, gate);
+    }
   }
 
   // Memory for what the blocks of a kernel send each other.
@@ -551,7 +541,6 @@ class TypedNetwork final : public Network {
 
   void recur(const Context& x, const Step<S>& step, const StepBlock& block, const Weights<S>& weights,
              const State& state) const {
-    const bool two_stages = spec_.cell == Cell::gru_reset_before;
     Recurrence<S> arguments{};
     arguments.first = step;
     arguments.block = block;
@@ -564,7 +553,7 @@ class TypedNetwork final : public Network {
         start_undivided(x, forward_undivided<S, decltype(cell)::value, decltype(rows)::value>, arguments);
       });
     arguments.sent_h = unsent(x, x.plan.forward, block, H()).data();
-    if (two_stages) arguments.sent_reset = unsent(x, x.plan.forward, block, H()).data();
+    if (cell_.two_stages()) arguments.sent_operand = unsent(x, x.plan.forward, block, H()).data();
     arguments.arrived = none_arrived(x, x.plan.forward).data();
     with_tile(arguments.plan, [&](auto cell, auto tile) {
       start_recurrence(x, forward_recurrence<S, decltype(cell)::value, decltype(tile)::value>, arguments);
@@ -578,9 +567,9 @@ class TypedNetwork final : public Network {
     BackState(const TypedNetwork& n, const Context& x) {
       const Index batch = x.batch.batch(), of_units = batch * n.H();
       d_h = x.template take<A>(batch * n.P());
-      d_c = x.template take<A>(is_lstm(n.spec_.cell) ? of_units : 0);
+      d_c = x.template take<A>(n.cell_.has_c ? of_units : 0);
       d_unprojected = x.template take<A>(n.spec_.proj_size > 0 ? of_units : 0);
-      products = x.template take<A>(n.spec_.cell == Cell::gru_reset_before && !x.plan.backward.fits ? of_units : 0);
+      products = x.template take<A>(n.cell_.two_stages() && !x.plan.backward.fits ? of_units : 0);
     }
   };
 
@@ -604,6 +593,7 @@ class TypedNetwork final : public Network {
   void clear_gradients(const Context& x, const Track& track, const GradientPlaces& to) const;
 
   const Spec spec_;
+  const CellDescription& cell_ = spec_.description();
   const bool tf32_;
   const int device_;  // where the weights are
   const DeviceLimits limits_;

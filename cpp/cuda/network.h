@@ -35,7 +35,7 @@ struct ForwardCall {
 // Where the gradients of one layer's and direction's parameters go: contiguous sums, in the layout of the parameters.
 struct GradientPlaces {
   void *weight_ih = nullptr, *weight_hh = nullptr, *bias_ih = nullptr, *bias_hh = nullptr, *weight_hr = nullptr;
-  void* peephole[3] = {};
+  void* peephole[kMostPeepholes] = {};
 };
 
 struct BackwardCall {

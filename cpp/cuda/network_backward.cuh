@@ -69,7 +69,7 @@ void TypedNetwork<S>::back_track(const Context& x, const Track& track, const Typ
   const Scratch::Scope track_scope(x.scratch());
   BackState state(*this, x);
   take_state(x, track, call.d_h_n, P(), state.d_h.data());
-  if (is_lstm(spec_.cell)) take_state(x, track, call.d_c_n, H(), state.d_c.data());
+  if (cell_.has_c) take_state(x, track, call.d_c_n, H(), state.d_c.data());
 
   const auto count = static_cast<Index>(tape.blocks.size()) - 1;
   for (Index b = count - 1; b >= 0; --b) {
@@ -83,19 +83,18 @@ void TypedNetwork<S>::back_track(const Context& x, const Track& track, const Typ
     launch(gather_before<S>, pairs, P(), x.stream, block.steps, x.batch.order(),
            Features<const S>{output.data, output.time_stride, output.row_stride},
            static_cast<const S*>(tape.h_0[number].data()), static_cast<int>(P()), block.h_before.data());
-    if (is_rnn()) block.h = gathered(x, track, block.steps, any_output, P());
+    if (cell_.h_read == HRead::after) block.h = gathered(x, track, block.steps, any_output, P());
     block.d_a = x.template take<S>(pairs * slots() * H());
-    if (spec_.cell == Cell::gru_reset_before || spec_.proj_size > 0) block.operand = x.template take<S>(pairs * H());
+    if (cell_.two_stages() || spec_.proj_size > 0) block.operand = x.template take<S>(pairs * H());
     if (spec_.proj_size > 0) block.d_h = x.template take<S>(pairs * P());
-    block.c_before = is_lstm(spec_.cell) ? tape.c[number].data() + b * x.batch.batch() * H() : nullptr;
+    block.c_before = cell_.has_c ? tape.c[number].data() + b * x.batch.batch() * H() : nullptr;
 
     if (kept_width() > 0 && tape.options.recompute) {
       const auto recomputed = x.template take<A>(pairs * kept_width());
       State forward(*this, x);
       copy(forward.h[begin % 2].data(), block.h_before.data(),
            x.batch.count(begin) * P() * static_cast<Index>(sizeof(S)), cudaMemcpyDeviceToDevice, x.stream);
-      if (is_lstm(spec_.cell))
-        copy(forward.c.data(), block.c_before, forward.c.bytes(), cudaMemcpyDeviceToDevice, x.stream);
+      if (cell_.has_c) copy(forward.c.data(), block.c_before, forward.c.bytes(), cudaMemcpyDeviceToDevice, x.stream);
       run_block(x, track, begin, end, in, forward, {}, recomputed.data());
       block.kept = recomputed.data();
     } else if (kept_width() > 0) {
@@ -106,7 +105,7 @@ void TypedNetwork<S>::back_track(const Context& x, const Track& track, const Typ
     first.units = static_cast<int>(H());
     first.slots = static_cast<int>(slots());
     first.kept = block.kept;
-    first.kept_slots = static_cast<int>(kept_slots(spec_.cell));
+    first.kept_slots = cell_.kept;
     first.h_before = block.h_before.data();
     first.h = block.h;
     first.peephole = weights.peephole.data();
@@ -129,19 +128,17 @@ void TypedNetwork<S>::back_track(const Context& x, const Track& track, const Typ
     A* d_inputs = in_place ? d_input.data + x.batch.offset(begin) * I : x.template take<A>(pairs * I).data();
     const Index row = slots() * H();
     const S* w = weights.weight_ih.data();
-    if (spec_.cell == Cell::gru) {  // the slots n_x, r, z; the rows of the weights r, z, n
-      x.blas.template multiply<S>(pairs, I, H(), {block.d_a.data(), row}, {w + 2 * H() * I, I}, false, {d_inputs, I});
-      x.blas.template multiply<S>(pairs, I, 2 * H(), {block.d_a.data() + H(), row}, {w, I}, true, {d_inputs, I});
-    } else {
-      x.blas.template multiply<S>(pairs, I, row, {block.d_a.data(), row}, {w, I}, false, {d_inputs, I});
-    }
+    for_each_run(0, cell_.gates, [&](Index slot, Index slots, Index gate) {
+      x.blas.template multiply<S>(pairs, I, slots * H(), {block.d_a.data() + slot * H(), row}, {w + gate * H() * I, I},
+                                  slot > 0, {d_inputs, I});
+    });
     if (in_place) continue;
     launch(scatter<A>, pairs, I, x.stream, block.steps, x.batch.order(), static_cast<const A*>(d_inputs),
            static_cast<int>(I), track.direction > 0, d_input);
   }
   if (count == 0 && !call.accumulate) clear_gradients(x, track, to);
   give_state(x, track, static_cast<const A*>(state.d_h.data()), P(), call.d_h_0);
-  if (is_lstm(spec_.cell)) give_state(x, track, static_cast<const A*>(state.d_c.data()), H(), call.d_c_0);
+  if (cell_.has_c) give_state(x, track, static_cast<const A*>(state.d_c.data()), H(), call.d_c_0);
 }
 
 template <class S>
@@ -159,9 +156,9 @@ void TypedNetwork<S>::back_steps(const Context& x, const Track& track, const Bac
       return with_undivided_rows(arguments.plan, [&](auto cell, auto rows) {
         start_undivided(x, backward_undivided<S, decltype(cell)::value, decltype(rows)::value>, arguments);
       });
-    arguments.sent_d_a = unsent(x, x.plan.backward, block.steps, recurrent_slots(spec_.cell) * H()).data();
-    if (spec_.cell == Cell::gru_reset_before)
-      arguments.sent_candidate = unsent(x, x.plan.backward, block.steps, H()).data();
+    arguments.sent_d_a = unsent(x, x.plan.backward, block.steps, cell_.recurrent_slots() * H()).data();
+    if (cell_.two_stages())
+      arguments.sent_second = unsent(x, x.plan.backward, block.steps, cell_.stages[1].gates * H()).data();
     arguments.arrived = none_arrived(x, x.plan.backward).data();
     with_tile(arguments.plan, [&](auto cell, auto tile) {
       start_recurrence(x, backward_recurrence<S, decltype(cell)::value, decltype(tile)::value>, arguments);
@@ -179,9 +176,9 @@ void TypedNetwork<S>::back_steps(const Context& x, const Track& track, const Bac
     step.d_a += pair * slots() * H();
     if (step.operand) step.operand += pair * H();
     if (step.kept) step.kept += pair * kept_width();
-    if (is_lstm(spec_.cell)) {
-      step.c_before =
-          t == begin ? block.c_before : first.kept + (x.batch.offset(t - 1) - start) * kept_width() + kKeptC * H();
+    if (cell_.has_c) {
+      step.c_before = t == begin ? block.c_before
+                                 : first.kept + (x.batch.offset(t - 1) - start) * kept_width() + (cell_.kept - 1) * H();
       step.c_before_stride = t == begin ? H() : kept_width();
     }
     take_back_step(x, weights, step, block.d_h.size() > 0 ? block.d_h.data() + pair * P() : nullptr, state);
@@ -202,15 +199,18 @@ void TypedNetwork<S>::take_back_step(const Context& x, const Weights<S>& weights
     step.d_h = state.d_unprojected.data();
     step.has_output = false;
   }
-  with_cell(
-      [&](auto cell) { launch(backward_stage<S, last_back_stage(decltype(cell)::value)>, rows, H(), x.stream, step); });
-  if (spec_.cell == Cell::gru_reset_before) {
-    x.blas.template multiply<S>(rows, H(), H(), {step.d_a + 2 * H(), row}, {w + 2 * H() * H(), H()}, false,
-                                {state.products.data(), H()});
-    launch(reset_stage<S>, rows, H(), x.stream, step, static_cast<const A*>(state.products.data()));
-  }
-  x.blas.template multiply<S>(rows, P(), recurrent_slots(spec_.cell) * H(),
-                              {step.d_a + first_recurrent_slot(spec_.cell) * H(), row}, {w, P()}, true,
+  with_cell(spec_.cell, [&](auto constant) {
+    constexpr Cell cell = decltype(constant)::value;
+    launch(backward_stage<S, cell>, rows, H(), x.stream, step);
+    if constexpr (description(cell).two_stages()) {
+      constexpr StageDescription second = description(cell).stages[1];
+      x.blas.template multiply<S>(rows, H(), second.gates * H(), {step.d_a + second.first_slot * H(), row},
+                                  {w + cell_.first_gate(1) * H() * H(), H()}, false, {state.products.data(), H()});
+      launch(late_backward_stage<S, cell>, rows, H(), x.stream, step, static_cast<const A*>(state.products.data()));
+    }
+  });
+  x.blas.template multiply<S>(rows, P(), cell_.recurrent_slots() * H(),
+                              {step.d_a + cell_.first_recurrent_slot() * H(), row}, {w, P()}, true,
                               {state.d_h.data(), P()});
 }
 
@@ -239,36 +239,25 @@ void TypedNetwork<S>::add_to_gradients(const Context& x, const Track& track, con
     launch(add_parts<A>, 1, count * H(), x.stream, static_cast<const A*>(sums.data() + slot * H()),
            static_cast<int>(parts), row, static_cast<int>(count * H()), add, static_cast<A*>(gradient) + gate * H());
   };
-  switch (spec_.cell) {
-    case Cell::gru:
-      weight(0, 1, 2, block.inputs, I, to.weight_ih);
-      weight(1, 2, 0, block.inputs, I, to.weight_ih);
-      weight(1, 3, 0, block.h_before.data(), P(), to.weight_hh);
-      bias(0, 1, 2, to.bias_ih);
-      bias(1, 2, 0, to.bias_ih);
-      bias(1, 3, 0, to.bias_hh);
-      break;
-    case Cell::gru_reset_before:
-      weight(0, 3, 0, block.inputs, I, to.weight_ih);
-      weight(0, 2, 0, block.h_before.data(), P(), to.weight_hh);
-      weight(2, 1, 2, block.operand.data(), H(), to.weight_hh);
-      bias(0, 3, 0, to.bias_ih);
-      bias(0, 3, 0, to.bias_hh);
-      break;
-    default:
-      weight(0, gates(), 0, block.inputs, I, to.weight_ih);
-      weight(0, gates(), 0, block.h_before.data(), P(), to.weight_hh);
-      bias(0, gates(), 0, to.bias_ih);
-      bias(0, gates(), 0, to.bias_hh);
-  }
+  const auto matrix = [&](Index first, Index count, const S* right, Index columns, void* weights, void* biases) {
+    for_each_run(first, count, [&](Index slot, Index slots, Index gate) {
+      weight(slot, slots, gate, right, columns, weights);
+      bias(slot, slots, gate, biases);
+    });
+  };
+  const StageDescription& second = cell_.stages[1];  // no gates where there is none
+  matrix(0, cell_.gates, block.inputs, I, to.weight_ih, to.bias_ih);
+  matrix(cell_.first_recurrent_slot(), cell_.recurrent_slots(), block.h_before.data(), P(), to.weight_hh, to.bias_hh);
+  matrix(second.first_slot, second.gates, block.operand.data(), H(), to.weight_hh, to.bias_hh);
   if (spec_.proj_size > 0)
     x.blas.template multiply_columns<S>(P(), H(), pairs, {block.d_h.data(), P()}, {block.operand.data(), H()}, add,
                                         {static_cast<A*>(to.weight_hr), H()});
-  for (Index peephole = 0; spec_.cell == Cell::lstm_peephole && peephole < kPeepholes; ++peephole) {
+  for (int peephole = 0; peephole < cell_.peephole_count; ++peephole) {
+    const PeepholeDescription& from = cell_.peepholes[peephole];
     const auto products = x.template take<A>(parts * H());
     check(start(sum_peephole<S>, over_rows(H()), dim3(kSumColumns * kSumRows), shared_bytes, x.stream, block.steps,
-                static_cast<const S*>(block.d_a.data() + gate_of_peephole(peephole) * H()), row, block.kept,
-                kept_width(), block.c_before, static_cast<int>(H()), peephole < 2, products.data()),
+                static_cast<const S*>(block.d_a.data() + from.slot * H()), row, block.kept, kept_width(),
+                block.c_before, cell_.kept - 1, static_cast<int>(H()), !from.sees_next, products.data()),
           "starting a kernel");
     launch(add_parts<A>, 1, H(), x.stream, static_cast<const A*>(products.data()), static_cast<int>(parts), H(),
            static_cast<int>(H()), add, static_cast<A*>(to.peephole[peephole]));

@@ -44,17 +44,18 @@ struct Shape {
 };
 
 Shape forward_shape(const Spec& spec) {
-  const bool apart = spec.cell == Cell::gru_reset_before;
-  const Index H = spec.hidden_size, gates = gate_count(spec.cell);
-  return {{H, apart ? H : 0}, {apart ? 2 : gates, 1}, forward_slots(spec.cell), gates + 1 + kPeepholes};
+  const CellDescription& cell = spec.description();
+  const Index H = spec.hidden_size;
+  return {{H, cell.two_stages() ? H : 0},
+          {cell.stages[0].gates, cell.stages[1].gates},
+          forward_slots(cell),
+          cell.slots + cell.peephole_count};
 }
 
 Shape backward_shape(const Spec& spec) {
+  const CellDescription& cell = spec.description();
   const Index H = spec.hidden_size;
-  return {{recurrent_slots(spec.cell) * H, spec.cell == Cell::gru_reset_before ? H : 0},
-          {1, 1},
-          backward_slots(spec.cell),
-          kPeepholes};
+  return {{cell.recurrent_slots() * H, cell.stages[1].gates * H}, {1, 1}, backward_slots(cell), cell.peephole_count};
 }
 
 // Until all have what others sent, and the cell.
@@ -149,7 +150,7 @@ RecurrencePlan undivided_for(const Problem& p, Index operands, int rows, const D
   plan.unit_groups = 1;
   plan.rows = rows;
   plan.row_groups = static_cast<int>(ceil_div(p.batch, rows));
-  const Index vectors = gate_count(p.spec.cell), threads = plan.undivided_threads();
+  const Index vectors = p.spec.description().gates, threads = plan.undivided_threads();
   const Index fours = plan.fours() * kUnitsOfLanes * vectors,
               shared_fours = std::max<Index>(0, fours - fours_in_registers(vectors, rows, p.sum_bytes));
   const Index values = 2 * operands * rows * kMostUndividedUnits;
@@ -159,7 +160,7 @@ RecurrencePlan undivided_for(const Problem& p, Index operands, int rows, const D
   if (!plan.fits) return plan;
   const Index blocks = ceil_div(plan.row_groups, device.processors);  // of a processor, some of them at a time
   const Index together = std::min(device.registers / registers, device.shared_bytes / plan.shared_bytes);
-  const double products = p.spec.cell == Cell::gru_reset_before ? 2 : 1;
+  const double products = p.spec.description().stage_count;
   const double multiplied = kUndividedFma * static_cast<double>(threads * fours * 4 * rows) / 128 +
                             kUndividedLoad * static_cast<double>(threads * shared_fours * 4 * p.sum_bytes) / 128;
   plan.step_ns = kCycle * (static_cast<double>(ceil_div(blocks, together)) * kUndividedStep * products +
@@ -170,7 +171,7 @@ RecurrencePlan undivided_for(const Problem& p, Index operands, int rows, const D
 double launched_ns(const Problem& p, Index products) {
   const bool reduced = p.reduced_products || p.value_bytes == 2;
   const auto pairs = static_cast<double>(p.batch * p.spec.hidden_size);
-  const double operations = 2 * pairs * static_cast<double>(p.spec.hidden_size * gate_count(p.spec.cell));
+  const double operations = 2 * pairs * static_cast<double>(p.spec.hidden_size * p.spec.description().gates);
   return static_cast<double>(products) * kLaunchedStep + pairs * kLaunchedPair +
          operations / (reduced ? kReducedOperations : kOperations);
 }
@@ -194,12 +195,12 @@ Tiling tiling_of(Index rows, Index vectors) {
 
 Plan make_plan(const Problem& problem, const DeviceLimits& device) {
   const Spec& spec = problem.spec;
-  const Index gates = gate_count(spec.cell);
+  const CellDescription& cell = spec.description();
   Plan plan;
-  plan.most_pairs =
-      std::max<Index>(problem.batch, kBlockBytes / std::max<Index>(1, gates * spec.hidden_size * problem.sum_bytes));
+  plan.most_pairs = std::max<Index>(
+      problem.batch, kBlockBytes / std::max<Index>(1, cell.gates * spec.hidden_size * problem.sum_bytes));
   if (device.processors < 1 || spec.proj_size > 0 || problem.batch < 1 || problem.steps < 2) return plan;
-  const double launched = launched_ns(problem, spec.cell == Cell::gru_reset_before ? 2 : 1);
+  const double launched = launched_ns(problem, cell.stage_count);
   const auto fastest = [&](const Shape& shape, Index operands) {
     RecurrencePlan divided = device.cooperative ? best_for(problem, shape, device) : RecurrencePlan();
     divided.fits &= divided.step_ns < launched;
@@ -210,8 +211,8 @@ Plan make_plan(const Problem& problem, const DeviceLimits& device) {
     }
     return best;
   };
-  plan.forward = fastest(forward_shape(spec), undivided_operands_forward(spec.cell));
-  plan.backward = fastest(backward_shape(spec), undivided_operands_backward(spec.cell));
+  plan.forward = fastest(forward_shape(spec), undivided_operands_forward(cell));
+  plan.backward = fastest(backward_shape(spec), undivided_operands_backward(cell));
   return plan;
 }
 

@@ -72,17 +72,17 @@ struct ProductPlan {
   constexpr Index weights() const { return static_cast<Index>(tiling.parts) * part * vectors; }
 };
 
-// Values that the persistent kernel keeps of each row and unit. Forward: the projected inputs, h, and c or what the reset-before GRU
-// passes from its first stage to the second. Backward: what forward kept, the value before, and the gradients of the output,
+// Values that the persistent kernel keeps of each row and unit. Forward: the projected inputs, h, and c or what a first
+// stage passes to the second. Backward: what forward kept, the value before, and the gradients of the output,
 // of h and of c.
-constexpr Index forward_slots(Cell cell) {
-  return gate_count(cell) + (is_lstm(cell) || cell == Cell::gru_reset_before ? 2 : 1);
+constexpr Index forward_slots(const CellDescription& cell) {
+  return cell.gates + (cell.has_c || cell.two_stages() ? 2 : 1);
 }
-constexpr Index backward_slots(Cell cell) { return kept_slots(cell) + (is_lstm(cell) ? 4 : 3); }
+constexpr Index backward_slots(const CellDescription& cell) { return cell.kept + (cell.has_c ? 4 : 3); }
 
 // What the products of a step multiply, where a block has all units, for each row and unit.
-constexpr Index undivided_operands_forward(Cell cell) { return cell == Cell::gru_reset_before ? 2 : 1; }
-constexpr Index undivided_operands_backward(Cell cell) { return gate_count(cell); }
+constexpr Index undivided_operands_forward(const CellDescription& cell) { return cell.stage_count; }
+constexpr Index undivided_operands_backward(const CellDescription& cell) { return cell.gates; }
 
 // One kernel for a block of steps: a grid of groups of rows by groups of units.
 struct RecurrencePlan {
@@ -90,7 +90,7 @@ struct RecurrencePlan {
   bool undivided = false;  // all units are one group, of a row or two; there may be more groups of rows than processors
   int row_groups = 0, rows = 0;  // rows of each
   int unit_groups = 0, units = 0;
-  ProductPlan products[2];  // the second is the reset-before GRU's candidate
+  ProductPlan products[2];  // of each stage
   Index warp_bytes = 0;     // shared memory of a warp: what it stages, then what it has summed
   Index row_bytes = 0;      // shared memory of a block: twice the values of one row
   Index shared_bytes = 0;

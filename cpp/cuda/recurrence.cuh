@@ -162,9 +162,9 @@ struct Recurrence {
   RecurrencePlan plan;
   const S* weights;  // [gates * units][units]
   const S* h_begin;
-  S* h_end[2];             // both get the last h: whoever asks for a row's reads one of them
-  S *sent_h, *sent_reset;  // [step][row group][units][rows]
-  unsigned* arrived;       // [row group][kCounterStride], from zero on
+  S* h_end[2];               // both get the last h: whoever asks for a row's reads one of them
+  S *sent_h, *sent_operand;  // [step][row group][units][rows]
+  unsigned* arrived;         // [row group][kCounterStride], from zero on
 };
 
 constexpr int kLoadsAtATime = 8;  // of a thread, while it waits for the first one
@@ -209,39 +209,40 @@ __device__ inline void load_weights(const Share<S, tile_rows>& share, const Prod
 template <class S, Cell cell, int tile_rows>
 struct ForwardShare : Share<S, tile_rows> {
   using A = Sum<S>;
-  static constexpr int gates = static_cast<int>(gate_count(cell));
-  static constexpr int h_slot = gates, c_slot = gates + 1, update_slot = gates + 1;
-  static constexpr int slot_count = static_cast<int>(forward_slots(cell));
+  using Facts = About<cell>;
+  static constexpr int gates = Facts::gates, slots = Facts::slots;
+  static constexpr int h_slot = gates, c_slot = gates + 1, carried_slot = gates + 1;
+  static constexpr int slot_count = static_cast<int>(forward_slots(Facts::description));
   const Recurrence<S>& r;
 
   __device__ explicit ForwardShare(const Recurrence<S>& arguments)
       : Share<S, tile_rows>(arguments.plan, arguments.first.units, slot_count), r(arguments) {}
 
   __device__ int all_units() const { return r.first.units; }
-  __device__ A& bias(int gate, int unit) const { return this->constants[gate * this->plan.units + unit]; }
+  __device__ A& bias(int slot, int unit) const { return this->constants[slot * this->plan.units + unit]; }
   __device__ A& peephole(int which, int unit) const {
-    return this->constants[(gates + 1 + which) * this->plan.units + unit];
+    return this->constants[(slots + which) * this->plan.units + unit];
   }
   __device__ bool exists(int row) const { return this->first_rank + row < r.first.rows; }
 
   __device__ void begin() const {
-    constexpr int first_gates = stage_layout(first_stage(cell)).gates;
-    load_weights(*this, this->plan.products[0], r.weights, all_units(), first_gates, this->weights[0]);
-    if constexpr (cell == Cell::gru_reset_before)
-      load_weights(*this, this->plan.products[1], r.weights + 2 * static_cast<Index>(all_units()) * all_units(),
-                   all_units(), 1, this->weights[1]);
+    load_weights(*this, this->plan.products[0], r.weights, all_units(), gates_of<cell, 0>, this->weights[0]);
+    if constexpr (Facts::two_stages)
+      load_weights(*this, this->plan.products[1],
+                   r.weights + Facts::second_gate * static_cast<Index>(all_units()) * all_units(), all_units(),
+                   gates_of<cell, 1>, this->weights[1]);
     for (int i = threadIdx.x; i < this->units; i += kRecurrenceThreads) {
       const int unit = this->first_unit + i;
-      for (int gate = 0; gate <= gates; ++gate) bias(gate, i) = r.first.bias[gate * all_units() + unit];
-      if constexpr (cell == Cell::lstm_peephole)
-        for (int which = 0; which < 3; ++which) peephole(which, i) = r.first.peephole[which * all_units() + unit];
+      for (int slot = 0; slot < slots; ++slot) bias(slot, i) = r.first.bias[slot * all_units() + unit];
+      for (int which = 0; which < Facts::peepholes; ++which)
+        peephole(which, i) = r.first.peephole[which * all_units() + unit];
     }
     S* sent = this->exchanged(r.sent_h, 0, all_units());
     this->for_own_pairs([&](int pair, int row, int unit) {
       const Index at = r.first.at(this->first_rank + row, this->first_unit + unit);
       const S h = exists(row) ? r.h_begin[at] : converted<S>(0.0f);
       this->slot(h_slot, pair) = converted<A>(h);
-      if constexpr (is_lstm(cell)) this->slot(c_slot, pair) = exists(row) ? r.first.c[at] : A(0);
+      if constexpr (Facts::has_c) this->slot(c_slot, pair) = exists(row) ? r.first.c[at] : A(0);
       send(sent + (this->first_unit + unit) * this->plan.rows + row, sendable(h));
     });
   }
@@ -258,9 +259,9 @@ struct ForwardShare : Share<S, tile_rows> {
     });
   }
 
-  template <Stage stage>
+  template <int stage>
   __device__ void finish_stage(const Step<S>& step, int running, const Lanes& lanes, S* sent) const {
-    constexpr int count = stage_layout(stage).gates, first_gate = stage_first_gate(stage);
+    constexpr int count = gates_of<cell, stage>;
     this->for_own_pairs([&](int pair, int row, int unit) {
       S* to = sent ? sent + (this->first_unit + unit) * this->plan.rows + row : nullptr;
       if (row >= running) {  // nobody uses it, but others wait for it
@@ -268,27 +269,25 @@ struct ForwardShare : Share<S, tile_rows> {
         return;
       }
       Unit<A> u;
-      this->template collect<count>(lanes, row, unit, u.product);
-#pragma unroll
-      for (int i = 0; i < count; ++i) u.input[i] = this->slot(first_gate + i, pair) + bias(first_gate + i, unit);
-      if constexpr (is_lstm(stage)) u.c = this->slot(c_slot, pair);
-      if constexpr (is_gru(stage)) u.h = this->slot(h_slot, pair);
-      if constexpr (stage == Stage::gru) u.b_hn = bias(gates, unit);
-      if constexpr (stage == Stage::gru_before_candidate) u.update = this->slot(update_slot, pair);
-      if constexpr (stage == Stage::lstm_peephole)
-        for (int i = 0; i < 3; ++i) u.peephole[i] = peephole(i, unit);
-      go_forward<A, stage>(u);
-      const S h = converted<S>(u.h);
+      A products[count];
+      this->template collect<count>(lanes, row, unit, products);
+      begin_stage<cell, stage>(
+          u, products, [&](int slot) { return bias(slot, unit); }, [&](int gate) { return this->slot(gate, pair); });
+      if constexpr (Facts::has_c) u.c_now = this->slot(c_slot, pair);
+      if constexpr (Facts::reads_h) u.h_before = this->slot(h_slot, pair);
+      if constexpr (stage > 0) u.carried = this->slot(carried_slot, pair);
+      for (int i = 0; i < Facts::peepholes; ++i) u.peepholes[i] = peephole(i, unit);
+      const S h = converted<S>(go_forward<cell, stage>(u));
       if (to) send(to, sendable(h));
-      go_on<A, stage>(u);
-      if constexpr (is_lstm(stage)) this->slot(c_slot, pair) = u.c;
-      if constexpr (stage == Stage::gru_before_gates)
-        this->slot(update_slot, pair) = u.update;
-      else
+      go_on<cell, stage>(u);
+      if constexpr (Facts::has_c) this->slot(c_slot, pair) = u.c_now;
+      if constexpr (is_last_stage<cell, stage>)
         this->slot(h_slot, pair) = converted<A>(h);
+      else
+        this->slot(carried_slot, pair) = u.carried;
       const int rank = this->first_rank + row, own = this->first_unit + unit;
-      if (step.kept) keep<stage>(step.kept + (rank * step.kept_slots * all_units() + own), all_units(), u);
-      if constexpr (stage != Stage::gru_before_gates) step.put_out(rank, own, h);
+      if (step.kept) keep<cell, stage>(step.kept + (rank * step.kept_slots * all_units() + own), all_units(), u);
+      if constexpr (is_last_stage<cell, stage>) step.put_out(rank, own, h);
     });
   }
 
@@ -297,18 +296,18 @@ struct ForwardShare : Share<S, tile_rows> {
       if (!exists(row)) return;
       const Index at = r.first.at(this->first_rank + row, this->first_unit + unit);
       for (S* h : r.h_end) h[at] = converted<S>(this->slot(h_slot, pair));
-      if constexpr (is_lstm(cell)) r.first.c[at] = this->slot(c_slot, pair);
+      if constexpr (Facts::has_c) r.first.c[at] = this->slot(c_slot, pair);
     });
   }
 };
 
 template <class S, Cell cell, int tile_rows>
 __global__ void __launch_bounds__(kRecurrenceThreads, 1) forward_recurrence(const __grid_constant__ Recurrence<S> r) {
-  constexpr Stage stage = first_stage(cell);
+  using Facts = About<cell>;
   const ForwardShare<S, cell, tile_rows> share(r);
   const int units = r.first.units, begin = r.block.begin;
   const Lanes lanes(r.plan.products[0].tiling);
-  const Lanes candidate_lanes(r.plan.products[cell == Cell::gru_reset_before ? 1 : 0].tiling);
+  const Lanes second_lanes(r.plan.products[Facts::two_stages ? 1 : 0].tiling);
   GroupCounter counter(r.arrived + share.row_group * kCounterStride, r.plan.unit_groups);
   share.begin();
   __syncthreads();
@@ -322,16 +321,15 @@ __global__ void __launch_bounds__(kRecurrenceThreads, 1) forward_recurrence(cons
     if (step.kept) step.kept += pairs_before(r.block, t) * step.kept_slots * units;
     S* next = t + 1 < r.block.end ? share.exchanged(r.sent_h, t + 1 - begin, units) : nullptr;
     share.prefetch(t);
-    share.template multiply<stage_layout(stage).gates>(0, lanes, share.exchanged(r.sent_h, t - begin, units), counter,
-                                                       turn);
-    if constexpr (cell == Cell::gru_reset_before) {
-      S* reset = share.exchanged(r.sent_reset, t - begin, units);
-      share.template finish_stage<stage>(step, running, lanes, reset);
+    share.template multiply<Facts::first_gates>(0, lanes, share.exchanged(r.sent_h, t - begin, units), counter, turn);
+    if constexpr (Facts::two_stages) {
+      S* operand = share.exchanged(r.sent_operand, t - begin, units);
+      share.template finish_stage<0>(step, running, lanes, operand);
       share.sent_all(counter);
-      share.template multiply<1>(1, candidate_lanes, reset, counter, turn);
-      share.template finish_stage<Stage::gru_before_candidate>(step, running, candidate_lanes, next);
+      share.template multiply<Facts::second_gates>(1, second_lanes, operand, counter, turn);
+      share.template finish_stage<1>(step, running, second_lanes, next);
     } else {
-      share.template finish_stage<stage>(step, running, lanes, next);
+      share.template finish_stage<0>(step, running, lanes, next);
     }
     share.sent_all(counter);
   }

@@ -10,22 +10,22 @@ struct BackRecurrence {
   BackStep<S> first;  // its arrays of pairs those of the block's first step
   StepBlock block;
   RecurrencePlan plan;
-  const S* weights;              // [gates * units][units]
-  const Sum<S>* c_at_begin;      // [rank][units]
-  S *sent_d_a, *sent_candidate;  // [step][row group][recurrent slots * units, or units][rows]
-  unsigned* arrived;             // [row group][kCounterStride], from zero on
+  const S* weights;           // [gates * units][units]
+  const Sum<S>* c_at_begin;   // [rank][units]
+  S *sent_d_a, *sent_second;  // [step][row group][recurrent slots * units, or the second stage's][rows]
+  unsigned* arrived;          // [row group][kCounterStride], from zero on
 };
 
 template <class S, Cell cell, int tile_rows>
 struct BackShare : Share<S, tile_rows> {
   using A = Sum<S>;
-  static constexpr BackStage stage = last_back_stage(cell);
-  static constexpr int kept = kept_for(stage);
+  using Facts = About<cell>;
+  static constexpr int kept = Facts::kept;
   // c[t-1], h[t-1] or h[t]; then the gradient of the output
   static constexpr int before_slot = kept, d_output_slot = kept + 1, d_h_slot = kept + 2, d_c_slot = kept + 3;
-  static constexpr int slot_count = static_cast<int>(backward_slots(cell));
-  static constexpr int recurrent = static_cast<int>(recurrent_slots(cell));
-  static constexpr int first_recurrent = static_cast<int>(first_recurrent_slot(cell));
+  static constexpr int slot_count = static_cast<int>(backward_slots(Facts::description));
+  static constexpr int recurrent = Facts::first_gates;
+  static constexpr int first_recurrent = Facts::first_recurrent_slot;
   const BackRecurrence<S>& r;
 
   __device__ explicit BackShare(const BackRecurrence<S>& arguments)
@@ -67,15 +67,14 @@ struct BackShare : Share<S, tile_rows> {
 
   __device__ void begin() const {
     load(0, 0);
-    if constexpr (cell == Cell::gru_reset_before) load(1, 2 * static_cast<Index>(all_units()));
-    if constexpr (cell == Cell::lstm_peephole)
-      for (int i = threadIdx.x; i < 3 * this->units; i += kRecurrenceThreads)
-        peephole(i / this->units, i % this->units) =
-            r.first.peephole[i / this->units * all_units() + this->first_unit + i % this->units];
+    if constexpr (Facts::two_stages) load(1, Facts::second_gate * static_cast<Index>(all_units()));
+    for (int i = threadIdx.x; i < Facts::peepholes * this->units; i += kRecurrenceThreads)
+      peephole(i / this->units, i % this->units) =
+          r.first.peephole[i / this->units * all_units() + this->first_unit + i % this->units];
     this->for_own_pairs([&](int pair, int row, int unit) {
       const Index at = r.first.at(this->first_rank + row, this->first_unit + unit);
       this->slot(d_h_slot, pair) = exists(row) ? r.first.d_h[at] : A(0);
-      if constexpr (is_lstm(cell)) this->slot(d_c_slot, pair) = exists(row) ? r.first.d_c[at] : A(0);
+      if constexpr (Facts::has_c) this->slot(d_c_slot, pair) = exists(row) ? r.first.d_c[at] : A(0);
     });
     prefetch(at_step(r.block.end - 1));
     await_fetched();
@@ -92,9 +91,10 @@ struct BackShare : Share<S, tile_rows> {
     if (step.h_before) step.h_before += pair * all_units();
     if (step.h) step.h += pair * all_units();
     if (step.operand) step.operand += pair * all_units();
-    if constexpr (is_lstm(cell)) {
+    if constexpr (Facts::has_c) {
       const bool first = t == r.block.begin;
-      step.c_before = first ? r.c_at_begin : step.kept + pairs_before(r.block, t - 1) * row_size + kKeptC * all_units();
+      step.c_before =
+          first ? r.c_at_begin : step.kept + pairs_before(r.block, t - 1) * row_size + (kept - 1) * all_units();
       step.c_before_stride = first ? all_units() : row_size;
     }
     if (step.kept) step.kept += pair * row_size;
@@ -109,22 +109,21 @@ struct BackShare : Share<S, tile_rows> {
 #pragma unroll
       for (int slot = 0; slot < kept; ++slot) fetch_value(&this->slot(slot, pair), step.kept_at(rank, own, slot));
       A* before = &this->slot(before_slot, pair);
-      if constexpr (is_lstm(cell))
+      if constexpr (Facts::has_c)
         fetch_value(before, step.c_before_at(rank, own));
       else
-        fetch_value(before, (is_gru(stage) ? step.h_before : step.h) + step.at(rank, own));
+        fetch_value(before, (Facts::backward_reads_h_before ? step.h_before : step.h) + step.at(rank, own));
       fetch_value(&this->slot(d_output_slot, pair), step.d_output_at(rank, own));
     });
   }
 
   __device__ void load_unit(int pair, int unit, BackUnit<A>& u) const {
 #pragma unroll
-    for (int slot = 0; slot < kept; ++slot) u.kept[slot] = this->slot(slot, pair);
-    u.c_before = u.h_before = u.h = this->slot(before_slot, pair);
-    u.d_h = this->slot(d_h_slot, pair);
-    if constexpr (is_lstm(cell)) u.d_c = this->slot(d_c_slot, pair);
-    if constexpr (cell == Cell::lstm_peephole)
-      for (int i = 0; i < 3; ++i) u.peephole[i] = peephole(i, unit);
+    for (int slot = 0; slot < kept; ++slot) u.kept_values[slot] = this->slot(slot, pair);
+    u.c_read = u.h_read = this->slot(before_slot, pair);
+    u.d_h_now = u.carried = this->slot(d_h_slot, pair);
+    if constexpr (Facts::has_c) u.d_c_now = this->slot(d_c_slot, pair);
+    for (int i = 0; i < Facts::peepholes; ++i) u.peepholes[i] = peephole(i, unit);
   }
 
   // Gradients of a slot's pre-activations, to others and to where they are merged.
@@ -136,31 +135,32 @@ struct BackShare : Share<S, tile_rows> {
     *step.d_a_at(rank, own, slot) = d_a;
   }
 
-  __device__ void through_cell(const BackStep<S>& step, S* sent, S* sent_candidate) const {
-    constexpr KeptSlots made = d_a_by(stage);
+  __device__ void through_cell(const BackStep<S>& step, S* sent, S* sent_second) const {
     this->for_own_pairs([&](int pair, int row, int unit) {
       const int rank = this->first_rank + row, own = this->first_unit + unit;
       if (rank >= step.rows) {  // nobody uses it, but others wait for it
         for (int slot = 0; slot < recurrent; ++slot)
           send(sent + (slot * all_units() + own) * this->plan.rows + row, converted<S>(0.0f));
-        if (sent_candidate) send(sent_candidate + own * this->plan.rows + row, converted<S>(0.0f));
+        for (int slot = 0; slot < Facts::second_gates; ++slot)
+          send(sent_second + (slot * all_units() + own) * this->plan.rows + row, converted<S>(0.0f));
         return;
       }
       BackUnit<A> u;
       load_unit(pair, unit, u);
-      u.d_h += this->slot(d_output_slot, pair);
-      go_back<A, stage>(u);
-      if constexpr (cell == Cell::gru_reset_before)
-        send(sent_candidate + own * this->plan.rows + row, sendable(converted<S>(u.d_a[2])));
+      u.d_h_now += this->slot(d_output_slot, pair);
+      go_back<cell>(u);
+      for (int slot = 0; slot < Facts::second_gates; ++slot)
+        send(sent_second + (slot * all_units() + own) * this->plan.rows + row,
+             sendable(converted<S>(u.d_a[Facts::second_slot + slot])));
 #pragma unroll
-      for (int slot = made.first; slot < made.first + made.count; ++slot)
+      for (int slot = Facts::late_slots; slot < Facts::slots; ++slot)
         give_d_a(step, sent, rank, row, unit, slot, u.d_a[slot]);
-      this->slot(d_h_slot, pair) = u.d_h;
-      if constexpr (is_lstm(cell)) this->slot(d_c_slot, pair) = u.d_c;
+      this->slot(d_h_slot, pair) = u.carried;
+      if constexpr (Facts::has_c) this->slot(d_c_slot, pair) = u.d_c_now;
     });
   }
 
-  __device__ void through_reset(const BackStep<S>& step, const Lanes& lanes, S* sent) const {
+  __device__ void through_second_operand(const BackStep<S>& step, const Lanes& lanes, S* sent) const {
     this->for_own_pairs([&](int pair, int row, int unit) {
       const int rank = this->first_rank + row;
       if (rank >= step.rows) return;
@@ -168,9 +168,10 @@ struct BackShare : Share<S, tile_rows> {
       load_unit(pair, unit, u);
       A product[1];
       this->template collect<1>(lanes, row, unit, product);
-      go_back_through_reset(u, product[0]);
-      give_d_a(step, sent, rank, row, unit, 0, u.d_a[0]);
-      this->slot(d_h_slot, pair) = u.d_h;
+      u.products = product[0];
+      Mathematics<cell>::template backward<1>(u);
+      for (int slot = 0; slot < Facts::late_slots; ++slot) give_d_a(step, sent, rank, row, unit, slot, u.d_a[slot]);
+      this->slot(d_h_slot, pair) = u.carried;
       step.operand[step.at(rank, this->first_unit + unit)] = converted<S>(u.operand);
     });
   }
@@ -189,7 +190,7 @@ struct BackShare : Share<S, tile_rows> {
       if (!exists(row)) return;
       const Index at = r.first.at(this->first_rank + row, this->first_unit + unit);
       r.first.d_h[at] = this->slot(d_h_slot, pair);
-      if constexpr (is_lstm(cell)) r.first.d_c[at] = this->slot(d_c_slot, pair);
+      if constexpr (Facts::has_c) r.first.d_c[at] = this->slot(d_c_slot, pair);
     });
   }
 };
@@ -201,7 +202,7 @@ __global__ void __launch_bounds__(kRecurrenceThreads, 1)
   const Shared share(r);
   const int units = r.first.units, begin = r.block.begin;
   const Lanes lanes(r.plan.products[0].tiling);
-  const Lanes candidate_lanes(r.plan.products[cell == Cell::gru_reset_before ? 1 : 0].tiling);
+  const Lanes second_lanes(r.plan.products[Shared::Facts::two_stages ? 1 : 0].tiling);
   GroupCounter counter(r.arrived + share.row_group * kCounterStride, r.plan.unit_groups);
   share.begin();
   int turn = 0;
@@ -215,12 +216,12 @@ __global__ void __launch_bounds__(kRecurrenceThreads, 1)
       continue;
     }
     S* sent = share.exchanged(r.sent_d_a, t - begin, Shared::recurrent * units);
-    if constexpr (cell == Cell::gru_reset_before) {
-      S* candidate = share.exchanged(r.sent_candidate, t - begin, units);
-      share.through_cell(step, sent, candidate);
+    if constexpr (Shared::Facts::two_stages) {
+      S* second = share.exchanged(r.sent_second, t - begin, Shared::Facts::second_gates * units);
+      share.through_cell(step, sent, second);
       share.sent_all(counter);
-      share.template multiply<1>(1, candidate_lanes, candidate, counter, turn);
-      share.through_reset(step, candidate_lanes, sent);
+      share.template multiply<1>(1, second_lanes, second, counter, turn);
+      share.through_second_operand(step, second_lanes, sent);
     } else {
       share.through_cell(step, sent, nullptr);
     }

@@ -215,14 +215,14 @@ __global__ void sum_columns(const S* matrix, Index rows, int columns, Sum<S>* pa
 // The same of a matrix of gradients times c: that before each pair's step, or that after it.
 template <class S>
 __global__ void sum_peephole(StepBlock block, const S* d_a, Index stride, const Sum<S>* kept, Index kept_stride,
-                             const Sum<S>* c_at_begin, int units, bool before, Sum<S>* parts) {
+                             const Sum<S>* c_at_begin, int c_slot, int units, bool before, Sum<S>* parts) {
   sum_over_rows(block.pairs, units, parts, [&](Index i, int unit) {
-    const Sum<S>* c = kept + i * kept_stride + kKeptC * units;
+    const Sum<S>* c = kept + i * kept_stride + c_slot * units;
     if (before) {
       const Pair pair = pair_of(block, i);
       c = pair.step == block.begin
               ? c_at_begin + static_cast<Index>(pair.rank) * units
-              : kept + (pairs_before(block, pair.step - 1) + pair.rank) * kept_stride + kKeptC * units;
+              : kept + (pairs_before(block, pair.step - 1) + pair.rank) * kept_stride + c_slot * units;
     }
     return converted<Sum<S>>(d_a[i * stride + unit]) * c[unit];
   });

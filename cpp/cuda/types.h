@@ -4,8 +4,8 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
+#include <math.h>  // whose fma has overloads in the global namespace too
 
-#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <type_traits>

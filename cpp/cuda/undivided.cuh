@@ -172,9 +172,9 @@ __device__ inline Index offset_of(const Features<T>& features, const Order& orde
 template <class S, Cell cell, int rows>
 struct UndividedForward {
   using A = Sum<S>;
-  using Memory = UndividedMemory<A, rows, static_cast<int>(undivided_operands_forward(cell))>;
-  static constexpr Stage first = first_stage(cell);
-  static constexpr int gates = static_cast<int>(gate_count(cell)), first_gates = stage_layout(first).gates;
+  using Facts = About<cell>;
+  using Memory = UndividedMemory<A, rows, static_cast<int>(undivided_operands_forward(Facts::description))>;
+  static constexpr int gates = Facts::gates, first_gates = Facts::first_gates, slots = Facts::slots;
 
   const Recurrence<S>& r;
   const UndividedLane<rows> lane;
@@ -185,9 +185,9 @@ struct UndividedForward {
   A* kept;
   bool has_output;
   Index y_at = 0, y_step;  // where the output of a step stands, and from there that of the next one
-  A bias[gates + 1] = {}, peephole[kPeepholes] = {};
+  A bias[slots] = {}, peephole[kMostPeepholes] = {};
   A input[gates] = {}, next_input[gates] = {};
-  A h = 0, c = 0, update = 0;
+  A h = 0, c = 0, carried = 0;
 
   __device__ explicit UndividedForward(const Recurrence<S>& arguments)
       : r(arguments),
@@ -207,11 +207,10 @@ struct UndividedForward {
     Memory::clear();
     if (!exists) return;
 #pragma unroll
-    for (int gate = 0; gate <= gates; ++gate) bias[gate] = r.first.bias[gate * units + lane.unit];
-    if constexpr (cell == Cell::lstm_peephole)
-      for (int which = 0; which < kPeepholes; ++which) peephole[which] = r.first.peephole[which * units + lane.unit];
+    for (int slot = 0; slot < slots; ++slot) bias[slot] = r.first.bias[slot * units + lane.unit];
+    for (int i = 0; i < Facts::peepholes; ++i) peephole[i] = r.first.peephole[i * units + lane.unit];
     h = converted<A>(r.h_begin[r.first.at(lane.rank, lane.unit)]);
-    if constexpr (is_lstm(cell)) c = r.first.c[r.first.at(lane.rank, lane.unit)];
+    if constexpr (Facts::has_c) c = r.first.c[r.first.at(lane.rank, lane.unit)];
     put(Memory::operand(r.block.begin, 0), h);
     y_at = offset_of(r.first.output, r.first.order, r.first.reverse, r.block.begin, lane.rank) + lane.unit;
   }
@@ -229,48 +228,40 @@ struct UndividedForward {
   }
 
   // Where the row has ended (it does not `live`) results are dropped.
-  template <Stage stage>
+  template <int stage>
   __device__ void finish_stage(int pair, bool lives, const A* products, A* next) {
-    constexpr int count = stage_layout(stage).gates, first_gate = stage_first_gate(stage);
     Unit<A> u;
-#pragma unroll
-    for (int i = 0; i < count; ++i) {
-      u.product[i] = products[i];
-      u.input[i] = input[first_gate + i] + bias[first_gate + i];
-    }
-    if constexpr (is_lstm(stage)) u.c = c;
-    if constexpr (is_gru(stage)) u.h = h;
-    if constexpr (stage == Stage::gru) u.b_hn = bias[gates];
-    if constexpr (stage == Stage::gru_before_candidate) u.update = update;
-    if constexpr (stage == Stage::lstm_peephole)
-      for (int i = 0; i < kPeepholes; ++i) u.peephole[i] = peephole[i];
-    go_forward<A, stage>(u);
-    const S sent = converted<S>(u.h);
+    begin_stage<cell, stage>(u, products, [&](int slot) { return bias[slot]; }, [&](int gate) { return input[gate]; });
+    if constexpr (Facts::has_c) u.c_now = c;
+    if constexpr (Facts::reads_h) u.h_before = h;
+    if constexpr (stage > 0) u.carried = carried;
+    for (int i = 0; i < Facts::peepholes; ++i) u.peepholes[i] = peephole[i];
+    const S sent = converted<S>(go_forward<cell, stage>(u));
     if (lives) put(next, converted<A>(sent));
-    go_on<A, stage>(u);
-    if constexpr (is_lstm(stage)) c = lives ? u.c : c;
-    if constexpr (stage == Stage::gru_before_gates)
-      update = u.update;
-    else
+    go_on<cell, stage>(u);
+    if constexpr (Facts::has_c) c = lives ? u.c_now : c;
+    if constexpr (is_last_stage<cell, stage>)
       h = lives ? converted<A>(sent) : h;
+    else
+      carried = u.carried;
     if (!lives || lane.copy > 0) return;
-    if (kept) keep<stage>(kept + static_cast<Index>(pair) * (r.first.kept_slots * units), units, u);
-    if constexpr (stage != Stage::gru_before_gates)
+    if (kept) keep<cell, stage>(kept + static_cast<Index>(pair) * (r.first.kept_slots * units), units, u);
+    if constexpr (is_last_stage<cell, stage>)
       if (has_output) r.first.output.data[y_at] = sent;
   }
 
   __device__ void take_step(int t, int pair, bool lives) {
     A products[first_gates];
     weights.template multiply<0, first_gates>(lane, Memory::operand(t, 0), products);
-    if constexpr (cell == Cell::gru_reset_before) {
-      A* reset = Memory::operand(0, 1);
-      finish_stage<first>(pair, lives, products, reset);
+    if constexpr (Facts::two_stages) {
+      A* operand = Memory::operand(0, 1);
+      finish_stage<0>(pair, lives, products, operand);
       __syncthreads();
-      A product[1];
-      weights.template multiply<first_gates, gates>(lane, reset, product);
-      finish_stage<Stage::gru_before_candidate>(pair, lives, product, Memory::operand(t + 1, 0));
+      A of_second[gates - first_gates];
+      weights.template multiply<first_gates, gates>(lane, operand, of_second);
+      finish_stage<1>(pair, lives, of_second, Memory::operand(t + 1, 0));
     } else {
-      finish_stage<first>(pair, lives, products, Memory::operand(t + 1, 0));
+      finish_stage<0>(pair, lives, products, Memory::operand(t + 1, 0));
     }
     __syncthreads();
   }
@@ -294,7 +285,7 @@ struct UndividedForward {
     if (!exists || lane.copy > 0) return;
     const Index at = r.first.at(lane.rank, lane.unit);
     for (S* to : r.h_end) to[at] = converted<S>(h);
-    if constexpr (is_lstm(cell)) r.first.c[at] = c;
+    if constexpr (Facts::has_c) r.first.c[at] = c;
   }
 };
 
@@ -306,17 +297,15 @@ __global__ void __launch_bounds__(kMostUndividedThreads, 1) forward_undivided(co
 template <class S, Cell cell, int rows>
 struct UndividedBackward {
   using A = Sum<S>;
-  static constexpr BackStage stage = last_back_stage(cell);
-  static constexpr bool two_stages = cell == Cell::gru_reset_before;
-  static constexpr int recurrent = static_cast<int>(recurrent_slots(cell));
-  static constexpr int first_recurrent = static_cast<int>(first_recurrent_slot(cell));
-  static constexpr int vectors = static_cast<int>(undivided_operands_backward(cell));
-  static constexpr int slots = static_cast<int>(gradient_slots(cell)), kept_count = kept_for(stage);
+  using Facts = About<cell>;
+  static constexpr int recurrent = Facts::first_gates, first_recurrent = Facts::first_recurrent_slot;
+  static constexpr int vectors = static_cast<int>(undivided_operands_backward(Facts::description));
+  static constexpr int slots = Facts::slots, kept_count = Facts::kept;
   using Memory = UndividedMemory<A, rows, vectors>;
 
   // What forward left of a step.
   struct Left {
-    using Before = std::conditional_t<is_lstm(cell), A, S>;
+    using Before = std::conditional_t<Facts::has_c, A, S>;
     A kept[kept_count > 0 ? kept_count : 1] = {};
     Before before = converted<Before>(0.0f);  // c[t-1], h[t-1] or h[t]
     A d_output = 0;
@@ -333,7 +322,7 @@ struct UndividedBackward {
   S *d_a, *operand;
   Index d_output_at = 0,
         d_output_step;  // where the gradient of a step's output stands, and from there that of the next one
-  A peephole[kPeepholes] = {};
+  A peephole[kMostPeepholes] = {};
   Left left, next_left;
   A d_h = 0, d_c = 0;
 
@@ -349,15 +338,14 @@ struct UndividedBackward {
     Memory::clear();
     const auto rank = static_cast<Index>(lane.rank);
     kept = r.first.kept + rank * kept_count * units + lane.unit;
-    state = (is_gru(stage) ? r.first.h_before : r.first.h) + rank * units + lane.unit;
+    state = (Facts::backward_reads_h_before ? r.first.h_before : r.first.h) + rank * units + lane.unit;
     d_a = r.first.d_a + rank * slots * units + lane.unit;
     operand = r.first.operand ? r.first.operand + rank * units + lane.unit : nullptr;
     d_output_step = r.first.reverse ? r.first.d_output.time_stride : -r.first.d_output.time_stride;
     if (!exists) return;
-    if constexpr (cell == Cell::lstm_peephole)
-      for (int which = 0; which < kPeepholes; ++which) peephole[which] = r.first.peephole[which * units + lane.unit];
+    for (int i = 0; i < Facts::peepholes; ++i) peephole[i] = r.first.peephole[i * units + lane.unit];
     d_h = r.first.d_h[r.first.at(lane.rank, lane.unit)];
-    if constexpr (is_lstm(cell)) d_c = r.first.d_c[r.first.at(lane.rank, lane.unit)];
+    if constexpr (Facts::has_c) d_c = r.first.d_c[r.first.at(lane.rank, lane.unit)];
     d_output_at = offset_of(r.first.d_output, r.first.order, r.first.reverse, r.block.end - 1, lane.rank) + lane.unit;
   }
 
@@ -368,10 +356,10 @@ struct UndividedBackward {
       const A* of_step = kept + static_cast<Index>(pair) * row;
 #pragma unroll
       for (int slot = 0; slot < kept_count; ++slot) next_left.kept[slot] = of_step[slot * units];
-      if constexpr (!is_lstm(cell))
+      if constexpr (!Facts::has_c)
         next_left.before = state[static_cast<Index>(pair) * units];
       else if (t > r.block.begin)
-        next_left.before = kept[static_cast<Index>(pair - running_before) * row + kKeptC * units];
+        next_left.before = kept[static_cast<Index>(pair - running_before) * row + (kept_count - 1) * units];
       else
         next_left.before = r.c_at_begin[lane.rank * units + lane.unit];
       next_left.d_output = r.first.d_output.data[d_output_at];
@@ -381,12 +369,11 @@ struct UndividedBackward {
 
   __device__ void load(BackUnit<A>& u) const {
 #pragma unroll
-    for (int slot = 0; slot < kept_count; ++slot) u.kept[slot] = left.kept[slot];
-    u.c_before = u.h_before = u.h = converted<A>(left.before);
-    u.d_h = d_h;
-    u.d_c = d_c;
-    if constexpr (cell == Cell::lstm_peephole)
-      for (int i = 0; i < kPeepholes; ++i) u.peephole[i] = peephole[i];
+    for (int slot = 0; slot < kept_count; ++slot) u.kept_values[slot] = left.kept[slot];
+    u.c_read = u.h_read = converted<A>(left.before);
+    u.d_h_now = u.carried = d_h;
+    u.d_c_now = d_c;
+    for (int i = 0; i < Facts::peepholes; ++i) u.peepholes[i] = peephole[i];
   }
 
   // Gradients of a slot's pre-activations, to the products and to where they are merged.
@@ -398,35 +385,35 @@ struct UndividedBackward {
   }
 
   __device__ void through_cell(int t, int pair, bool lives) {
-    constexpr KeptSlots made = d_a_by(stage);
     BackUnit<A> u;
     load(u);
-    u.d_h += left.d_output;
-    go_back<A, stage>(u);
+    u.d_h_now += left.d_output;
+    go_back<cell>(u);
     if (lives && lane.copy == 0) {
 #pragma unroll
-      for (int slot = made.first; slot < made.first + made.count; ++slot) give_d_a(t, pair, slot, u.d_a[slot]);
+      for (int slot = Facts::late_slots; slot < slots; ++slot) give_d_a(t, pair, slot, u.d_a[slot]);
     }
-    d_h = lives ? u.d_h : d_h;
-    if constexpr (is_lstm(cell)) d_c = lives ? u.d_c : d_c;
+    d_h = lives ? u.carried : d_h;
+    if constexpr (Facts::has_c) d_c = lives ? u.d_c_now : d_c;
   }
 
-  __device__ void through_reset(int t, int pair, bool lives, A product) {
+  __device__ void through_second_operand(int t, int pair, bool lives, A product) {
     BackUnit<A> u;
     load(u);
-    go_back_through_reset(u, product);
-    d_h = lives ? u.d_h : d_h;
+    u.products = product;
+    Mathematics<cell>::template backward<1>(u);
+    d_h = lives ? u.carried : d_h;
     if (!lives || lane.copy > 0) return;
-    give_d_a(t, pair, 0, u.d_a[0]);
+    for (int slot = 0; slot < Facts::late_slots; ++slot) give_d_a(t, pair, slot, u.d_a[slot]);
     operand[static_cast<Index>(pair) * units] = converted<S>(u.operand);
   }
 
   __device__ void take_step(int t, int pair, bool lives) {
     through_cell(t, pair, lives);
     __syncthreads();
-    if constexpr (two_stages) {
+    if constexpr (Facts::two_stages) {
       const A product = weights.template multiply_each<recurrent, vectors>(lane, Memory::operand(t, recurrent));
-      through_reset(t, pair, lives, product);
+      through_second_operand(t, pair, lives, product);
       __syncthreads();
     }
     const A product = weights.template multiply_each<0, recurrent>(lane, Memory::operand(t, 0));
@@ -452,7 +439,7 @@ struct UndividedBackward {
     if (!exists || lane.copy > 0) return;
     const Index at = r.first.at(lane.rank, lane.unit);
     r.first.d_h[at] = d_h;
-    if constexpr (is_lstm(cell)) r.first.d_c[at] = d_c;
+    if constexpr (Facts::has_c) r.first.d_c[at] = d_c;
   }
 };
 

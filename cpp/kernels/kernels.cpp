@@ -20,23 +20,43 @@ void map(const typename S::T* x, typename S::T* y, Index n) noexcept {
   }
 }
 
-// In the order of the enumerations. The linear stage starts from zero, so nothing projects into it.
+// Stages of the same layout share a kernel. The linear stage starts from zero, so nothing projects into it.
+template <class S>
+struct ProjectOf {
+  template <class Stage>
+  static constexpr auto of() -> typename StageKernels<ProjectArgs<typename S::T>>::Kernel {
+    constexpr StageDescription stage = Stage::description;
+    if constexpr (std::is_same_v<Stage, LinearStage>)
+      return nullptr;
+    else
+      return project<S, stage.gates, stage.slots, stage.unit_vectors()>;
+  }
+};
+
+template <class S, bool keeping>
+struct StepOf {
+  template <class Stage>
+  static constexpr auto of() {
+    return step < S, Stage, keeping && Stage::keeps > ;
+  }
+};
+
+template <class S>
+struct BackStepOf {
+  template <class Stage>
+  static constexpr auto of() {
+    return back_step<S, Stage>;
+  }
+};
+
 template <class T>
 constexpr Kernels<T> kernels() {
   using S = Simd<T>;
   return {S::lanes,
-          {project<S, Stage::lstm>, project<S, Stage::lstm_peephole>, project<S, Stage::gru>,
-           project<S, Stage::gru_before_gates>, project<S, Stage::gru_before_candidate>, project<S, Stage::rnn_tanh>,
-           project<S, Stage::rnn_relu>, nullptr},
-          {step<S, Stage::lstm, false>, step<S, Stage::lstm_peephole, false>, step<S, Stage::gru, false>,
-           step<S, Stage::gru_before_gates, false>, step<S, Stage::gru_before_candidate, false>,
-           step<S, Stage::rnn_tanh, false>, step<S, Stage::rnn_relu, false>, step<S, Stage::linear, false>},
-          {step<S, Stage::lstm, true>, step<S, Stage::lstm_peephole, true>, step<S, Stage::gru, true>,
-           step<S, Stage::gru_before_gates, true>, step<S, Stage::gru_before_candidate, true>,
-           step<S, Stage::rnn_tanh, false>, step<S, Stage::rnn_relu, false>, step<S, Stage::linear, false>},
-          {back_step<S, BackStage::lstm>, back_step<S, BackStage::lstm_peephole>, back_step<S, BackStage::gru>,
-           back_step<S, BackStage::gru_before_candidate>, back_step<S, BackStage::gru_before_reset>,
-           back_step<S, BackStage::rnn_tanh>, back_step<S, BackStage::rnn_relu>, back_step<S, BackStage::linear>},
+          by_stage<ProjectOf<S>, ProjectArgs<T>>(),
+          by_stage<StepOf<S, false>, StepArgs<T>>(),
+          by_stage<StepOf<S, true>, StepArgs<T>>(),
+          by_stage<BackStepOf<S>, BackStepArgs<T>>(),
           pack_units<S>,
           pack_rows<S>,
           pack_columns<S>,

@@ -36,7 +36,7 @@ class BackwardRun : private BackwardMerge<T> {
     const Index panels = panel_count(std::max(spec_.hidden_size, spec_.state_size()));
     this->carve_groups(arena, tape_.recomputing() ? Base::Forward::replay : Base::Forward::no, [&](Group<T>& group) {
       group.carry = arena.take<T>(state);
-      if (is_lstm(spec_.cell)) group.d_c = arena.take<T>(state);
+      if (has_c()) group.d_c = arena.take<T>(state);
       for (T*& d_a : group.d_a) d_a = arena.take<T>(plan_.far ? this->most_rows() * d_a_stride() : 0);
       group.products = arena.take<T>(panels * products_stride());
     });
@@ -56,16 +56,15 @@ class BackwardRun : private BackwardMerge<T> {
   }
 
  private:
-  using Base::batch_, Base::between_, Base::call_, Base::kept_, Base::network_, Base::order_, Base::plan_, Base::spec_,
-      Base::tape_;
+  using Base::batch_, Base::between_, Base::call_, Base::cell_, Base::kept_, Base::network_, Base::order_, Base::plan_,
+      Base::spec_, Base::tape_;
   using Base::block_count, Base::c_before, Base::d_h_stride, Base::d_input_of, Base::d_output_of, Base::d_a_stride,
-      Base::for_units, Base::h_after, Base::h_before, Base::has_operand_of_weights, Base::input_of, Base::kept,
-      Base::kept_pairs, Base::kept_stride, Base::lanes, Base::length, Base::list, Base::list_of_places, Base::merge,
-      Base::most_steps, Base::panel_count, Base::rank, Base::row_count, Base::running, Base::slot, Base::state_at,
-      Base::take_block, Base::time;
+      Base::for_units, Base::h_after, Base::h_before, Base::has_c, Base::has_operand_of_weights, Base::input_of,
+      Base::kept, Base::kept_pairs, Base::kept_stride, Base::lanes, Base::length, Base::list, Base::list_of_places,
+      Base::merge, Base::most_steps, Base::panel_count, Base::rank, Base::row_count, Base::running, Base::slot,
+      Base::state_at, Base::take_block, Base::time;
 
   Index products_stride() const { return odd_lines<T>(this->most_rows() * kBackVectors * lanes()); }
-  bool is_rnn() const { return spec_.cell == Cell::rnn_tanh || spec_.cell == Cell::rnn_relu; }
 
   // ---- The walk ----------------------------------------------------------------------------------------------------------
   Share share_of(Member& member, int group, const Track& track) const {
@@ -167,14 +166,14 @@ class BackwardRun : private BackwardMerge<T> {
       share.group.next_stride = 0;
       for (Index i = 0; i < row_count(share); ++i) {
         load(call_.d_h_n, P, i, share.group.carry + i * stride);
-        if (is_lstm(spec_.cell)) load(call_.d_c_n, H, i, share.group.d_c + i * stride);
+        if (has_c()) load(call_.d_c_n, H, i, share.group.d_c + i * stride);
       }
     });
   }
 
   // What the block's steps kept, from the outputs and the c before it.
   void recompute(const Share& share, const Block& block) {
-    if (is_lstm(spec_.cell))
+    if (has_c())
       for_units(share, [&](int part) {
         if (part > 0) return;
         const CellStates c = c_before(share, block, block.begin);
@@ -198,7 +197,8 @@ class BackwardRun : private BackwardMerge<T> {
     for (Index i = 0; i < now; ++i) {
       if (d_output.data)
         d_y[i] = d_output.at(time(share, step, i), rank(share, i)) + share.direction * spec_.state_size();
-      h[i] = is_rnn() ? h_after(share, step, rank(share, i)) : h_before(share, step, rank(share, i));
+      h[i] =
+          cell_.h_read == HRead::after ? h_after(share, step, rank(share, i)) : h_before(share, step, rank(share, i));
     }
 
     BackStepArgs<T> args = common_args(share);
@@ -215,9 +215,9 @@ class BackwardRun : private BackwardMerge<T> {
     if (tape_.kept_width() > 0) {
       args.kept = kept(share, block, step) + share.row_group * kept_stride();
       args.kept_stride = plan_.row_groups * kept_stride();
-      args.kept_slots = kept_slots(spec_.cell);
+      args.kept_slots = cell_.kept;
     }
-    if (is_lstm(spec_.cell)) {
+    if (has_c()) {
       const CellStates c = c_before(share, block, step);
       args.c = c.data + share.row_group * c.stride;
       args.c_stride = plan_.row_groups * c.stride;
@@ -235,15 +235,14 @@ class BackwardRun : private BackwardMerge<T> {
       const Index stride = plan_.row_groups * d_h_stride();
       for (Index i = 0; i < now; ++i) out[i] = d_h + i * stride;
       args.out = out;
-      from_step_after(share, BackStage::linear, layer.recurrent, args, next, old, now);
+      from_step_after(share, kLinear, layer.recurrent, args, next, old, now);
       args.carry = nullptr;
       args.d_y = nullptr;
-      run_stage(share, last_back_stage(spec_.cell), layer.projection, args, {d_h, stride}, now);
+      run_stage(share, 0, layer.projection, args, {d_h, stride}, now);
       return d_a;
     }
-    from_step_after(share, last_back_stage(spec_.cell), layer.recurrent, args, next, old, now);
-    if (spec_.cell == Cell::gru_reset_before)
-      run_stage(share, BackStage::gru_before_reset, layer.candidate, args, d_a, now);
+    from_step_after(share, 0, layer.recurrent, args, next, old, now);
+    if (cell_.two_stages()) run_stage(share, 1, layer.second, args, d_a, now);
     return d_a;
   }
 
@@ -261,27 +260,27 @@ class BackwardRun : private BackwardMerge<T> {
 
   // The first `old` rows ran in the step after, whose gradients come through a product; for the others, up to `now`, this step
   // is the last one, and what comes is the gradient of their final state.
-  void from_step_after(const Share& share, BackStage stage, const PackedTransposed<T>& product, BackStepArgs<T> args,
+  void from_step_after(const Share& share, int stage, const PackedTransposed<T>& product, BackStepArgs<T> args,
                        const Strided& after, Index old, Index now) const {
     BackStepArgs<T> last = args;
     skip_rows(last, old);
     last.rows = now - old;
     last.depth = 0;
-    if (!is_gru(spec_.cell)) args.carry = nullptr;  // nothing passes by the product
+    if (!cell_.passes_h) args.carry = nullptr;  // nothing passes by the product
     for_units(share, [&](int part) {
       multiply(part, stage, product, args, after, old);
       set_panels(part, product, last);
-      network_.kernels().back_step[static_cast<int>(stage)](last);
+      network_.kernels().back_step(spec_.cell, stage, last);
     });
   }
 
-  void run_stage(const Share& share, BackStage stage, const PackedTransposed<T>& product, BackStepArgs<T> args,
+  void run_stage(const Share& share, int stage, const PackedTransposed<T>& product, BackStepArgs<T> args,
                  const Strided& operand, Index rows) const {
     for_units(share, [&](int part) { multiply(part, stage, product, args, operand, rows); });
   }
 
-  void multiply(int part, BackStage stage, const PackedTransposed<T>& product, BackStepArgs<T>& args,
-                const Strided& operand, Index rows) const {
+  void multiply(int part, int stage, const PackedTransposed<T>& product, BackStepArgs<T>& args, const Strided& operand,
+                Index rows) const {
     if (rows == 0) return;
     args.rows = rows;
     args.depth = product.depth;
@@ -290,7 +289,7 @@ class BackwardRun : private BackwardMerge<T> {
     args.operand = operand.data + product.first_slot * slot();
     args.operand_stride = operand.stride;
     set_panels(part, product, args);
-    network_.kernels().back_step[static_cast<int>(stage)](args);
+    network_.kernels().back_step(spec_.cell, stage, args);
   }
 
   void set_panels(int part, const PackedTransposed<T>& product, BackStepArgs<T>& args) const {
@@ -322,9 +321,9 @@ class BackwardRun : private BackwardMerge<T> {
     for (Index i = 0; i < row_count(share); ++i) out[i] = call_.d_h_0 + state_at(share, i, P);
     BackStepArgs<T> args = common_args(share);
     args.out = out;
-    from_step_after(share, BackStage::linear, layer.recurrent, args, {share.group.next, share.group.next_stride},
+    from_step_after(share, kLinear, layer.recurrent, args, {share.group.next, share.group.next_stride},
                     running(share, 0, row_count(share)), row_count(share));
-    if (!is_lstm(spec_.cell)) return;
+    if (!has_c()) return;
     for_units(share, [&](int part) {
       if (part == 0) copy_cell_state_gradients(share);
     });

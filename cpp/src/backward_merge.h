@@ -12,7 +12,8 @@ template <class T>
 class BackwardMerge : protected BackwardPlaces<T> {
  protected:
   using Places = BackwardPlaces<T>;
-  using Places::batch_, Places::call_, Places::network_, Places::order_, Places::plan_, Places::spec_, Places::tape_;
+  using Places::batch_, Places::call_, Places::cell_, Places::network_, Places::order_, Places::plan_, Places::spec_,
+      Places::tape_;
   using Places::c_after, Places::c_before, Places::d_h_stride, Places::d_input_of, Places::d_a_stride,
       Places::for_each_pair, Places::h_before, Places::input_of, Places::lanes, Places::list, Places::list_of_places,
       Places::panel_count, Places::slot, Places::time_of;
@@ -92,9 +93,7 @@ class BackwardMerge : protected BackwardPlaces<T> {
   Index input_products_stride() const { return odd_lines<T>(kInputRows * kBackVectors * lanes()); }
   Index input_products_size() const { return panel_count(widest_input()) * input_products_stride(); }
   // Of every slot, and of the peepholes.
-  Index column_sum_count() const {
-    return gradient_slots(spec_.cell) + (spec_.cell == Cell::lstm_peephole ? kPeepholes : 0);
-  }
+  Index column_sum_count() const { return cell_.slots + cell_.peephole_count; }
 
   // A part of `count` things.
   std::pair<Index, Index> part_of(const MergePart& part, Index count) const {
@@ -107,28 +106,28 @@ class BackwardMerge : protected BackwardPlaces<T> {
     const LayerGradients<T>& to = call_.gradients[this->track(part)];
     const int thread = part.member.thread();
     const T *const *x = list(thread, 0), *const *h = list(thread, 1), *const *operand = list(thread, 2);
-    const Index recurrent = first_recurrent_slot(spec_.cell), candidate = recurrent_slots(spec_.cell);
+    const StageDescription& second = cell_.stages[1];  // no slots where there is none
     T* const sums_ih = has_group_sums() ? group_sums_ : to.weight_ih;
     T* const sums_hh = has_group_sums() ? group_sums_ + weights_of(widest_input()) : to.weight_hh;
     T* const sums_hr = has_group_sums() ? sums_hh + weights_of(P) : to.weight_hr;
     return {{
-        {false, 0, gate_count(spec_.cell), H, I, x, to.weight_ih, sums_ih},
-        {false, recurrent, candidate, H, P, h, to.weight_hh, sums_hh},
-        {false, candidate, spec_.cell == Cell::gru_reset_before ? 1 : 0, H, P, operand, to.weight_hh, sums_hh},
+        {false, 0, cell_.gates, H, I, x, to.weight_ih, sums_ih},
+        {false, cell_.first_recurrent_slot(), cell_.recurrent_slots(), H, P, h, to.weight_hh, sums_hh},
+        {false, second.first_slot, second.gates, H, P, operand, to.weight_hh, sums_hh},
         {true, 0, spec_.proj_size > 0 ? 1 : 0, P, H, operand, to.weight_hr, sums_hr},
     }};
   }
 
   // The sums of a single group are the gradient.
   bool has_group_sums() const { return call_.accumulate || tape_.groups() > 1; }
-  Index weights_of(Index depth) const { return gate_count(spec_.cell) * spec_.hidden_size * depth; }
+  Index weights_of(Index depth) const { return cell_.gates * spec_.hidden_size * depth; }
   Index group_sums_size() const {
     return weights_of(widest_input() + spec_.state_size()) + spec_.proj_size * spec_.hidden_size;
   }
 
   // Where a slot stands in the matrix.
   Index offset_of(const WeightSum& sum, Index slot) const {
-    return gate_of_slot(spec_.cell, sum.first_slot + slot) * sum.columns * sum.depth;
+    return cell_.gate_of_slot[sum.first_slot + slot] * sum.columns * sum.depth;
   }
   T* gradient_of(const WeightSum& sum, Index slot) const { return sum.gradient + offset_of(sum, slot); }
 
@@ -136,11 +135,10 @@ class BackwardMerge : protected BackwardPlaces<T> {
   template <class Visit>
   void for_each_gradient_of(const Track& track, Index c, Visit&& visit) const {
     const LayerGradients<T>& to = call_.gradients[this->track(track)];
-    const Index slots = gradient_slots(spec_.cell);
-    if (c >= slots) return visit(to.peephole[c - slots]);
-    const Index at = gate_of_slot(spec_.cell, c) * spec_.hidden_size;
-    if (to.bias_ih && c < gate_count(spec_.cell)) visit(to.bias_ih + at);
-    if (to.bias_hh && c >= first_recurrent_slot(spec_.cell)) visit(to.bias_hh + at);
+    if (c >= cell_.slots) return visit(to.peephole[c - cell_.slots]);
+    const Index at = cell_.gate_of_slot[c] * spec_.hidden_size;
+    if (to.bias_ih && c < cell_.gates) visit(to.bias_ih + at);
+    if (to.bias_hh && c >= cell_.first_recurrent_slot()) visit(to.bias_hh + at);
   }
 
   // The sums of a group that is complete.
@@ -191,7 +189,7 @@ class BackwardMerge : protected BackwardPlaces<T> {
   // The c-th sums of columns, of one block of pairs.
   void add_columns(const MergePart& part, const Block& block, const Index* offsets, Index c, const Slice& slice) const {
     T *sums = column_sums_ + c * slot(), *block_sums = block_sums_ + part.member.thread() * slot();
-    const Index H = spec_.hidden_size, slots = gradient_slots(spec_.cell);
+    const Index H = spec_.hidden_size, slots = cell_.slots;
     std::fill_n(block_sums, slot(), T(0));
     if (c < slots)
       network_.kernels().sum_columns({slice.count, H, block.d_a + slice.first * d_a_stride() + c * slot(), nullptr,
@@ -287,16 +285,16 @@ class BackwardMerge : protected BackwardPlaces<T> {
     }
   }
 
-  // i and f see c before the step, o sees it after.
   void add_peephole(const MergePart& part, const Block& block, const Index* offsets, Index peephole, const Slice& slice,
                     T* sums) const {
+    const PeepholeDescription& from = cell_.peepholes[peephole];
     const Index steps = block.end - block.begin, last = slice.first + slice.count;
     for (Index i = std::upper_bound(offsets, offsets + steps, slice.first) - offsets - 1;
          i < steps && offsets[i] < last; ++i) {
       const Index step = block.end - 1 - i, begin = std::max(offsets[i], slice.first);
-      const CellStates c = peephole < 2 ? c_before(part, block, step) : c_after(part, block, step);
+      const CellStates c = from.sees_next ? c_after(part, block, step) : c_before(part, block, step);
       network_.kernels().sum_columns({std::min(offsets[i + 1], last) - begin, spec_.hidden_size,
-                                      block.d_a + begin * d_a_stride() + gate_of_peephole(peephole) * slot(),
+                                      block.d_a + begin * d_a_stride() + from.slot * slot(),
                                       c.data + (begin - offsets[i]) * c.stride, d_a_stride(), c.stride, c.slots, sums});
     }
   }
@@ -326,7 +324,7 @@ class BackwardMerge : protected BackwardPlaces<T> {
       args.rows = std::min(kInputRows, end - first);
       args.operand = block.d_a + first * d_a_stride() + product.first_slot * slot();
       args.out = out + (first - begin);
-      network_.kernels().back_step[static_cast<int>(BackStage::linear)](args);
+      network_.kernels().back_step(spec_.cell, kLinear, args);
     }
   }
 

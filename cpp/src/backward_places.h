@@ -11,7 +11,7 @@ template <class T>
 class BackwardPlaces : protected Run<T> {
  protected:
   using Base = Run<T>;
-  using Base::batch_, Base::network_, Base::order_, Base::plan_, Base::spec_;
+  using Base::batch_, Base::cell_, Base::network_, Base::order_, Base::plan_, Base::spec_;
   using typename Base::Share;
   using typename Base::Track;
 
@@ -38,7 +38,7 @@ class BackwardPlaces : protected Run<T> {
     Index stride;
   };
 
-  // The LSTM's c of each row, the last of `slots` values per unit.
+  // c of each row, the last of `slots` values per unit.
   struct CellStates {
     const T* data;
     Index stride, slots;
@@ -58,10 +58,10 @@ class BackwardPlaces : protected Run<T> {
   int lanes() const { return network_.kernels().lanes; }
   Index slot() const { return slot_stride(spec_.hidden_size, lanes()); }
   // A line more than the values, so that what reads on to a multiple of kOuterColumns stays in the row.
-  Index d_a_stride() const { return odd_lines<T>(gradient_slots(spec_.cell) * slot()); }
+  Index d_a_stride() const { return odd_lines<T>(cell_.slots * slot()); }
   Index d_h_stride() const { return odd_lines<T>(spec_.state_size()); }
   Index panel_count(Index units) const { return ceil_div(units, kBackVectors * lanes()); }
-  bool has_operand_of_weights() const { return spec_.cell == Cell::gru_reset_before || spec_.proj_size > 0; }
+  bool has_operand_of_weights() const { return cell_.two_stages() || spec_.proj_size > 0; }
 
   // ---- Blocks ------------------------------------------------------------------------------------------------------------
   Index block_count() const { return blocks_.count(); }
@@ -172,7 +172,7 @@ class BackwardPlaces : protected Run<T> {
     return first + kept_pairs().at(tape_.recomputing() ? step - block.begin : step, 0) * tape_.kept_width();
   }
   Index kept_stride() const { return kept_pairs().rank_stride * tape_.kept_width(); }
-  // The LSTM's c before a step, of rank 0.
+  // c before a step, of rank 0.
   CellStates c_before(const Track& track, const Block& block, Index step) const {
     const Index H = spec_.hidden_size;
     const T* checkpoints = tape_.c[this->track(track)];
@@ -184,7 +184,7 @@ class BackwardPlaces : protected Run<T> {
     return step == 0 ? CellStates{checkpoints, H, 1} : c_after(track, block, step - 1);
   }
   CellStates c_after(const Track& track, const Block& block, Index step) const {
-    return {kept(track, block, step), kept_stride(), kept_slots(spec_.cell)};
+    return {kept(track, block, step), kept_stride(), cell_.kept};
   }
 
   const Tape<T>& tape_;

@@ -55,7 +55,7 @@ class ForwardRun : private Run<T> {
   }
 
  private:
-  using Base::for_units, Base::length, Base::rank, Base::row_count, Base::running, Base::state_at;
+  using Base::for_units, Base::has_c, Base::length, Base::rank, Base::row_count, Base::running, Base::state_at;
   using Base::network_, Base::order_, Base::plan_, Base::spec_;
 
   // A part of a layer's steps.
@@ -216,7 +216,7 @@ class ForwardRun : private Run<T> {
       T* h = share.group.h[first_turn_] + i * stride;
       Base::copy_or_clear(sequence_.h_0 ? sequence_.h_0 + h_at : nullptr, P, h);
       if (tape_) std::copy_n(h, P, tape_->h_0 + (this->track(share) * sequence_.batch + rank(share, i)) * P);
-      T* c = is_lstm(spec_.cell) ? share.group.c + i * stride : nullptr;
+      T* c = has_c() ? share.group.c + i * stride : nullptr;
       if (c) Base::copy_or_clear(sequence_.c_0 ? sequence_.c_0 + c_at : nullptr, H, c);
       if (length(share, i) > 0) continue;
       std::copy_n(h, P, sequence_.h_n + h_at);
@@ -232,13 +232,13 @@ class ForwardRun : private Run<T> {
       return [this, &share, base, width](Index i) { return base + state_at(share, i, width); };
     };
     this->store_units(part, stages.back(), h, begin, end, place(sequence_.h_n, spec_.state_size()));
-    if (is_lstm(spec_.cell))
+    if (has_c())
       this->store_units(part, stages.front(), share.group.c, begin, end, place(sequence_.c_n, spec_.hidden_size));
   }
 
-  // The LSTM's c, as it is now, for backward.
+  // c as it is now, for backward.
   void checkpoint(const Share& share, int part, Index index) {
-    if (!is_lstm(spec_.cell)) return;
+    if (!has_c()) return;
     const Index H = spec_.hidden_size;
     T* to = tape_->c[this->track(share)] + index * sequence_.batch * H;
     this->store_units(part, network_.layer(share.layer, share.direction).stages.front(), share.group.c, 0,

@@ -20,7 +20,7 @@ void pack_panel(const T* matrix, const PackedStage<T>& to, const Kernels<T>& ker
                 Index panel, T* out) {
   const Index stride = static_cast<Index>(gates.size()) * to.units_per_panel();
   for (const Index gate : gates)
-    for (int v = 0; v < to.layout.unit_vectors; ++v, out += to.lanes) {
+    for (int v = 0; v < to.layout.unit_vectors(); ++v, out += to.lanes) {
       const Index first = std::min(panel * to.units_per_panel() + v * to.lanes, to.units);
       kernels.pack_units({matrix + (gate * to.units + first) * depth, to.units - first, depth, out, stride});
     }
@@ -49,43 +49,40 @@ void pack_vectors(const PackedStage<T>& to, Index sets, Buffer<T>& packed, Value
       }
 }
 
-Gates gates_of_slots(Cell cell, Index first, Index count) {
-  Gates gates;
-  for (Index slot = first; slot < first + count; ++slot) gates.push_back(gate_of_slot(cell, slot));
-  return gates;
+Gates gates_of_slots(const CellDescription& cell, Index first, Index count) {
+  return Gates(cell.gate_of_slot + first, cell.gate_of_slot + first + count);
 }
 
 template <class T>
-void set_up_stage(Stage stage, int lanes, Index units, PackedStage<T>& to) {
+void set_up_stage(int stage, const StageDescription& layout, int lanes, Index units, PackedStage<T>& to) {
   to.stage = stage;
-  to.layout = stage_layout(stage);
+  to.layout = layout;
   to.lanes = lanes;
   to.units = units;
   to.panels = ceil_div(units, to.units_per_panel());
 }
 
-// A stage that multiplies both the input and the recurrent operand. The two products may list the gates in different orders.
 template <class T>
-void pack_stage(Stage stage, const Spec& spec, Index input_size, const LayerParameters<T>& from,
-                const Kernels<T>& kernels, const Gates& input_gates, const Gates& recurrent_gates, PackedStage<T>& to) {
-  set_up_stage(stage, kernels.lanes, spec.hidden_size, to);
+void pack_stage(int stage, const Spec& spec, Index input_size, const LayerParameters<T>& from,
+                const Kernels<T>& kernels, PackedStage<T>& to) {
+  const CellDescription& cell = spec.description();
+  const StageDescription& layout = cell.stages[stage];
+  set_up_stage(stage, layout, kernels.lanes, spec.hidden_size, to);
   to.input_depth = input_size;
   to.recurrent_depth = spec.state_size();
-  pack_panels(from.weight_ih, to, kernels, input_gates, to.input_depth, to.input);
-  pack_panels(from.weight_hh, to, kernels, recurrent_gates, to.recurrent_depth, to.recurrent);
-  pack_vectors(to, to.layout.slots, to.bias, [&](Index slot, Index unit) {
-    const Index H = spec.hidden_size;
-    if (stage == Stage::gru) {  // slots n_x, r, z, n_h
-      if (slot == 0) return from.bias_ih ? from.bias_ih[2 * H + unit] : T(0);
-      if (slot == 3) return from.bias_hh ? from.bias_hh[2 * H + unit] : T(0);
-    }
-    return bias_sum(from, input_gates[slot] * H + unit);
+  const auto gates = [&](int first) { return gates_of_slots(cell, layout.first_slot + first, layout.gates); };
+  pack_panels(from.weight_ih, to, kernels, gates(0), to.input_depth, to.input);
+  pack_panels(from.weight_hh, to, kernels, gates(layout.first_operand_slot()), to.recurrent_depth, to.recurrent);
+  pack_vectors(to, layout.slots, to.bias, [&](Index slot, Index unit) {
+    return slot_bias(from, cell, layout.first_slot + slot, spec.hidden_size, unit);
   });
+  if (cell.peephole_count > 0)
+    pack_vectors(to, cell.peephole_count, to.peephole, [&](Index i, Index unit) { return from.peephole[i][unit]; });
 }
 
 template <class T>
 void pack_projection(const Spec& spec, const LayerParameters<T>& from, const Kernels<T>& kernels, PackedStage<T>& to) {
-  set_up_stage(Stage::linear, kernels.lanes, spec.proj_size, to);
+  set_up_stage(kLinear, kLinearStage, kernels.lanes, spec.proj_size, to);
   to.recurrent_depth = spec.hidden_size;
   pack_panels(from.weight_hr, to, kernels, {0}, to.recurrent_depth, to.recurrent);
 }
@@ -95,26 +92,10 @@ void pack_projection(const Spec& spec, const LayerParameters<T>& from, const Ker
 template <class T>
 void pack_layer(const Spec& spec, Index layer, const LayerParameters<T>& from, const Kernels<T>& kernels,
                 PackedLayer<T>& to) {
-  const Index input_size = spec.layer_input_size(layer);
-  to.stages.resize((spec.cell == Cell::gru_reset_before ? 2 : 1) + (spec.proj_size > 0 ? 1 : 0));
-  const auto pack = [&](PackedStage<T>& packed, Stage stage, const Gates& input_gates, const Gates& recurrent_gates) {
-    pack_stage(stage, spec, input_size, from, kernels, input_gates, recurrent_gates, packed);
-  };
-  PackedStage<T>& first = to.stages.front();
-  switch (spec.cell) {
-    case Cell::lstm: pack(first, Stage::lstm, {0, 1, 2, 3}, {0, 1, 2, 3}); break;
-    case Cell::lstm_peephole:
-      pack(first, Stage::lstm_peephole, {0, 1, 2, 3}, {0, 1, 2, 3});
-      pack_vectors(first, 3, first.peephole, [&](Index gate, Index unit) { return from.peephole[gate][unit]; });
-      break;
-    case Cell::gru: pack(first, Stage::gru, gates_of_slots(spec.cell, 0, 3), gates_of_slots(spec.cell, 1, 3)); break;
-    case Cell::gru_reset_before:
-      pack(first, Stage::gru_before_gates, {0, 1}, {0, 1});
-      pack(to.stages[1], Stage::gru_before_candidate, {2}, {2});
-      break;
-    case Cell::rnn_tanh: pack(first, Stage::rnn_tanh, {0}, {0}); break;
-    case Cell::rnn_relu: pack(first, Stage::rnn_relu, {0}, {0}); break;
-  }
+  const int stages = spec.description().stage_count;
+  to.stages.resize(stages + (spec.proj_size > 0 ? 1 : 0));
+  for (int stage = 0; stage < stages; ++stage)
+    pack_stage(stage, spec, spec.layer_input_size(layer), from, kernels, to.stages[stage]);
   if (spec.proj_size > 0) pack_projection(spec, from, kernels, to.stages.back());
 }
 
@@ -146,20 +127,19 @@ void pack_transposed(const T* matrix, Index units, Index H, const Gates& gates, 
 
 template <class T>
 void pack_back_layer(const Spec& spec, Index layer, const LayerParameters<T>& from, int lanes, PackedBackLayer<T>& to) {
+  const CellDescription& cell = spec.description();
   const Index H = spec.hidden_size, P = spec.state_size(), I = spec.layer_input_size(layer);
   const auto pack = [&](const T* matrix, Index units, Index first, Index count, PackedTransposed<T>& packed) {
-    pack_transposed(matrix, units, H, gates_of_slots(spec.cell, first, count), first, lanes, packed);
+    pack_transposed(matrix, units, H, gates_of_slots(cell, first, count), first, lanes, packed);
   };
-  pack(from.weight_hh, P, first_recurrent_slot(spec.cell), recurrent_slots(spec.cell), to.recurrent);
-  pack(from.weight_ih, I, 0, gate_count(spec.cell), to.input);
-  if (spec.cell == Cell::gru_reset_before) pack(from.weight_hh, P, 2, 1, to.candidate);
+  pack(from.weight_hh, P, cell.first_recurrent_slot(), cell.recurrent_slots(), to.recurrent);
+  pack(from.weight_ih, I, 0, cell.gates, to.input);
+  if (cell.two_stages()) pack(from.weight_hh, P, cell.stages[1].first_slot, cell.stages[1].gates, to.second);
   if (spec.proj_size > 0) pack_transposed(from.weight_hr, H, P, {0}, 0, lanes, to.projection);
-  if (spec.cell == Cell::lstm_peephole) {
-    const Index slot = slot_stride(H, lanes);
-    to.peephole = Buffer<T>(kPeepholes * slot);
-    std::fill_n(to.peephole.data(), to.peephole.size(), T(0));
-    for (Index p = 0; p < kPeepholes; ++p) std::copy_n(from.peephole[p], H, to.peephole.data() + p * slot);
-  }
+  const Index slot = slot_stride(H, lanes);
+  to.peephole = Buffer<T>(cell.peephole_count * slot);
+  std::fill_n(to.peephole.data(), to.peephole.size(), T(0));
+  for (Index p = 0; p < cell.peephole_count; ++p) std::copy_n(from.peephole[p], H, to.peephole.data() + p * slot);
 }
 
 template void pack_back_layer(const Spec&, Index, const LayerParameters<float>&, int, PackedBackLayer<float>&);

@@ -46,9 +46,7 @@ struct Machine {
   bool may_pay(double alone, int threads) const { return (kGain - 0.5 / threads) * alone > start_cycles(); }
 };
 
-int stage_count(const Spec& spec) {
-  return (spec.cell == Cell::gru_reset_before ? 2 : 1) + (spec.proj_size > 0 ? 1 : 0);
-}
+int stage_count(const Spec& spec) { return spec.description().stage_count + (spec.proj_size > 0 ? 1 : 0); }
 
 // Two vectors in a cycle, where the core can.
 double macs_per_cycle(const Problem& p, const Core& core) {
@@ -63,7 +61,7 @@ double step_cycles(const Problem& p, const Plan& plan, const Machine& machine) {
   const Spec& spec = p.spec;
   const double rows = static_cast<double>(most_rows(p, plan));
   const double H = static_cast<double>(spec.hidden_size), units = H / plan.unit_groups;
-  const double gates = static_cast<double>(gate_count(spec.cell));
+  const double gates = static_cast<double>(spec.description().gates);
   const double recurrent_weights =
       gates * units * static_cast<double>(spec.state_size()) + units * static_cast<double>(spec.proj_size);
   const double bytes = recurrent_weights * p.value_size;
@@ -77,7 +75,7 @@ double step_cycles(const Problem& p, const Plan& plan, const Machine& machine) {
 
 // What is multiplied for many (step, row) pairs at once: forward the inputs, backward the gradients of inputs and of weights.
 double pair_cycles(const Problem& p, Index input_size, const Core& core) {
-  const double gradients = static_cast<double>(gate_count(p.spec.cell) * p.spec.hidden_size);
+  const double gradients = static_cast<double>(p.spec.description().gates * p.spec.hidden_size);
   const Index width = p.backward ? 2 * input_size + p.spec.state_size() : input_size;
   return gradients * static_cast<double>(width) / macs_per_cycle(p, core);
 }
@@ -86,7 +84,7 @@ double pair_cycles(const Problem& p, Index input_size, const Core& core) {
 double project_cycles(const Problem& p, const Plan& plan, Index input_size, const Core& core) {
   const auto rows = static_cast<double>(most_rows(p, plan)), groups = static_cast<double>(plan.unit_groups);
   const double bytes =
-      static_cast<double>(gate_count(p.spec.cell) * p.spec.hidden_size * input_size * p.value_size) / groups;
+      static_cast<double>(p.spec.description().gates * p.spec.hidden_size * input_size * p.value_size) / groups;
   const double steps = std::clamp(static_cast<double>(plan.block_pairs) / rows, 1.0, static_cast<double>(p.steps));
   return std::max(rows * pair_cycles(p, input_size, core) / groups, bytes / bytes_per_cycle(bytes, core) / steps);
 }
@@ -113,7 +111,7 @@ Index choose_block_pairs(const Problem& p, const Plan& plan, const Core& core) {
   constexpr Index most = 128, fewest = 64, fewest_overlapping = 12, overlapping_blocks = 12;
   constexpr Index most_merged = 256, fewest_merged = kBlockPairs;  // which is not cut
   const Index rows = most_rows(p, plan);
-  const Index row_bytes = (gate_count(p.spec.cell) + 1) * p.spec.hidden_size * p.value_size;
+  const Index row_bytes = (p.spec.description().gates + 1) * p.spec.hidden_size * p.value_size;
   Index wanted = most * row_bytes <= core.l2 ? most : fewest;
   if (plan.layer_groups > 1)
     wanted = std::min(wanted, std::max(fewest_overlapping, rows * p.steps / overlapping_blocks));
@@ -146,8 +144,7 @@ int enough_mergers(const Problem& p, const Plan& plan, int most, const Machine& 
 // share fewer units: those of the smallest networks, which gain most where threads are near each other.
 Index most_unit_groups(const Problem& p) {
   const Index most = std::max<Index>(1, p.spec.state_size() / (kMostUnitVectors * p.lanes));
-  const bool narrow_panels =
-      !p.backward && p.spec.proj_size == 0 && stage_layout(first_stage(p.spec.cell)).unit_vectors == 1;
+  const bool narrow_panels = !p.backward && p.spec.proj_size == 0 && p.spec.description().stages[0].unit_vectors() == 1;
   return narrow_panels ? std::max(most, std::min<Index>(2, p.spec.hidden_size / (2 * p.lanes))) : most;
 }
 

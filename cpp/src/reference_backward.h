@@ -17,8 +17,6 @@ namespace gatedrnn {
 template <class T>
 class ReferenceBackward {
   using S = cells::Scalar<T>;
-  using Gru = cells::Gru<S>;
-  using Lstm = cells::Lstm<S>;
   using Vector = std::vector<T>;
 
  public:
@@ -53,7 +51,7 @@ class ReferenceBackward {
   // A step's gradients of pre-activations, by slot, and the right sides of the products that give those of the weights.
   struct StepGradients {
     std::vector<Vector> slots;
-    Vector d_h, unprojected, reset_h;
+    Vector d_h, operand;
   };
 
   Index length(Index b) const { return sequence_.lengths ? sequence_.lengths[b] : sequence_.steps; }
@@ -77,16 +75,17 @@ class ReferenceBackward {
     return sum + block;
   }
 
+  // For column(): gradients and gates of some slots that follow one another.
+  std::pair<std::vector<const Vector*>, std::vector<Index>> some_slots(const StepGradients& d, int first,
+                                                                       int count) const {
+    std::vector<const Vector*> slots;
+    for (int slot = first; slot < first + count; ++slot) slots.push_back(&d.slots[slot]);
+    return {slots, {cell_.gate_of_slot + first, cell_.gate_of_slot + first + count}};
+  }
+
   // Through W_hh to h[t-1].
   Vector through_recurrent(const LayerParameters<T>& w, const StepGradients& d) const {
-    std::vector<const Vector*> slots;
-    std::vector<Index> gates;
-    const Index first = spec_.cell == Cell::gru ? 1 : 0;
-    const Index count = spec_.cell == Cell::gru_reset_before ? 2 : gate_count(spec_.cell);
-    for (Index gate = 0; gate < count; ++gate) {
-      slots.push_back(&d.slots[first + gate]);
-      gates.push_back(gate);
-    }
+    const auto [slots, gates] = some_slots(d, cell_.first_recurrent_slot(), cell_.recurrent_slots());
     Vector result(spec_.state_size());
     for (Index u = 0; u < spec_.state_size(); ++u) result[u] = column(w.weight_hh, spec_.state_size(), slots, gates, u);
     return result;
@@ -105,7 +104,7 @@ class ReferenceBackward {
     const StepGradients* after = nullptr;
     const auto arriving = [&] {
       Vector d_h = after ? through_recurrent(w, *after) : Vector(P, T(0));
-      if (!after || is_gru(spec_.cell))
+      if (!after || cell_.passes_h)
         for (Index u = 0; u < P; ++u) d_h[u] += carry[u];
       return d_h;
     };
@@ -121,85 +120,61 @@ class ReferenceBackward {
     }
     const Vector d_h = arriving();
     std::copy(d_h.begin(), d_h.end(), call_.d_h_0 + (at * B + b) * P);
-    if (is_lstm(spec_.cell)) std::copy(d_c.begin(), d_c.end(), call_.d_c_0 + (at * B + b) * H);
+    if (cell_.has_c) std::copy(d_c.begin(), d_c.end(), call_.d_c_0 + (at * B + b) * H);
   }
 
   void step_back(const LayerParameters<T>& w, const StepRecord<T>& record, Vector d_h, Vector& carry, Vector& d_c,
                  StepGradients& d) const {
     const Index H = spec_.hidden_size;
-    d.slots.assign(gradient_slots(spec_.cell), Vector(H));
+    d.slots.assign(cell_.slots, Vector(H));
     d.d_h = d_h;
     if (w.weight_hr) {
       Vector unprojected(H);
       for (Index u = 0; u < H; ++u) unprojected[u] = column(w.weight_hr, H, {&d_h}, {0}, u);
       d_h = unprojected;
     }
-    switch (spec_.cell) {
-      case Cell::lstm:
-      case Cell::lstm_peephole: lstm_back(w, record, d_h, d_c, d); break;
-      case Cell::gru: gru_reset_after_back(record, d_h, carry, d); break;
-      case Cell::gru_reset_before: gru_reset_before_back(w, record, d_h, carry, d); break;
-      case Cell::rnn_tanh:
-        for (Index u = 0; u < H; ++u) d.slots[0][u] = cells::Rnn<S>::tanh_backward(record.h[u], d_h[u]);
-        break;
-      case Cell::rnn_relu:
-        for (Index u = 0; u < H; ++u) d.slots[0][u] = cells::Rnn<S>::relu_backward(record.h[u], d_h[u]);
-        break;
-    }
+    with_cell(spec_.cell, [&](auto cell) { through_cell<decltype(cell)::value>(w, record, d_h, carry, d_c, d); });
   }
 
-  void lstm_back(const LayerParameters<T>& w, const StepRecord<T>& record, const Vector& d_h, Vector& d_c,
-                 StepGradients& d) const {
-    for (Index u = 0; u < spec_.hidden_size; ++u) {
-      const typename Lstm::Kept kept{record.i[u], record.f[u], record.g[u], record.o[u], record.c[u]};
-      typename Lstm::Peephole weights{};
-      if (w.peephole[0]) weights = {w.peephole[0][u], w.peephole[1][u], w.peephole[2][u]};
-      const auto g = Lstm::backward(kept, record.c_before[u], d_h[u], d_c[u], w.peephole[0] ? &weights : nullptr);
-      d.slots[0][u] = g.i;
-      d.slots[1][u] = g.f;
-      d.slots[2][u] = g.g;
-      d.slots[3][u] = g.o;
-      d_c[u] = g.c;
-      d.unprojected.push_back(kept.o * cells::Activations<S>::tanh(kept.c));
-    }
-  }
-
-  // Slots n_x, r, z, n_h.
-  void gru_reset_after_back(const StepRecord<T>& record, const Vector& d_h, Vector& carry, StepGradients& d) const {
-    for (Index u = 0; u < spec_.hidden_size; ++u) {
-      const auto g = Gru::blend_backward(record.z[u], record.n[u], record.h_before[u], d_h[u]);
-      d.slots[0][u] = g.n;
-      d.slots[1][u] = Gru::reset_backward(record.r[u], record.n_h[u], g.n);
-      d.slots[2][u] = g.z;
-      d.slots[3][u] = g.n * record.r[u];
-      carry[u] = g.h;
-    }
-  }
-
-  // Slots r, z, n.
-  void gru_reset_before_back(const LayerParameters<T>& w, const StepRecord<T>& record, const Vector& d_h, Vector& carry,
-                             StepGradients& d) const {
+  template <Cell cell>
+  void through_cell(const LayerParameters<T>& w, const StepRecord<T>& record, const Vector& d_h, Vector& carry,
+                    Vector& d_c, StepGradients& d) const {
+    constexpr CellDescription about = description(cell);
     const Index H = spec_.hidden_size;
+    std::vector<cells::BackUnit<S>> units(H);
     for (Index u = 0; u < H; ++u) {
-      const auto g = Gru::blend_backward(record.z[u], record.n[u], record.h_before[u], d_h[u]);
-      d.slots[1][u] = g.z;
-      d.slots[2][u] = g.n;
-      carry[u] = g.h;
+      cells::BackUnit<S>& unit = units[u];
+      for (int i = 0; i < about.kept; ++i) unit.kept_values[i] = record.kept[i][u];
+      for (int i = 0; i < about.peephole_count; ++i) unit.peepholes[i] = w.peephole[i][u];
+      unit.c_read = record.c_before[u];
+      if (about.h_read != HRead::none) unit.h_read = (about.h_read == HRead::after ? record.h : record.h_before)[u];
+      unit.d_h_now = d_h[u];
+      unit.d_c_now = d_c[u];
+      Mathematics<cell>::template backward<0>(unit);
+    }
+    const auto deliver = [&] {
+      for (Index u = 0; u < H; ++u)
+        for (int slot = 0; slot < about.slots; ++slot) d.slots[slot][u] = units[u].d_a[slot];
+    };
+    deliver();
+    if constexpr (about.two_stages()) {
+      const auto [slots, gates] = some_slots(d, about.stages[1].first_slot, about.stages[1].gates);
+      for (Index u = 0; u < H; ++u) {
+        units[u].products = column(w.weight_hh, H, slots, gates, u);
+        Mathematics<cell>::template backward<1>(units[u]);
+      }
+      deliver();
     }
     for (Index u = 0; u < H; ++u) {
-      const T d_reset_h = column(w.weight_hh, H, {&d.slots[2]}, {2}, u);
-      d.slots[0][u] = Gru::reset_backward(record.r[u], record.h_before[u], d_reset_h);
-      carry[u] = S::madd(d_reset_h, record.r[u], carry[u]);
-      d.reset_h.push_back(record.r[u] * record.h_before[u]);
+      d_c[u] = units[u].d_c_now;
+      if (about.passes_h) carry[u] = units[u].carried;
+      d.operand.push_back(units[u].operand);
     }
   }
 
   void to_input(Index layer, Index direction, const LayerParameters<T>& w, const StepGradients& d, T* d_x) const {
     const Index I = spec_.layer_input_size(layer);
-    std::vector<const Vector*> slots;
-    for (Index slot = 0; slot < gate_count(spec_.cell); ++slot) slots.push_back(&d.slots[slot]);
-    const std::vector<Index> gates =
-        spec_.cell == Cell::gru ? std::vector<Index>{2, 0, 1} : std::vector<Index>{0, 1, 2, 3};
+    const auto [slots, gates] = some_slots(d, 0, cell_.gates);
     for (Index k = 0; k < I; ++k) {
       const T sum = column(w.weight_ih, I, slots, gates, k);
       d_x[k] = direction == 0 ? sum : d_x[k] + sum;
@@ -238,45 +213,40 @@ class ReferenceBackward {
   void sum_up(Index layer, Index direction) const {
     const std::vector<Pair> pairs = pairs_in_order(layer, direction);
     const LayerGradients<T>& to = call_.gradients[track(layer, direction)];
-    const bool reset_after = spec_.cell == Cell::gru;
-    for (Index gate = 0; gate < gate_count(spec_.cell); ++gate)
-      sum_up_gate(pairs, layer, to, gate, reset_after ? (gate + 1) % 3 : gate, reset_after ? gate + 1 : gate);
+    for (int slot = 0; slot < cell_.slots; ++slot) sum_up_slot(pairs, layer, to, slot);
     for (Index p = 0; p < spec_.proj_size; ++p)
       for (Index u = 0; u < spec_.hidden_size; ++u)
         add(to.weight_hr, p * spec_.hidden_size + u, pairs,
-            [&](const Pair& pair, T s) { return S::madd(pair.d.d_h[p], pair.d.unprojected[u], s); });
-    if (spec_.cell == Cell::lstm_peephole) sum_up_peepholes(pairs, to);
+            [&](const Pair& pair, T s) { return S::madd(pair.d.d_h[p], pair.d.operand[u], s); });
+    for (int i = 0; i < cell_.peephole_count; ++i) sum_up_peephole(pairs, cell_.peepholes[i], to.peephole[i]);
   }
 
-  void sum_up_gate(const std::vector<Pair>& pairs, Index layer, const LayerGradients<T>& to, Index gate,
-                   Index input_slot, Index recurrent_slot) const {
+  void sum_up_slot(const std::vector<Pair>& pairs, Index layer, const LayerGradients<T>& to, int slot) const {
     const Index H = spec_.hidden_size, P = spec_.state_size(), I = spec_.layer_input_size(layer);
-    const bool of_reset_h = spec_.cell == Cell::gru_reset_before && gate == 2;
+    const bool of_second = cell_.two_stages() && slot >= cell_.stages[1].first_slot;
     for (Index u = 0; u < H; ++u) {
-      const Index row = gate * H + u;
-      for (Index k = 0; k < I; ++k)
-        add(to.weight_ih, row * I + k, pairs,
-            [&](const Pair& pair, T s) { return S::madd(pair.d.slots[input_slot][u], pair.x[k], s); });
+      const Index row = cell_.gate_of_slot[slot] * H + u;
+      const auto d = [slot, u](const Pair& pair) { return pair.d.slots[slot][u]; };
+      if (slot < cell_.gates) {
+        for (Index k = 0; k < I; ++k)
+          add(to.weight_ih, row * I + k, pairs, [&](const Pair& pair, T s) { return S::madd(d(pair), pair.x[k], s); });
+        add(to.bias_ih, row, pairs, [&](const Pair& pair, T s) { return s + d(pair); });
+      }
+      if (slot < cell_.first_recurrent_slot()) continue;
       for (Index k = 0; k < P; ++k)
         add(to.weight_hh, row * P + k, pairs, [&](const Pair& pair, T s) {
-          const T h = of_reset_h ? pair.d.reset_h[k] : pair.record.h_before[k];
-          return S::madd(pair.d.slots[recurrent_slot][u], h, s);
+          return S::madd(d(pair), (of_second ? pair.d.operand : pair.record.h_before)[k], s);
         });
-      add(to.bias_ih, row, pairs, [&](const Pair& pair, T s) { return s + pair.d.slots[input_slot][u]; });
-      add(to.bias_hh, row, pairs, [&](const Pair& pair, T s) { return s + pair.d.slots[recurrent_slot][u]; });
+      add(to.bias_hh, row, pairs, [&](const Pair& pair, T s) { return s + d(pair); });
     }
   }
 
-  // i and f see c before the step, o sees it after.
-  void sum_up_peepholes(const std::vector<Pair>& pairs, const LayerGradients<T>& to) const {
-    for (Index u = 0; u < spec_.hidden_size; ++u) {
-      add(to.peephole[0], u, pairs,
-          [&](const Pair& pair, T s) { return S::madd(pair.d.slots[0][u], pair.record.c_before[u], s); });
-      add(to.peephole[1], u, pairs,
-          [&](const Pair& pair, T s) { return S::madd(pair.d.slots[1][u], pair.record.c_before[u], s); });
-      add(to.peephole[2], u, pairs,
-          [&](const Pair& pair, T s) { return S::madd(pair.d.slots[3][u], pair.record.c[u], s); });
-    }
+  void sum_up_peephole(const std::vector<Pair>& pairs, const PeepholeDescription& peephole, T* gradient) const {
+    for (Index u = 0; u < spec_.hidden_size; ++u)
+      add(gradient, u, pairs, [&](const Pair& pair, T s) {
+        const Vector& c = peephole.sees_next ? pair.record.kept.back() : pair.record.c_before;
+        return S::madd(pair.d.slots[peephole.slot][u], c[u], s);
+      });
   }
 
   // `term(pair, sum)` goes on with the sum of the pair's block. Blocks are added up in groups, and groups in the gradient.
@@ -301,6 +271,7 @@ class ReferenceBackward {
   }
 
   const Spec& spec_;
+  const CellDescription& cell_ = spec_.description();
   const Parameters<T>& parameters_;
   const Sequence<T>& sequence_;
   const BackwardCall<T>& call_;

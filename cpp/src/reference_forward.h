@@ -6,28 +6,24 @@
 #include <tuple>
 #include <vector>
 
-#include "gatedrnn/cells/gru.h"
-#include "gatedrnn/cells/lstm.h"
-#include "gatedrnn/cells/rnn.h"
 #include "gatedrnn/cells/scalar.h"
+#include "gatedrnn/cells/unit.h"
 #include "gatedrnn/network.h"
 #include "gatedrnn/sums.h"
 
 namespace gatedrnn {
 
-// One step of one row: what it started from, and its gates after their activations.
+// One step of one row: what it started from, and what it keeps, each of its values by unit.
 template <class T>
 struct StepRecord {
   std::vector<T> h_before, c_before, h;
-  std::vector<T> i, f, g, o, c;  // LSTM
-  std::vector<T> r, z, n, n_h;   // GRU
+  std::vector<std::vector<T>> kept;
 };
 
 template <class T>
 class ReferenceForward {
   using S = cells::Scalar<T>;
-  using Gru = cells::Gru<S>;
-  using A = cells::Activations<S>;
+  using Units = std::vector<cells::Unit<S>>;
 
  public:
   ReferenceForward(const Spec& spec, const Parameters<T>& parameters, const Sequence<T>& sequence)
@@ -71,12 +67,14 @@ class ReferenceForward {
       StepRecord<T>& record = records[{at, b, s}];
       record.h_before = h;
       record.c_before = c;
-      h = next_h(weights, &input[(t * B + b) * I], I, h, c, record);
+      with_cell(spec_.cell, [&](auto cell) {
+        h = next_h<decltype(cell)::value>(weights, &input[(t * B + b) * I], I, h, c, record);
+      });
       record.h = h;
       std::copy(h.begin(), h.end(), output.begin() + (t * B + b) * spec_.output_size() + direction * P);
     }
     std::copy(h.begin(), h.end(), sequence_.h_n + (at * B + b) * P);
-    if (is_lstm(spec_.cell)) std::copy(c.begin(), c.end(), sequence_.c_n + (at * B + b) * H);
+    if (spec_.description().has_c) std::copy(c.begin(), c.end(), sequence_.c_n + (at * B + b) * H);
   }
 
   // start + the sum over k of weights[k] * x[k], block by block (sums.h)
@@ -89,101 +87,58 @@ class ReferenceForward {
     return start;
   }
 
-  static T input_part(const LayerParameters<T>& w, Index row, T bias, const T* x, Index I) {
-    return product(bias, w.weight_ih + row * I, x, I);
+  // A pre-activation: bias, inputs, recurrent operand, as far as the slot has them.
+  T gate(const LayerParameters<T>& w, int stage, int slot, Index u, const T* x, Index I,
+         const std::vector<T>& operand) const {
+    const CellDescription& cell = spec_.description();
+    const StageDescription& of = cell.stages[stage];
+    const Index P = static_cast<Index>(operand.size()), H = spec_.hidden_size;
+    const Index row = cell.gate_of_slot[of.first_slot + slot] * H + u;
+    T a = slot_bias(w, cell, of.first_slot + slot, H, u);
+    if (of.has_input(slot)) a = product(a, w.weight_ih + row * I, x, I);
+    if (of.has_operand(slot)) a = product(a, w.weight_hh + row * P, operand.data(), P);
+    return a;
   }
 
-  // Bias, inputs, recurrent operand: the whole pre-activation of one gate row.
-  static T gate(const LayerParameters<T>& w, Index row, const T* x, Index I, const std::vector<T>& operand) {
-    const Index P = static_cast<Index>(operand.size());
-    return product(input_part(w, row, bias_sum(w, row), x, I), w.weight_hh + row * P, operand.data(), P);
+  template <Cell cell, int stage>
+  void run_stage(const LayerParameters<T>& w, const T* x, Index I, const std::vector<T>& operand, Units& units) const {
+    for (Index u = 0; u < spec_.hidden_size; ++u) {
+      for (int slot = 0; slot < description(cell).stages[stage].slots; ++slot)
+        units[u].gates[slot] = gate(w, stage, slot, u, x, I, operand);
+      Mathematics<cell>::template first<stage>(units[u]);
+      Mathematics<cell>::template second<stage>(units[u]);
+    }
   }
 
+  template <class Value>
+  static std::vector<T> of_each(const Units& units, Value&& value) {
+    std::vector<T> values;
+    for (const cells::Unit<S>& unit : units) values.push_back(value(unit));
+    return values;
+  }
+
+  template <Cell cell>
   std::vector<T> next_h(const LayerParameters<T>& w, const T* x, Index I, const std::vector<T>& h, std::vector<T>& c,
-                        StepRecord<T>& record) {
-    switch (spec_.cell) {
-      case Cell::lstm:
-      case Cell::lstm_peephole: return lstm(w, x, I, h, c, record);
-      case Cell::gru: return gru_reset_after(w, x, I, h, record);
-      case Cell::gru_reset_before: return gru_reset_before(w, x, I, h, record);
-      default: return rnn(w, x, I, h);
-    }
-  }
-
-  std::vector<T> lstm(const LayerParameters<T>& w, const T* x, Index I, const std::vector<T>& h, std::vector<T>& c,
-                      StepRecord<T>& record) {
-    using Lstm = cells::Lstm<S>;
+                        StepRecord<T>& record) const {
+    constexpr CellDescription about = description(cell);
     const Index H = spec_.hidden_size;
-    std::vector<T> next(H);
+    Units units(H);
     for (Index u = 0; u < H; ++u) {
-      T i = gate(w, u, x, I, h), f = gate(w, H + u, x, I, h), g = gate(w, 2 * H + u, x, I, h);
-      T o = gate(w, 3 * H + u, x, I, h);
-      if (w.peephole[0]) {
-        i = S::madd(w.peephole[0][u], c[u], i);
-        f = S::madd(w.peephole[1][u], c[u], f);
-      }
-      const auto cell = Lstm::next_cell(i, f, g, c[u]);
-      c[u] = cell.c;
-      if (w.peephole[2]) o = S::madd(w.peephole[2][u], c[u], o);
-      const auto output = Lstm::output(o, c[u]);
-      next[u] = output.h;
-      record.i.push_back(cell.i);
-      record.f.push_back(cell.f);
-      record.g.push_back(cell.g);
-      record.o.push_back(output.o);
-      record.c.push_back(c[u]);
+      if (about.reads_h()) units[u].h_before = h[u];
+      units[u].c_now = c[u];
+      for (int i = 0; i < about.peephole_count; ++i) units[u].peepholes[i] = w.peephole[i][u];
     }
+    run_stage<cell, 0>(w, x, I, h, units);
+    if constexpr (about.two_stages())
+      run_stage<cell, 1>(w, x, I, of_each(units, [](const auto& unit) { return unit.operand; }), units);
+    for (int i = 0; i < about.kept; ++i)
+      record.kept.push_back(of_each(units, [i](const auto& unit) { return unit.kept[i]; }));
+    c = of_each(units, [](const auto& unit) { return unit.c_now; });
+    const std::vector<T> next = of_each(units, [](const auto& unit) { return unit.h_next; });
     if (!w.weight_hr) return next;
     std::vector<T> projected(spec_.proj_size);
     for (Index p = 0; p < spec_.proj_size; ++p) projected[p] = product(T(0), w.weight_hr + p * H, next.data(), H);
     return projected;
-  }
-
-  std::vector<T> gru_reset_after(const LayerParameters<T>& w, const T* x, Index I, const std::vector<T>& h,
-                                 StepRecord<T>& record) {
-    const Index H = spec_.hidden_size;
-    std::vector<T> next(H);
-    for (Index u = 0; u < H; ++u) {
-      const Index n = 2 * H + u;
-      const T n_x = input_part(w, n, w.bias_ih ? w.bias_ih[n] : T(0), x, I);
-      const T n_h = product(w.bias_hh ? w.bias_hh[n] : T(0), w.weight_hh + n * H, h.data(), H);
-      const T r = A::sigmoid(gate(w, u, x, I, h)), e = Gru::update(gate(w, H + u, x, I, h));
-      const auto blend = Gru::blend(e, Gru::candidate_reset_after(n_x, r, n_h), h[u]);
-      next[u] = blend.h;
-      record.r.push_back(r);
-      record.z.push_back(blend.z);
-      record.n.push_back(blend.n);
-      record.n_h.push_back(n_h);
-    }
-    return next;
-  }
-
-  std::vector<T> gru_reset_before(const LayerParameters<T>& w, const T* x, Index I, const std::vector<T>& h,
-                                  StepRecord<T>& record) {
-    const Index H = spec_.hidden_size;
-    std::vector<T> reset_h(H), next(H);
-    for (Index u = 0; u < H; ++u) {
-      const T r = A::sigmoid(gate(w, u, x, I, h));
-      reset_h[u] = r * h[u];
-      record.r.push_back(r);
-    }
-    for (Index u = 0; u < H; ++u) {
-      const T e = Gru::update(gate(w, H + u, x, I, h)), candidate = gate(w, 2 * H + u, x, I, reset_h);
-      const auto blend = Gru::blend(e, candidate, h[u]);
-      next[u] = blend.h;
-      record.z.push_back(blend.z);
-      record.n.push_back(blend.n);
-    }
-    return next;
-  }
-
-  std::vector<T> rnn(const LayerParameters<T>& w, const T* x, Index I, const std::vector<T>& h) {
-    std::vector<T> next(spec_.hidden_size);
-    for (Index u = 0; u < spec_.hidden_size; ++u) {
-      const T a = gate(w, u, x, I, h);
-      next[u] = spec_.cell == Cell::rnn_relu ? cells::Rnn<S>::relu(a) : cells::Rnn<S>::tanh(a);
-    }
-    return next;
   }
 
   const Spec& spec_;

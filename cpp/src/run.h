@@ -49,8 +49,8 @@ struct Group {
   // h[t-1] and h[t], in turns: [rows][state_stride]. Replaying, h[0] has every h[t-1] of a block of steps.
   T* h[2] = {};
   T* c = nullptr;
-  T* reset_h = nullptr;
-  T* update = nullptr;
+  T* second_operand = nullptr;
+  T* carried = nullptr;
   T* unprojected = nullptr;
   T* gates[2] = {};  // per stage: [panel][block pair][slots]
   // Backward: the gradient of h that does not come through a product, that of c, and products in the making.
@@ -67,7 +67,13 @@ template <class T>
 class Run {
  protected:
   Run(const Network<T>& network, const Plan& plan, Index batch, RowOrder order, const Poll& poll)
-      : network_(network), spec_(network.spec()), plan_(plan), batch_(batch), order_(order), poll_(poll) {}
+      : network_(network),
+        spec_(network.spec()),
+        cell_(spec_.description()),
+        plan_(plan),
+        batch_(batch),
+        order_(order),
+        poll_(poll) {}
 
   struct Track {
     Index layer, direction;
@@ -128,6 +134,7 @@ class Run {
   int row_group_of(int group) const { return group % plan_.row_groups; }
   int direction_group_of(int group) const { return group / plan_.row_groups; }
 
+  bool has_c() const { return cell_.has_c; }
   Index most_rows() const { return ceil_div(batch_, plan_.row_groups); }
 
   // The groups, and in each of them the scratch for going forward, if at all. Measures when the arena has no block, carves
@@ -147,11 +154,11 @@ class Run {
       if (forward == Forward::no) continue;
       group.h[0] = arena.take<T>(operand);
       group.h[1] = arena.take<T>(state);
-      if (is_lstm(spec_.cell)) group.c = arena.take<T>(state);
+      if (has_c()) group.c = arena.take<T>(state);
       if (spec_.proj_size > 0) group.unprojected = arena.take<T>(state);
-      if (spec_.cell == Cell::gru_reset_before) {
-        group.reset_h = arena.take<T>(operand);
-        group.update = arena.take<T>(operand);
+      if (cell_.two_stages()) {
+        group.second_operand = arena.take<T>(operand);
+        group.carried = arena.take<T>(operand);
       }
       const auto& stages = network_.layer(0, 0).stages;
       for (std::size_t s = 0; s < stages.size(); ++s)
@@ -200,7 +207,7 @@ class Run {
       Index at = 0, rows = block.rows;
       const bool long_steps = static_cast<double>(rows) * step_work_ > kLongStep;
       for (Index step = block.begin; step < block.end; ++step) {
-        const Operands operands{group.h[turn], group.h[1 - turn], group.reset_h, group.update};
+        const Operands operands{group.h[turn], group.h[1 - turn], group.second_operand, group.carried};
         const Index next = running(share, step + 1, rows);
         for (const PackedStage<T>& stage : stages(share)) {
           StepArgs<T> args = step_args(share, passage, stage, step, rows, at, operands, block.y, turn);
@@ -236,7 +243,7 @@ class Run {
         });
       });
       for (const PackedStage<T>& stage : stages(share)) {
-        if (stage.stage == Stage::linear) break;  // whose result is h
+        if (stage.stage == kLinear) break;  // whose result is h
         for_units(share, [&](int part) { replay_stage(share, passage, block, stage, part); });
       }
       look_up(share.member, static_cast<double>(block.pairs) * step_work_);
@@ -275,6 +282,7 @@ class Run {
 
   const Network<T>& network_;
   const Spec& spec_;
+  const CellDescription& cell_;
   const Plan plan_;
   const Index batch_;
   RowOrder order_;
@@ -355,9 +363,10 @@ class Run {
 
   void project(const Share& share, int part, const T* x, const Index* x_at, Index rows, int turn) const {
     for (const PackedStage<T>& stage : stages(share)) {
-      if (stage.stage == Stage::linear) continue;
+      if (stage.stage == kLinear) continue;
       const auto [first, last] = panels(part, stage.panels);
-      network_.kernels().project[static_cast<int>(stage.stage)](
+      network_.kernels().project(
+          spec_.cell, stage.stage,
           {&network_.core(), x, x_at, rows, stage.input_depth, first, last, turn == 1, stage.input.data(),
            stage.bias.data(), gates(share, stage), gates_panel_stride(stage)});
     }
@@ -366,13 +375,13 @@ class Run {
   void replay_stage(const Share& share, const Passage& passage, const StepBlock& block, const PackedStage<T>& stage,
                     int part) const {
     const Group<T>& group = share.group;
-    const Operands all{group.h[0], group.h[1], group.reset_h, group.update};
+    const Operands all{group.h[0], group.h[1], group.second_operand, group.carried};
     StepArgs<T> product = step_args(share, passage, stage, block.begin, block.pairs, 0, all, nullptr, 0);
     product.product_only = true;
     run_stage(stage, part, product, passage);
     for_each_step(share, block, [&](Index step, Index rows, Index at) {
       const auto from = [&](T* array) { return array ? array + at * network_.state_stride() : nullptr; };
-      const Operands own{from(group.h[0]), group.h[1], from(group.reset_h), from(group.update)};
+      const Operands own{from(group.h[0]), group.h[1], from(group.second_operand), from(group.carried)};
       StepArgs<T> cell = step_args(share, passage, stage, step, rows, at, own, nullptr, 0);
       cell.depth = 0;
       run_stage(stage, part, cell, passage);
@@ -385,7 +394,7 @@ class Run {
 
   // What a stage works on, from its first row on.
   struct Operands {
-    T *h, *h_next, *reset_h, *update;
+    T *h, *h_next, *second, *carried;
   };
 
   // For the rows of a step whose gates start at block pair `at`; without the panels.
@@ -405,20 +414,18 @@ class Run {
     args.gates = gates(share, stage) + at * stage.slots_size();
     args.gates_panel_stride = gates_panel_stride(stage);
     args.state_stride = network_.state_stride();
-    args.operand = stage.stage == Stage::gru_before_candidate ? operands.reset_h
-                   : stage.stage == Stage::linear             ? group.unprojected
-                                                              : operands.h;
+    args.operand = stage.stage == kLinear ? group.unprojected : stage.stage == 1 ? operands.second : operands.h;
     args.h = operands.h;
     args.h_next = last_stage ? operands.h_next : group.unprojected;
     args.c = group.c;
-    args.reset_h = operands.reset_h;
-    args.update = operands.update;
+    args.second_operand = operands.second;
+    args.carried = operands.carried;
     args.peephole = stage.peephole.data();
     args.y = last_stage && y ? y + at : nullptr;
     args.y_write = passage.out_write;
     args.kept_write = passage.kept_write;
     args.kept_stride = plan_.row_groups * passage.pairs.rank_stride * passage.kept_width;
-    args.kept_slots = kept_slots(spec_.cell);
+    args.kept_slots = cell_.kept;
     args.kept = passage.kept
                     ? passage.kept + passage.pairs.at(step - passage.first, share.row_group) * passage.kept_width
                     : nullptr;
@@ -428,13 +435,13 @@ class Run {
   void run_stage(const PackedStage<T>& stage, int part, StepArgs<T>& args, const Passage& passage) const {
     std::tie(args.first_panel, args.last_panel) = panels(part, stage.panels);
     const auto& kernels = passage.kept ? network_.kernels().step_keeping : network_.kernels().step;
-    kernels[static_cast<int>(stage.stage)](args);
+    kernels(spec_.cell, stage.stage, args);
   }
 
   static constexpr double kLongStep = 1e6;  // multiply-adds: to look up costs nothing beside them
 
   const Poll& poll_;
-  const double step_work_ = static_cast<double>(gate_count(spec_.cell) * spec_.hidden_size) *
+  const double step_work_ = static_cast<double>(cell_.gates * spec_.hidden_size) *
                             static_cast<double>(std::max(spec_.input_size, spec_.output_size()) + spec_.state_size());
   mutable std::chrono::steady_clock::time_point polled_at_;
   mutable std::atomic<bool> ended_{false};

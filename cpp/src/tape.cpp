@@ -30,7 +30,7 @@ void Tape<T>::carve(Arena& arena) {
   c.clear();
   for (Index track = 0; track < tracks(); ++track) {
     kept.push_back(arena.take<T>(options.recompute ? 0 : pair_count * kept_width()));
-    c.push_back(arena.take<T>(is_lstm(spec.cell) ? checkpoints * batch * H : 0));
+    c.push_back(arena.take<T>(spec.description().has_c ? checkpoints * batch * H : 0));
   }
   outputs.clear();
   inputs.clear();
@@ -68,7 +68,7 @@ void Tape<T>::list_cuts() {
 template <class T>
 StepBlocks Tape<T>::default_blocks() const {
   constexpr Index fewest = 256, most = 1024, parts = 32;
-  const Index row_bytes = gradient_slots(spec.cell) * spec.hidden_size * static_cast<Index>(sizeof(T));
+  const Index row_bytes = spec.description().slots * spec.hidden_size * static_cast<Index>(sizeof(T));
   const Index wanted =
       fewest * row_bytes > core().l2 ? 2 * fewest : std::clamp(core().l2 / 4 / row_bytes, fewest, most);
   return cut(wanted, options.recompute ? std::max<Index>(1, steps / parts) : steps);

@@ -110,6 +110,9 @@ class _Machine(TypedDict):
     threads: int
 
 def machine() -> _Machine: ...
+def cells() -> dict[str, tuple[int, bool, tuple[str, ...]]]:
+    """Tell of each cell how many gates it has, whether its state is a pair, and its peepholes' names."""
+
 def set_num_threads(n: int) -> None: ...
 def get_num_threads() -> int: ...
 def thread_limit() -> ContextVar[int]:

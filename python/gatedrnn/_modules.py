@@ -12,6 +12,7 @@ from gatedrnn._recurrent import _rebuild, _Recurrent
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Mapping
 
     import numpy.typing as npt
 
@@ -60,7 +61,6 @@ class LSTM(_Recurrent["tuple[Array, Array]", "tuple[Array | None, Array | None]"
     """
 
     __slots__ = ()
-    _gates = 4
     _defaults = _COMMON_DEFAULTS | {"proj_size": 0, "peephole": False}
 
     proj_size = _Option[int]("Width that h is projected to; 0: not projected.")
@@ -99,9 +99,9 @@ class LSTM(_Recurrent["tuple[Array, Array]", "tuple[Array | None, Array | None]"
             dtype=dtype,
         )
 
-    @property
-    def _cell(self) -> str:
-        return "lstm_peephole" if self.peephole else "lstm"
+    @staticmethod
+    def _cell_of(options: Mapping[str, Any]) -> str:
+        return "lstm_peephole" if options["peephole"] else "lstm"
 
 
 class GRU(_Recurrent["Array", "Array"]):
@@ -127,7 +127,6 @@ class GRU(_Recurrent["Array", "Array"]):
     """
 
     __slots__ = ()
-    _gates = 3
     _defaults = _COMMON_DEFAULTS | {"reset_after": True}
 
     reset_after = _Option[bool]("Whether the reset gate acts after the candidate's matrix product.")
@@ -163,9 +162,9 @@ class GRU(_Recurrent["Array", "Array"]):
             dtype=dtype,
         )
 
-    @property
-    def _cell(self) -> str:
-        return "gru" if self.reset_after else "gru_reset_before"
+    @staticmethod
+    def _cell_of(options: Mapping[str, Any]) -> str:
+        return "gru" if options["reset_after"] else "gru_reset_before"
 
 
 class RNN(_Recurrent["Array", "Array"]):
@@ -182,7 +181,6 @@ class RNN(_Recurrent["Array", "Array"]):
     """
 
     __slots__ = ()
-    _gates = 1
     _defaults = _COMMON_DEFAULTS | {"nonlinearity": "tanh"}
 
     nonlinearity = _Option[str]('"tanh" or "relu".')
@@ -218,9 +216,9 @@ class RNN(_Recurrent["Array", "Array"]):
             dtype=dtype,
         )
 
-    @property
-    def _cell(self) -> str:
-        return f"rnn_{self.nonlinearity}"
+    @staticmethod
+    def _cell_of(options: Mapping[str, Any]) -> str:
+        return f"rnn_{options['nonlinearity']}"
 
 
 _CLASSES: dict[str, type[_Recurrent[Any, Any]]] = {cls.__name__: cls for cls in (LSTM, GRU, RNN)}

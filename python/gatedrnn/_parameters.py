@@ -35,17 +35,28 @@ def refuse_incompatible(module: object, keys: IncompatibleKeys, strict: object) 
         )
 
 
-def parameter_shapes(options: Mapping[str, Any], gates: int) -> Shapes:
+class Cell(NamedTuple):
+    """What the engine says of a cell."""
+
+    gates: int
+    has_c: bool  # whether the state is the pair (h, c)
+    peepholes: tuple[str, ...]  # names of parameters
+
+
+CELLS = {name: Cell(*described) for name, described in _core.cells().items()}
+
+
+def parameter_shapes(options: Mapping[str, Any], cell: str) -> Shapes:
     """Lay out all layers and directions; refuse sizes that no machine can hold.
 
     Args:
         options: A module's constructor arguments, each checked on its own.
-        gates: How many gates the cell has.
+        cell: The engine's name for the cell.
     """
     directions = 1 + options["bidirectional"]
     state_size = options.get("proj_size") or options["hidden_size"]
-    first = _cell_shapes(options, gates, options["input_size"])
-    upper = _cell_shapes(options, gates, directions * state_size)
+    first = _cell_shapes(options, CELLS[cell], options["input_size"])
+    upper = _cell_shapes(options, CELLS[cell], directions * state_size)
     layers = options["num_layers"]
     elements = directions * (_elements(first) + (layers - 1) * _elements(upper))
     _checks.fitting("input_size, hidden_size, num_layers", elements, options["dtype"])
@@ -57,18 +68,16 @@ def parameter_shapes(options: Mapping[str, Any], gates: int) -> Shapes:
     }
 
 
-def _cell_shapes(options: Mapping[str, Any], gates: int, input_size: int) -> Shapes:
+def _cell_shapes(options: Mapping[str, Any], cell: Cell, input_size: int) -> Shapes:
     """Shapes of one direction of one layer."""
     hidden_size, proj_size = options["hidden_size"], options.get("proj_size", 0)
-    rows = gates * hidden_size
+    rows = cell.gates * hidden_size
     shapes: Shapes = {"weight_ih": (rows, input_size), "weight_hh": (rows, proj_size or hidden_size)}
     if options["bias"]:
         shapes |= {"bias_ih": (rows,), "bias_hh": (rows,)}
     if proj_size:
         shapes["weight_hr"] = (proj_size, hidden_size)
-    if options.get("peephole"):
-        shapes |= {f"weight_c{gate}": (hidden_size,) for gate in "ifo"}
-    return shapes
+    return shapes | dict.fromkeys(cell.peepholes, (hidden_size,))
 
 
 def _elements(shapes: Shapes) -> int:

@@ -32,7 +32,7 @@ _Given = TypeVar("_Given")  # the same, where parts of a pair may be None
 
 
 class _Recurrent(Generic[_State, _Given]):
-    """What all modules share. A cell adds data: gates, constructor arguments, the engine's name for it."""
+    """What all modules share. A class adds data: constructor arguments, the engine's name for the cell."""
 
     __slots__ = (
         "__weakref__",
@@ -47,7 +47,6 @@ class _Recurrent(Generic[_State, _Given]):
     )
 
     _store: ParameterStore
-    _gates: ClassVar[int]
     _defaults: ClassVar[dict[str, object]]  # of the arguments after input_size and hidden_size
 
     input_size = _Option[int]("Width of one time step of the input, I.")
@@ -82,7 +81,7 @@ class _Recurrent(Generic[_State, _Given]):
         """Set everything up but the parameters' numbers."""
         self._options = self._checked(options)
         self._batch_first = self.batch_first
-        self._store = ParameterStore(parameter_shapes(self._options, self._gates), self.dtype, self)
+        self._store = ParameterStore(parameter_shapes(self._options, self._cell), self.dtype, self)
         self._refuse_shadowed()
         self._identity = object()  # by which a tape knows its module
         self._dropout_generator = np.random.default_rng()
@@ -94,10 +93,14 @@ class _Recurrent(Generic[_State, _Given]):
     def _checked(cls, options: Mapping[str, object]) -> dict[str, Any]:
         return checked(options)
 
+    @staticmethod
+    def _cell_of(options: Mapping[str, Any]) -> str:
+        """Return the engine's name for the cell."""
+        raise NotImplementedError
+
     @property
     def _cell(self) -> str:
-        """The engine's name for the cell."""
-        raise NotImplementedError
+        return self._cell_of(self._options)
 
     def __call__(
         self,

@@ -44,7 +44,7 @@ def read(path: object, classes: Mapping[str, Class]) -> Content:
     """
     with _files.reading(path, _FORMAT, "a file saved by gatedrnn") as (file, metadata):
         cls, options = _read_config(metadata, classes)
-        expected = parameter_shapes(options, cls._gates)
+        expected = parameter_shapes(options, cls._cell_of(options))
         names = set(file.keys())
         if names != set(expected):
             missing, unexpected = sorted(set(expected) - names), sorted(names - set(expected))

@@ -36,15 +36,13 @@ struct NamedCell {
   bool projection;
 };
 
-constexpr NamedCell kCells[] = {
-    {"lstm", Cell::lstm, false},
-    {"lstm_peephole", Cell::lstm_peephole, false},
-    {"gru", Cell::gru, false},
-    {"gru_reset_before", Cell::gru_reset_before, false},
-    {"rnn_tanh", Cell::rnn_tanh, false},
-    {"rnn_relu", Cell::rnn_relu, false},
-    {"lstm with projection", Cell::lstm, true},
-};
+// Every cell, and an LSTM with a projection.
+inline std::vector<NamedCell> all_cells() {
+  std::vector<NamedCell> all;
+  for (int cell = 0; cell < kCellCount; ++cell) all.push_back({kCellNames[cell], static_cast<Cell>(cell), false});
+  all.push_back({"lstm with projection", Cell::lstm, true});
+  return all;
+}
 
 struct Shape {
   Index input_size, hidden_size, steps, batch;
@@ -126,7 +124,7 @@ class Problem {
         for (Index k = 0; k < shape.input_size; ++k) x(t, b)[k] = next();
     if (shape.states) {
       h_0_ = random_values(states * shape.batch * spec.state_size(), 1);
-      if (is_lstm(spec.cell)) c_0_ = random_values(states * shape.batch * shape.hidden_size, 1);
+      if (spec.description().has_c) c_0_ = random_values(states * shape.batch * shape.hidden_size, 1);
     }
   }
 
@@ -142,7 +140,7 @@ class Problem {
     const Index states = shape_.layers * shape_.directions * shape_.batch;
     results.y.assign(shape_.steps * y_step() + 1, untouched);
     results.h_n.assign(states * spec.state_size() + guard, untouched);
-    results.c_n.assign(is_lstm(spec.cell) ? states * spec.hidden_size + guard : 0, untouched);
+    results.c_n.assign(spec.description().has_c ? states * spec.hidden_size + guard : 0, untouched);
     Sequence<T> s;
     s.steps = shape_.steps;
     s.batch = shape_.batch;
@@ -156,7 +154,7 @@ class Problem {
     s.h_0 = h_0_.empty() ? nullptr : h_0_.data();
     s.c_0 = c_0_.empty() ? nullptr : c_0_.data();
     s.h_n = results.h_n.data();
-    s.c_n = is_lstm(spec.cell) ? results.c_n.data() : nullptr;
+    s.c_n = spec.description().has_c ? results.c_n.data() : nullptr;
     return s;
   }
 
@@ -218,15 +216,14 @@ class Problem {
   }
 
   LayerParameters<T> layer(Index index) {
-    const Index rows = gate_count(spec.cell) * spec.hidden_size, I = spec.layer_input_size(index);
+    const Index rows = spec.description().gates * spec.hidden_size, I = spec.layer_input_size(index);
     LayerParameters<T> p;
     p.weight_ih = parameter(rows * I, I);
     p.weight_hh = parameter(rows * spec.state_size(), spec.state_size());
     if (shape_.bias) p.bias_ih = parameter(rows, 1);
     if (shape_.bias) p.bias_hh = parameter(rows, 1);
     if (spec.proj_size > 0) p.weight_hr = parameter(spec.proj_size * spec.hidden_size, spec.hidden_size);
-    if (spec.cell == Cell::lstm_peephole)
-      for (const T*& peephole : p.peephole) peephole = parameter(spec.hidden_size, 1);
+    for (int i = 0; i < spec.description().peephole_count; ++i) p.peephole[i] = parameter(spec.hidden_size, 1);
     return p;
   }
 

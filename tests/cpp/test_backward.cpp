@@ -24,8 +24,8 @@ class Gradients {
     call.d_x_step = batch * call.d_x_row + 2;
     call.d_x = add("d_x", steps * call.d_x_step, guard);
     call.d_h_0 = add("d_h_0", tracks * batch * P, guard);
-    if (is_lstm(spec.cell)) call.d_c_0 = add("d_c_0", tracks * batch * H, guard);
-    const Index rows = gate_count(spec.cell) * H;
+    if (spec.description().has_c) call.d_c_0 = add("d_c_0", tracks * batch * H, guard);
+    const Index rows = spec.description().gates * H;
     for (Index track = 0; track < tracks; ++track) {
       LayerGradients<T> to;
       to.weight_ih = add("weight_ih", rows * spec.layer_input_size(track / spec.directions), initial);
@@ -33,8 +33,7 @@ class Gradients {
       if (bias) to.bias_ih = add("bias_ih", rows, initial);
       if (bias) to.bias_hh = add("bias_hh", rows, initial);
       if (spec.proj_size > 0) to.weight_hr = add("weight_hr", P * H, initial);
-      if (spec.cell == Cell::lstm_peephole)
-        for (T*& peephole : to.peephole) peephole = add("peephole", H, initial);
+      for (int i = 0; i < spec.description().peephole_count; ++i) to.peephole[i] = add("peephole", H, initial);
       call.gradients.push_back(to);
     }
   }
@@ -148,7 +147,7 @@ class BackwardTest {
       call.d_y_row = problem.spec.output_size() + 2;
       call.d_y_step = shape.batch * call.d_y_row;
       if (shape.states) call.d_h_n = d_h_n.data();
-      if (shape.states && is_lstm(problem.spec.cell)) call.d_c_n = d_c_n.data();
+      if (shape.states && problem.spec.description().has_c) call.d_c_n = d_c_n.data();
       return result;
     }
 
@@ -287,7 +286,7 @@ class BackwardTest {
         for (Index direction = 0; direction < 2; ++direction)
           used = used || is_used(second.layer(layer, direction).stages.back().recurrent.data()) ||
                  is_used(second.back_layer(layer, direction).recurrent.weights.data());
-      CHECK(used || sizeof(T) * 65 * 65 * gate_count(before.spec.cell) < BlockStore::kLeast);
+      CHECK(used || sizeof(T) * 65 * 65 * before.spec.description().gates < BlockStore::kLeast);
       const Gradients<T> expected = computed(c, *table, alone(c), alone(c));
       CHECK_NOTHING_WRONG(expected.difference(computed_by(second, c, alone(c), alone(c)), 0),
                           "in used memory, " + c.problem.name());
@@ -348,10 +347,10 @@ class BackwardTest {
 int main(int argc, char** argv) {
   using namespace gatedrnn;
   if (argc == 2 && std::string(argv[1]) == "threads") {
-    for (const test::NamedCell& cell : test::kCells) test::BackwardTest<float>(cell).run_threads();
+    for (const test::NamedCell& cell : test::all_cells()) test::BackwardTest<float>(cell).run_threads();
     return test::finish("test_backward threads");
   }
-  for (const test::NamedCell& cell : test::kCells) {
+  for (const test::NamedCell& cell : test::all_cells()) {
     test::BackwardTest<float>(cell).run();
     test::BackwardTest<double>(cell).run();
   }

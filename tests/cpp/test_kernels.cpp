@@ -19,7 +19,7 @@ constexpr Index kNearRows[] = {1, 2, 3, 5, 6, 7, 9, 17}, kFarRows[] = {1, 3, 4, 
 #endif
 
 // The fewest weights that one stage of this cell has per unit and unit of depth.
-Index gates_in_narrowest_stage(Cell cell) { return cell == Cell::gru_reset_before ? 1 : gate_count(cell); }
+Index gates_in_narrowest_stage(Cell cell) { return description(cell).last_stage().gates; }
 
 template <class T>
 class KernelTest {
@@ -171,7 +171,7 @@ int main() {
     const bool runs = std::find(available.begin(), available.end(), table) != available.end();
     std::printf("%s: %s\n", table->name, runs ? "tested" : "NOT TESTED, this machine does not support it");
   }
-  for (const test::NamedCell& cell : test::kCells) {
+  for (const test::NamedCell& cell : test::all_cells()) {
     test::KernelTest<float>(cell).run();
     test::KernelTest<double>(cell).run();
   }

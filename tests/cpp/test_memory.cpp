@@ -348,7 +348,7 @@ void check_steady_state(const NamedCell& cell, const Shape& shape, const Plan& p
 
 // Scratch does not depend on the number of steps (but for two directions in several layers, which have a sequence between).
 Index scratch(Index steps, Index batch, Index directions) {
-  const Problem<float> problem(kCells[0], {8, 24, steps, batch, 1, directions});
+  const Problem<float> problem(all_cells()[0], {8, 24, steps, batch, 1, directions});
   const Network<float> network(problem.spec, problem.parameters, *available_tables().back());
   Workspace workspace;
   Results<float> results;
@@ -373,7 +373,7 @@ int main() {
   check_buffer();
   check_arena();
   check_workspace();
-  for (const NamedCell& cell : kCells) {
+  for (const NamedCell& cell : all_cells()) {
     const Shape ragged{17, 33, 6, 5, 3, 2, {6, 0, 1, 3, 6}}, one_step{17, 33, 1, 1};
     check_steady_state<float>(cell, ragged, {1, 1, 1, 1, 8, 0});
     check_steady_state<double>(cell, one_step, {1, 1, 1, 1, 1, 0});

@@ -106,7 +106,7 @@ void check_promises(const gatedrnn::Problem& problem, int threads, const Core& c
   CHECK(plan.row_groups <= batch);
   // Every thread has a whole panel, however wide the panel; two share what is one vector wide.
   const Index vectors = problem.spec.state_size() / problem.lanes;
-  const bool one_vector = gate_count(problem.spec.cell) > 1 && problem.spec.cell != Cell::gru_reset_before;
+  const bool one_vector = problem.spec.description().stages[0].unit_vectors() == 1;
   const bool small = plan.unit_groups == 2 && one_vector && !problem.backward && vectors >= 4;
   CHECK(plan.unit_groups == 1 || plan.unit_groups * kMostUnitVectors <= vectors || small);
   CHECK(plan.block_pairs >= (problem.batch + plan.row_groups - 1) / plan.row_groups);
@@ -126,7 +126,7 @@ void check_promises(const gatedrnn::Problem& problem, int threads, const Core& c
 
 void check_make_plan() {
   PlanSpace seen;
-  for (const NamedCell& cell : kCells)
+  for (const NamedCell& cell : all_cells())
     for (const Index hidden : {1, 31, 64, 257, 1024})
       for (const Index batch : {0, 1, 3, 16, 255})
         for (const Index steps : {0, 1, 25, 1000})
@@ -147,7 +147,7 @@ void check_make_plan() {
   CHECK(seen.several_layers > 0 && seen.mergers > 0);
 
   const Core& core = kCores[1];
-  for (const NamedCell& cell : kCells) {
+  for (const NamedCell& cell : all_cells()) {
     const Spec small{cell.cell, 16, 16, 1, 1, cell.projection ? 8 : 0};
     CHECK_EQUAL(1, make_plan({small, 1, 1, 1, 4, 8}, 64, core).threads());
     CHECK_EQUAL(1, make_plan({small, 2, 4, 8, 4, 8}, 64, core).threads());
@@ -232,7 +232,7 @@ class ThreadsTaken {
 // With a plan that cannot be had nothing runs; a call without a plan finds another way.
 void check_without_threads() {
   const Shape shape{65, 129, 200, 6, 1, 2};
-  const Problem<float> problem(kCells[0], shape);
+  const Problem<float> problem(all_cells()[0], shape);
   const Network<float> network(problem.spec, problem.parameters, *available_tables().back());
   Workspace workspace;
   Results<float> expected, untouched;
@@ -269,15 +269,15 @@ int main(int argc, char** argv) {
   using namespace gatedrnn::test;
   check_without_threads();
   if (argc == 2 && std::string(argv[1]) == "threads") {
-    for (const NamedCell& cell : kCells) compare_plans<float>(cell, {{available_tables().back()}, 2, 4});
+    for (const NamedCell& cell : all_cells()) compare_plans<float>(cell, {{available_tables().back()}, 2, 4});
     return finish("test_plans threads");
   }
   check_make_plan();
   check_plan_cache();
   const Scope all{available_tables(), 1, 1000};
-  for (const NamedCell& cell : kCells) {
+  for (const NamedCell& cell : all_cells()) {
     compare_plans<float>(cell, all);
-    if (cell.projection || cell.cell == Cell::gru_reset_before)
+    if (cell.projection || description(cell.cell).two_stages())
       compare_plans<double>(cell, all);  // those of two stages
   }
   return finish("test_plans");

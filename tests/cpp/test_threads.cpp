@@ -406,7 +406,7 @@ void check_flush_denormals() {
 
 // A call leaves every thread's mode as it was, and runs in its own.
 void check_mode_after_run() {
-  const Problem<float> problem(kCells[0], {9, 67, 4, 6, 1, 1});
+  const Problem<float> problem(all_cells()[0], {9, 67, 4, 6, 1, 1});
   const Network<float> network(problem.spec, problem.parameters, *available_tables().back());
   Workspace workspace;
   Results<float> results;
@@ -464,7 +464,7 @@ struct Child {
 
 // A child has none of the parent's threads, whatever these were doing, and has to compute all the same, with threads again.
 void check_fork() {
-  const Problem<float> problem(kCells[0], {17, 129, 20, 6, 1, 1});
+  const Problem<float> problem(all_cells()[0], {17, 129, 20, 6, 1, 1});
   const Network<float> network(problem.spec, problem.parameters, *available_tables().back());
   const Results<float> expected = [&] {
     Results<float> results;

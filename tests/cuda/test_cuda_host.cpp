@@ -6,10 +6,8 @@
 #include <utility>
 
 #include "../cpp/check.h"
-#include "gatedrnn/cells/activations.h"
-#include "gatedrnn/cells/gru.h"
-#include "gatedrnn/cells/lstm.h"
 #include "gatedrnn/cells/scalar.h"
+#include "gatedrnn/cells/unit.h"
 #include "gatedrnn/kernel_table.h"
 #include "plan.h"
 #include "types.h"
@@ -83,16 +81,17 @@ void check_recurrence(const RecurrencePlan& plan, Index batch, Index hidden, Ind
 }
 
 void check_plans() {
-  for (const Cell cell : {Cell::lstm, Cell::gru, Cell::gru_reset_before, Cell::rnn_tanh})
+  for (const CellDescription& described : kCellDescriptions)
     for (const Index hidden : {1, 31, 64, 132, 133, 256, 512, 1024, 2048})
       for (const Index batch : {1, 2, 8, 32, 33, 256, 5000})
         for (const DeviceLimits& device : {kHopper, kFewRegisters}) {
+          const auto cell = static_cast<Cell>(&described - kCellDescriptions);
           const Plan plan = make_plan(problem(cell, hidden, batch, 100), device);
           CHECK(plan.most_pairs >= batch);
           CHECK(device.registers > 0 || (!plan.forward.undivided && !plan.backward.undivided));
-          const Index first_gates = cell == Cell::gru_reset_before ? 2 : gate_count(cell);
-          if (plan.forward.fits) check_recurrence(plan.forward, batch, hidden, hidden, first_gates);
-          if (plan.backward.fits) check_recurrence(plan.backward, batch, hidden, recurrent_slots(cell) * hidden, 1);
+          const Index gates = described.stages[0].gates;
+          if (plan.forward.fits) check_recurrence(plan.forward, batch, hidden, hidden, gates);
+          if (plan.backward.fits) check_recurrence(plan.backward, batch, hidden, gates * hidden, 1);
         }
   // The weights of 1024 units fit into the shared memory of all processors together, those of 2048 do not.
   const auto persistent = [](const Problem& p, const DeviceLimits& device) {
@@ -136,6 +135,42 @@ void check_conversions(int mantissa_bits) {
               converted<float>(converted<S>(1.0f + std::ldexp(1.0f, -mantissa_bits))));
 }
 
+// A unit with values everywhere.
+template <class Unit, class T>
+Unit filled(T x, T y, T z) {
+  Unit unit;
+  static_assert(sizeof(Unit) % sizeof(T) == 0);
+  for (std::size_t i = 0; i < sizeof(Unit) / sizeof(T); ++i)
+    std::memcpy(reinterpret_cast<char*>(&unit) + i * sizeof(T), i % 3 == 0 ? &x : i % 3 == 1 ? &y : &z, sizeof(T));
+  return unit;
+}
+
+// Takes two units of the same values, and of the two arithmetics, through the same mathematics.
+template <template <class> class Unit, class T, class Through>
+void check_unit(T x, T y, T z, Through&& through) {
+  auto ours = filled<Unit<Arithmetic<T>>>(x, y, z);
+  auto theirs = filled<Unit<cells::Scalar<T>>>(x, y, z);
+  through(ours);
+  through(theirs);
+  CHECK(std::memcmp(&ours, &theirs, sizeof(ours)) == 0);
+}
+
+template <Cell cell, class T>
+void check_cell(T x, T y, T z) {
+  check_unit<cells::Unit>(x, y, z, [](auto& unit) {
+    Mathematics<cell>::template first<0>(unit);
+    Mathematics<cell>::template second<0>(unit);
+  });
+  check_unit<cells::BackUnit>(x, y, z, [](auto& unit) { Mathematics<cell>::template backward<0>(unit); });
+  if constexpr (description(cell).two_stages()) {
+    check_unit<cells::Unit>(x, y, z, [](auto& unit) {
+      Mathematics<cell>::template first<1>(unit);
+      Mathematics<cell>::template second<1>(unit);
+    });
+    check_unit<cells::BackUnit>(x, y, z, [](auto& unit) { Mathematics<cell>::template backward<1>(unit); });
+  }
+}
+
 template <class T>
 void check_arithmetic() {
   using Ours = cells::Activations<Arithmetic<T>>;
@@ -150,21 +185,8 @@ void check_arithmetic() {
   for (int i = -4000; i <= 4000; ++i) {
     const T x = T(i) * T(0.01), y = T(i % 97) * T(0.03), z = T(i % 31) * T(0.1);
     check(x);
-    using A = Arithmetic<T>;
-    using B = cells::Scalar<T>;
-    const auto [c, i_gate, f_gate, g_gate] = cells::Lstm<A>::next_cell(x, y, z, y);
-    const auto cell = cells::Lstm<B>::next_cell(x, y, z, y);
-    CHECK(same_bits(cell.c, c) && same_bits(cell.i, i_gate) && same_bits(cell.f, f_gate) && same_bits(cell.g, g_gate));
-    const auto [lstm_h, o_gate] = cells::Lstm<A>::output(x, y);
-    const auto output = cells::Lstm<B>::output(x, y);
-    CHECK(same_bits(output.h, lstm_h) && same_bits(output.o, o_gate));
-    const auto [gru_h, z_gate, n_gate] = cells::Gru<A>::blend(cells::Gru<A>::update(x), y, z);
-    const auto blend = cells::Gru<B>::blend(cells::Gru<B>::update(x), y, z);
-    CHECK(same_bits(blend.h, gru_h) && same_bits(blend.z, z_gate) && same_bits(blend.n, n_gate));
-    const auto a = cells::Lstm<A>::backward({x, y, z, x, y}, z, x, y, nullptr);
-    const auto b = cells::Lstm<B>::backward({x, y, z, x, y}, z, x, y, nullptr);
-    CHECK(same_bits(a.i, b.i) && same_bits(a.f, b.f) && same_bits(a.g, b.g) && same_bits(a.o, b.o) &&
-          same_bits(a.c, b.c));
+    for (int cell = 0; cell < kCellCount; ++cell)
+      with_cell(static_cast<Cell>(cell), [&](auto constant) { check_cell<decltype(constant)::value>(x, y, z); });
   }
 }
 

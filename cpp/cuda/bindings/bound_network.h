@@ -114,7 +114,7 @@ class BoundNetwork {
       call.d_x =
           features_of(transfer.output(shape(spec_.input_size), tape.storage, d_x), tape.unbatched, tape.batch_first);
     call.d_h_0 = new_state(transfer, tape.batch, tape.unbatched, spec_.state_size(), tape.storage, d_h_0);
-    if (is_lstm(spec_.cell))
+    if (spec_.description().has_c)
       call.d_c_0 = new_state(transfer, tape.batch, tape.unbatched, spec_.hidden_size, tape.storage, d_c_0);
     {
       const GilRelease release;
@@ -159,7 +159,7 @@ class BoundNetwork {
   std::pair<AnyState, AnyState> states(Transfer& transfer, const char* name, const py::object& state, Index batch,
                                        bool unbatched) const {
     if (state.is_none()) return {};
-    if (!is_lstm(spec_.cell))
+    if (!spec_.description().has_c)
       return {state_argument(transfer, name, state, state_shape(batch, unbatched, spec_.state_size())), {}};
     const auto [h, c] = bindings::state_pair(name, state);
     const std::string h_name = std::string(name) + ": h", c_name = std::string(name) + ": c";
@@ -180,7 +180,7 @@ class BoundNetwork {
     std::optional<std::vector<Index>> lengths;
 
     py::tuple results(const Spec& spec) const {
-      return py::make_tuple(y, is_lstm(spec.cell) ? py::object(py::make_tuple(h_n, c_n)) : h_n);
+      return py::make_tuple(y, spec.description().has_c ? py::object(py::make_tuple(h_n, c_n)) : h_n);
     }
   };
 
@@ -224,7 +224,7 @@ class BoundNetwork {
     f.y = features_of(y, call.unbatched, batch_first);
     f.lengths = call.lengths ? call.lengths->data() : nullptr;
     f.h_n = new_state(transfer, f.batch, call.unbatched, spec_.state_size(), in.storage, call.h_n);
-    if (is_lstm(spec_.cell))
+    if (spec_.description().has_c)
       f.c_n = new_state(transfer, f.batch, call.unbatched, spec_.hidden_size, in.storage, call.c_n);
   }
 

@@ -17,7 +17,7 @@ class BoundStream {
         storage_(network.host_storage()),
         batch_(batch),
         h_({layers(), batch, spec_.state_size()}, storage_, own_),
-        c_({is_lstm(spec_.cell) ? layers() : 0, batch, spec_.hidden_size}, storage_, own_) {
+        c_({spec_.description().has_c ? layers() : 0, batch, spec_.hidden_size}, storage_, own_) {
     reset(py::none());
   }
 
@@ -48,7 +48,7 @@ class BoundStream {
     call.x = {in.data, in.storage, 0, single ? 0 : in.strides[0]};
     call.y = {to.data, to.storage, 0, single ? 0 : to.strides[0]};
     call.h_0 = call.h_n = {h_.view().data, storage_};
-    if (is_lstm(spec_.cell)) call.c_0 = call.c_n = {c_.view().data, storage_};
+    if (spec_.description().has_c) call.c_0 = call.c_n = {c_.view().data, storage_};
     {
       const GilRelease release;
       const Following order(own_, transfer.stream());
@@ -61,13 +61,13 @@ class BoundStream {
   py::object state() const {
     const StreamInUse in_use(lock_);
     const py::object h = read_only(h_);
-    return is_lstm(spec_.cell) ? py::object(py::make_tuple(h, read_only(c_))) : h;
+    return spec_.description().has_c ? py::object(py::make_tuple(h, read_only(c_))) : h;
   }
 
   void set_state(const py::object& state) {
     if (state.is_none()) return reset(state);
     py::object h = state, c;
-    if (is_lstm(spec_.cell)) std::tie(h, c) = bindings::state_pair("state", state);
+    if (spec_.description().has_c) std::tie(h, c) = bindings::state_pair("state", state);
     const py::array checked_h = checked("state: h", h, h_), checked_c = c ? checked("state: c", c, c_) : py::array();
     const StreamInUse in_use(lock_);
     assign(checked_h, h_);

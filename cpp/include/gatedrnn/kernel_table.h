@@ -16,55 +16,6 @@
 
 namespace gatedrnn {
 
-enum class Stage {
-  lstm,
-  lstm_peephole,
-  gru,                   // reset after the product
-  gru_before_gates,      // reset before the product: r and z, leaves r * h
-  gru_before_candidate,  // then n, from r * h
-  rnn_tanh,
-  rnn_relu,
-  linear,  // no activation: the LSTM's projection
-  count
-};
-
-// That in which a cell's step begins.
-constexpr Stage first_stage(Cell cell) {
-  switch (cell) {
-    case Cell::lstm: return Stage::lstm;
-    case Cell::lstm_peephole: return Stage::lstm_peephole;
-    case Cell::gru: return Stage::gru;
-    case Cell::gru_reset_before: return Stage::gru_before_gates;
-    case Cell::rnn_tanh: return Stage::rnn_tanh;
-    default: return Stage::rnn_relu;
-  }
-}
-
-// How the units and gates of a stage share a panel. `slots` counts the gate vectors per unit vector in the gates buffer. The
-// reset-after GRU keeps the two halves of its candidate apart: its slots are n_x, r, z, n_h; `project` fills the first
-// three, `step` continues r and z and begins n_h.
-struct StageLayout {
-  int gates;
-  int unit_vectors;
-  int slots;
-
-  constexpr int vectors() const { return gates * unit_vectors; }
-  constexpr int first_step_slot() const { return slots - gates; }
-};
-
-constexpr StageLayout stage_layout(Stage stage) {
-  switch (stage) {
-    case Stage::lstm:
-    case Stage::lstm_peephole: return {4, 1, 4};
-    case Stage::gru: return {3, 1, 4};
-    case Stage::gru_before_gates: return {2, 2, 2};
-    default: return {1, 4, 1};
-  }
-}
-
-// Unit vectors of the widest panel.
-constexpr int kMostUnitVectors = 4;
-
 // gates[panel][row] = bias[panel] + x[row] W[panel], for the panels first_panel .. last_panel.
 template <class T>
 struct ProjectArgs {
@@ -100,13 +51,13 @@ struct StepArgs {
   T* gates;              // as left by project; used up
   Index gates_panel_stride;
   Index state_stride;  // of every [rows][state_stride] array below
-  const T* operand;    // left side of the product: h[t-1]; r * h for the candidate; o * tanh(c) for the projection
+  const T* operand;    // left side of the product: h[t-1]; the second operand; what is projected
   const T* h;          // h[t-1]
   T* h_next;           // h[t]
-  T* c;                // LSTM: c[t-1] on entry, c[t] on exit
-  T* reset_h;          // reset-before GRU: r * h, from the first stage to the second
-  T* update;           // reset-before GRU: what the second stage needs of z
-  const T* peephole;   // [panel][3][lanes]: i, f, o
+  T* c;                // c[t-1] on entry, c[t] on exit; or null
+  T* second_operand;   // of a cell of two stages: what the first one makes for the second
+  T* carried;          // likewise, beside it
+  const T* peephole;   // [panel][peephole][unit vector][lane]
   T* const* y;         // [rows] pointers to the output rows of this step, or null
   Write y_write;
   T* kept;  // for training: [rows][kept_stride], each row as kept_offset says
@@ -129,55 +80,10 @@ constexpr Index kFarBytes = 8 << 20;
 // are those of the gates buffer above, so that for the reset-after GRU the first three belong to W_ih and the last three to
 // W_hh.
 
-// What a step of the cell keeps for its backward: LSTM i, f, g, o, c'; GRU r, z, n and, reset after, n_h. Gates are activated.
-constexpr Index kept_slots(Cell cell) { return is_lstm(cell) ? 5 : cell == Cell::gru ? 4 : is_gru(cell) ? 3 : 0; }
-constexpr Index kKeptC = 4;  // the slot of c'
-
 // Where a slot of the vector that begins with `unit` stands in a row of `units` units: [unit vector][slot][lane], so that what
 // a cell needs at a time is together. The last vector is as wide as the units that are left: nothing is kept for others.
 constexpr Index kept_offset(Index slots, Index slot, Index unit, Index units, int lanes) {
   return unit * slots + slot * (units - unit < lanes ? units - unit : lanes);
-}
-
-// Gradients of pre-activations per unit. The first gate_count of them belong to W_ih.
-constexpr Index gradient_slots(Cell cell) { return cell == Cell::gru ? 4 : gate_count(cell); }
-
-// Those that belong to W_hh as it multiplies h[t-1]; the reset-before GRU's candidate comes after them and multiplies r * h.
-constexpr Index first_recurrent_slot(Cell cell) { return cell == Cell::gru ? 1 : 0; }
-constexpr Index recurrent_slots(Cell cell) { return cell == Cell::gru_reset_before ? 2 : gate_count(cell); }
-
-// Which gate of the weights, in their own order, a slot belongs to.
-constexpr Index gate_of_slot(Cell cell, Index slot) {
-  if (cell != Cell::gru) return slot;
-  return slot == 0 ? 2 : slot - 1;  // n_x, r, z, n_h
-}
-
-// The gates that peepholes lead to: i, f, o.
-constexpr Index kPeepholes = 3;
-constexpr Index gate_of_peephole(Index peephole) { return peephole < 2 ? peephole : 3; }
-
-enum class BackStage {
-  lstm,
-  lstm_peephole,
-  gru,
-  gru_before_candidate,  // z and n; leaves what goes to h directly
-  gru_before_reset,      // then r, from the gradient of r * h
-  rnn_tanh,
-  rnn_relu,
-  linear,  // no mathematics: the gradients of inputs, of initial states, and of an LSTM's projected h
-  count
-};
-
-// That in which the gradient of h meets the activations.
-constexpr BackStage last_back_stage(Cell cell) {
-  switch (cell) {
-    case Cell::lstm: return BackStage::lstm;
-    case Cell::lstm_peephole: return BackStage::lstm_peephole;
-    case Cell::gru: return BackStage::gru;
-    case Cell::gru_reset_before: return BackStage::gru_before_candidate;
-    case Cell::rnn_tanh: return BackStage::rnn_tanh;
-    default: return BackStage::rnn_relu;
-  }
 }
 
 constexpr int kBackVectors = 4;  // unit vectors of a backward panel
@@ -198,19 +104,19 @@ struct BackStepArgs {
   T* products;  // scratch: [panel][row][kBackVectors][lanes]
   Index products_panel_stride;
   Index state_stride;   // of every [rows][state_stride] array
-  T* carry;             // [rows][state_stride]: joins the product; GRU: what goes to h[t-1] directly, on exit; or null
+  T* carry;             // [rows][state_stride]: joins the product; on exit what goes to h[t-1] directly; or null
   const T* const* d_y;  // [rows] pointers to the gradients of this step's output, or null
   const T* kept;        // [rows][kept_stride] as forward left it
-  const T* c;           // LSTM: c[t-1], [rows][c_stride], each row as kept_offset says, the last of c_slots
-  const T* const* h;    // [rows] pointers to h[t-1]; RNN: h[t]
-  const T* peephole;    // [3][slot_stride]: i, f, o
+  const T* c;           // c[t-1], [rows][c_stride], each row as kept_offset says, the last of c_slots
+  const T* const* h;    // [rows] pointers to what the description's h_read says
+  const T* peephole;    // [peephole][slot_stride]
   Index kept_stride, kept_slots, c_stride, c_slots;
-  T* d_c;  // LSTM, [rows][state_stride]: the gradient of c[t] on entry, of c[t-1] on exit
+  T* d_c;  // [rows][state_stride]: the gradient of c[t] on entry, of c[t-1] on exit
   T* d_a;  // the result: [rows][d_a_stride] of [slot][unit]
   Index d_a_stride, slot_stride;
   T* streamed_d_a;  // the same past the caches, for threads that are far away; or null
   Index streamed_d_a_stride;
-  T* operand_of_weights;  // [rows][its stride], or null: r * h of the reset-before GRU, o * tanh(c) before a projection
+  T* operand_of_weights;  // [rows][its stride], or null: the second operand, or what is projected
   Index operand_of_weights_stride;
   T* const* out;  // linear, [rows] pointers: the result
   bool add;       // linear: to what is there
@@ -280,13 +186,25 @@ struct PackUnitsArgs {
   Index to_stride;
 };
 
+// For each cell one of each stage, in their order; and kLinear, backward for all products without a cell's mathematics.
+template <class Args>
+struct StageKernels {
+  using Kernel = void (*)(const Args&) noexcept;
+  struct OfCell {
+    Kernel stages[kMostStages + 1];
+  };
+  OfCell cells[kCellCount];
+
+  void operator()(Cell cell, int stage, const Args& args) const { cells[static_cast<int>(cell)].stages[stage](args); }
+};
+
 template <class T>
 struct Kernels {
   int lanes;
-  void (*project[static_cast<int>(Stage::count)])(const ProjectArgs<T>&) noexcept;
-  void (*step[static_cast<int>(Stage::count)])(const StepArgs<T>&) noexcept;
-  void (*step_keeping[static_cast<int>(Stage::count)])(const StepArgs<T>&) noexcept;  // the same for training
-  void (*back_step[static_cast<int>(BackStage::count)])(const BackStepArgs<T>&) noexcept;
+  StageKernels<ProjectArgs<T>> project;
+  StageKernels<StepArgs<T>> step;
+  StageKernels<StepArgs<T>> step_keeping;  // the same for training
+  StageKernels<BackStepArgs<T>> back_step;
   void (*pack_units)(const PackUnitsArgs<T>&) noexcept;
   void (*pack_rows)(const PackRowsArgs<T>&) noexcept;
   void (*pack_columns)(const PackColumnsArgs<T>&) noexcept;

@@ -34,7 +34,7 @@ struct Sequence {
   const T* h_0 = nullptr;          // [L * D][B][state_size]; null: zeros
   const T* c_0 = nullptr;          // [L * D][B][H]; null: zeros
   T* h_n = nullptr;                // may be h_0
-  T* c_n = nullptr;                // LSTM only; may be c_0
+  T* c_n = nullptr;                // where the state has c; may be c_0
   Poll poll;
 };
 

@@ -11,21 +11,21 @@ namespace gatedrnn {
 
 template <class T>
 struct PackedStage {
-  Stage stage{};
-  StageLayout layout{};
+  int stage = 0;  // of the cell, or kLinear
+  StageDescription layout{};
   int lanes = 0;
   Index units = 0;   // that exist
   Index panels = 0;  // that cover them
   Index input_depth = 0, recurrent_depth = 0;
   Buffer<T> input, recurrent, bias, peephole;
 
-  Index units_per_panel() const { return Index(layout.unit_vectors) * lanes; }
+  Index units_per_panel() const { return Index(layout.unit_vectors()) * lanes; }
   Index slots_size() const { return layout.slots * units_per_panel(); }  // of one row in one panel's gates
 };
 
 template <class T>
 struct PackedLayer {
-  std::vector<PackedStage<T>> stages;  // in the order of a time step
+  std::vector<PackedStage<T>> stages;  // in the order of a time step: the cell's, then the projection
 };
 
 // The transposed weights of one product of the backward pass: [panel][depth][kBackVectors][lanes], the depth being the slots that
@@ -41,10 +41,10 @@ struct PackedTransposed {
 template <class T>
 struct PackedBackLayer {
   PackedTransposed<T> recurrent;   // from the gradients of pre-activations to h[t-1]
-  PackedTransposed<T> candidate;   // reset-before GRU: from that of n to r * h
+  PackedTransposed<T> second;      // from those of the second stage to its operand
   PackedTransposed<T> projection;  // from the projected h to the one before
   PackedTransposed<T> input;
-  Buffer<T> peephole;  // [3][slot_stride]
+  Buffer<T> peephole;  // [peephole][slot_stride]
 };
 
 // Width of a slot in a row of gradients.

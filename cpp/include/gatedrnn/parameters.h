@@ -9,22 +9,28 @@ namespace gatedrnn {
 
 template <class T>
 struct LayerParameters {
-  const T* weight_ih = nullptr;  // [G * H][I]
-  const T* weight_hh = nullptr;  // [G * H][P or H]
-  const T* bias_ih = nullptr;    // [G * H], or null
-  const T* bias_hh = nullptr;    // [G * H], or null
-  const T* weight_hr = nullptr;  // [P][H], with a projection
-  const T* peephole[3] = {};     // i, f, o: [H] each, with peepholes
+  const T* weight_ih = nullptr;            // [G * H][I]
+  const T* weight_hh = nullptr;            // [G * H][P or H]
+  const T* bias_ih = nullptr;              // [G * H], or null
+  const T* bias_hh = nullptr;              // [G * H], or null
+  const T* weight_hr = nullptr;            // [P][H], with a projection
+  const T* peephole[kMostPeepholes] = {};  // [H] each, as the cell has them
 };
 
 // By layer, and within it by direction.
 template <class T>
 using Parameters = std::vector<LayerParameters<T>>;
 
-// What a candidate or gate starts from: the two biases added once. The reset-after GRU's candidate keeps them apart.
+// What a slot's pre-activation starts from: the two biases added once, or of a slot that has but one of the products its own.
 template <class T>
-T bias_sum(const LayerParameters<T>& layer, Index row) {
-  return layer.bias_ih ? layer.bias_ih[row] + layer.bias_hh[row] : T(0);
+T slot_bias(const LayerParameters<T>& layer, const CellDescription& cell, Index slot, Index hidden_size, Index unit) {
+  if (!layer.bias_ih) return T(0);
+  const Index row = cell.gate_of_slot[slot] * hidden_size + unit;
+  const StageDescription& stage = cell.stage_of_slot(static_cast<int>(slot));
+  const int number = static_cast<int>(slot) - stage.first_slot;
+  if (!stage.has_operand(number)) return layer.bias_ih[row];
+  if (!stage.has_input(number)) return layer.bias_hh[row];
+  return layer.bias_ih[row] + layer.bias_hh[row];
 }
 
 }  // namespace gatedrnn

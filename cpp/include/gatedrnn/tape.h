@@ -39,7 +39,8 @@ class Tape {
 
   PairOrder pairs;       // in `kept`, `outputs`, `inputs` and `masks`, as forward's plan wants it
   std::vector<T*> kept;  // by track: [(step, rank)][kept_width], see kept_offset; with `recompute` nowhere
-  std::vector<T*> c;  // by track, LSTM: [checkpoint][rank][H]: c before each block, or with all kept before the first
+  std::vector<T*>
+      c;  // by track, where there is c: [checkpoint][rank][H]: c before each block, or with all kept before the first
   std::vector<T*> outputs;           // by layer: [(t, rank)][D * P]
   std::vector<T*> inputs;            // by layer from the second on, with dropout: what is left of the outputs below
   std::vector<std::uint8_t*> masks;  // the same places: 1 where a value was left
@@ -48,7 +49,7 @@ class Tape {
   Index length(Index rank) const { return lengths[rows[rank]]; }
   Index longest() const { return batch > 0 ? length(0) : 0; }
   Index tracks() const { return spec.num_layers * spec.directions; }
-  Index kept_width() const { return kept_slots(spec.cell) * spec.hidden_size; }
+  Index kept_width() const { return spec.description().kept * spec.hidden_size; }
   bool recomputing() const { return options.recompute && kept_width() > 0; }
   // In blocks of at most so many pairs and steps, as far as blocks of pairs are no larger.
   StepBlocks cut(Index most_pairs, Index most_steps) const;
@@ -78,7 +79,7 @@ struct LayerGradients {
   T* bias_ih = nullptr;
   T* bias_hh = nullptr;
   T* weight_hr = nullptr;
-  T* peephole[3] = {};
+  T* peephole[kMostPeepholes] = {};
 };
 
 // One call of backward: x as forward saw it, the gradients of the results, and places for those of everything else.

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from gatedrnn import _core
-from gatedrnn._parameters import parameter_shapes
+from gatedrnn._parameters import CELLS, parameter_shapes
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
     Array = npt.NDArray[np.floating[Any]]
 
-GATES = {"lstm": 4, "lstm_peephole": 4, "gru": 3, "gru_reset_before": 3, "rnn_tanh": 1, "rnn_relu": 1}
 DTYPES: dict[torch.dtype, np.dtype[Any]] = {
     torch.float32: np.dtype(np.float32),
     torch.float64: np.dtype(np.float64),
@@ -44,14 +43,14 @@ class Stack(NamedTuple):
         return self.num_layers * (1 + self.bidirectional)
 
     @property
-    def is_lstm(self) -> bool:
+    def has_c(self) -> bool:
         """Whether the state is a pair."""
-        return GATES[self.cell] == 4
+        return CELLS[self.cell].has_c
 
     def sizes(self, weights: Sequence[Tensor]) -> tuple[int, int, int]:
         """Return the sizes of the input, of c or the hidden units, and of h."""
         weight_ih, weight_hh = weights[:2]
-        return weight_ih.shape[1], weight_ih.shape[0] // GATES[self.cell], weight_hh.shape[1]
+        return weight_ih.shape[1], weight_ih.shape[0] // CELLS[self.cell].gates, weight_hh.shape[1]
 
 
 @functools.lru_cache(maxsize=256)
@@ -64,10 +63,9 @@ def shapes_of(stack: Stack, input_size: int, hidden_size: int, state_size: int) 
         "bidirectional": stack.bidirectional,
         "bias": stack.bias,
         "proj_size": 0 if state_size == hidden_size else state_size,
-        "peephole": stack.cell == "lstm_peephole",
         "dtype": np.dtype(np.float64),
     }
-    return parameter_shapes(options, GATES[stack.cell])
+    return parameter_shapes(options, stack.cell)
 
 
 class CachedNetwork(NamedTuple):

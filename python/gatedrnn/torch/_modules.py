@@ -53,21 +53,19 @@ class _Recurrent(nn.Module):
         dtype = dtype or torch.get_default_dtype()
         if dtype not in DTYPES:
             raise ValueError(f"dtype: expected torch.float32 or torch.float64, got {dtype}")
-        for name, value in self._numpy_class._checked(options).items():
+        checked = self._numpy_class._checked(options)
+        for name, value in checked.items():
             setattr(self, name, value)
         _checks.warn_of_dropout(self.dropout, self.num_layers)
-        self._stack = Stack(self._cell, self.num_layers, self.bidirectional, self.bias)
+        self._stack = Stack(
+            self._numpy_class._cell_of(checked), self.num_layers, self.bidirectional, self.bias
+        )
         shapes = shapes_of(self._stack, self.input_size, self.hidden_size, self._state_size)
         for name, shape in shapes.items():
             self.register_parameter(name, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
         self._names = tuple(shapes)
         self._cache = NetworkCache()
         self.reset_parameters()
-
-    @property
-    def _cell(self) -> str:
-        """The engine's name for the cell."""
-        raise NotImplementedError
 
     @property
     def _state_size(self) -> int:
@@ -189,7 +187,7 @@ class _Recurrent(nn.Module):
             results = torch.ops.gatedrnn.forward(*arguments, dropout, seed)[:3]
         else:
             results = torch.ops.gatedrnn.run(*arguments)
-        return results if self._stack.is_lstm else results[:2]
+        return results if self._stack.has_c else results[:2]
 
     # ---- checks ----
 
@@ -208,7 +206,7 @@ class _Recurrent(nn.Module):
 
     def _check_state(self, h: Tensor, c: Tensor | None, batch: tuple[int, ...], dtype: torch.dtype) -> None:
         parts: list[tuple[str, Any, int]] = [("hx", h, self._state_size)]
-        if self._stack.is_lstm:
+        if self._stack.has_c:
             parts = [("hx: h", h, self._state_size), ("hx: c", c, self.hidden_size)]
         for name, tensor, width in parts:
             if not isinstance(tensor, Tensor):
@@ -316,10 +314,6 @@ class LSTM(_Recurrent):
             peephole=peephole,
         )
 
-    @property
-    def _cell(self) -> str:
-        return "lstm_peephole" if self.peephole else "lstm"
-
     def forward(
         self,
         input: Tensor | PackedSequence,
@@ -420,10 +414,6 @@ class GRU(_SingleState):
             reset_after=reset_after,
         )
 
-    @property
-    def _cell(self) -> str:
-        return "gru" if self.reset_after else "gru_reset_before"
-
 
 class RNN(_SingleState):
     """``torch.nn.RNN``, computed by this package's engine on the CPU.
@@ -464,7 +454,3 @@ class RNN(_SingleState):
             dropout=dropout,
             bidirectional=bidirectional,
         )
-
-    @property
-    def _cell(self) -> str:
-        return f"rnn_{self.nonlinearity}"

@@ -137,7 +137,7 @@ def _differentiate(
     gradients = cached.new_gradients()
     d_y = None if d_output is None else _array(d_output)
     d_state: Any = None if d_h_n is None else _array(d_h_n)
-    if cached.stack.is_lstm and (d_h_n is not None or d_c_n is not None):
+    if cached.stack.has_c and (d_h_n is not None or d_c_n is not None):
         d_state = (d_state, None if d_c_n is None else _array(d_c_n))
     if d_y is not None and padded is not None:
         d_y = _pad(d_y, places, padded)
@@ -306,7 +306,7 @@ def _run_fake(
     batch = batch_of(x, lengths, batch_first, sequence_packed)
     output = x.new_empty((*x.shape[:-1], state_size * (1 + stack.bidirectional)))
     h_n = x.new_empty((stack.tracks, *batch, state_size))
-    c_n = x.new_empty((stack.tracks, *batch, hidden_size) if stack.is_lstm else 0)
+    c_n = x.new_empty((stack.tracks, *batch, hidden_size) if stack.has_c else 0)
     return output, h_n, c_n
 
 
@@ -365,7 +365,7 @@ def _backward_fake(
     _, hidden_size, state_size = stack.sizes(weights)
     d_x = x.new_empty(x.shape if input_gradient else 0)
     d_h = x.new_empty((stack.tracks, *batch, state_size))
-    d_c = x.new_empty((stack.tracks, *batch, hidden_size) if stack.is_lstm else 0)
+    d_c = x.new_empty((stack.tracks, *batch, hidden_size) if stack.has_c else 0)
     return d_x, d_h, d_c, [w.new_empty(w.shape) for w in weights]
 
 

@@ -1,4 +1,4 @@
-// The LSTM's pointwise mathematics (Hochreiter and Schmidhuber 1997; forget gate: Gers, Schmidhuber and Cummins 2000):
+// The LSTM (Hochreiter and Schmidhuber 1997; forget gate: Gers, Schmidhuber and Cummins 2000):
 //
 //     c' = sigmoid(f) c + sigmoid(i) tanh(g)          h = sigmoid(o) tanh(c')
 //
@@ -11,67 +11,111 @@
 //     d_c = d_c' f [+ d_i w_ci + d_f w_cf]
 #pragma once
 
+#include "gatedrnn/cell.h"
 #include "gatedrnn/cells/activations.h"
 
 namespace gatedrnn::cells {
 
+// What LSTMs have in common.
 template <class S>
-struct Lstm {
+struct LstmGates {
   using V = typename S::V;
   using A = Activations<S>;
 
-  // The new cell state, and the activated gates that made it.
-  struct NextCell {
-    V c, i, f, g;
+  // The activated gate and candidate, and their product, with one division for the two.
+  struct Input {
+    V i, g, product;
   };
-  static constexpr NextCell next_cell(V i, V f, V g, V c) {
-    const V kept = A::sigmoid(f);
-    // sigmoid(i) and tanh(g) have one division for the two
+  GATEDRNN_CELL Input input(V i, V g) {
     const V i_denominator = A::sigmoid_denominator(i, A::C::smallest_for_ratio);
     const auto candidate = A::tanh_ratio(g);
     const V shared = A::reciprocal(S::mul(i_denominator, candidate.denominator));
-    const V added = S::mul(candidate.numerator, shared);
-    return {S::madd(kept, c, added), S::mul(candidate.denominator, shared), kept, S::mul(i_denominator, added)};
+    const V product = S::mul(candidate.numerator, shared);
+    return {S::mul(candidate.denominator, shared), S::mul(i_denominator, product), product};
   }
 
-  // The new h, and the activated gate.
-  struct Output {
-    V h, o;
-  };
-  static constexpr Output output(V o, V c) {
+  // h = sigmoid(o) tanh(c), likewise. Keeps the activated gate.
+  template <class P>
+  GATEDRNN_CELL void deliver(P& p, V o, V c, int kept) {
     const V o_denominator = A::sigmoid_denominator(o, A::C::smallest_for_ratio);
     const auto squashed = A::tanh_ratio(c);
     const V shared = A::reciprocal(S::mul(o_denominator, squashed.denominator));
-    return {S::mul(squashed.numerator, shared), S::mul(squashed.denominator, shared)};
+    p.deliver(S::mul(squashed.numerator, shared));
+    p.keep(kept, S::mul(squashed.denominator, shared));
   }
 
-  // The activated gates and c': what a step keeps for its backward.
-  struct Kept {
-    V i, f, g, o, c;
-  };
-
-  // Weights by which i and f see c, and o sees c'.
-  struct Peephole {
-    V i, f, o;
-  };
-
-  // Of the loss by the pre-activations, and by c.
+  // Of the loss by o's pre-activation, and by c' as far as h' brings it.
   struct Gradients {
-    V i, f, g, o, c;
+    V o, c;
   };
+  template <class P>
+  GATEDRNN_CELL Gradients backward(P& p, V o, V c) {
+    const V squashed = A::tanh(c), d_h = p.d_h();
+    p.set_operand_of_weights(S::mul(o, squashed));
+    return {S::mul(S::mul(d_h, squashed), A::sigmoid_slope(o)),
+            S::madd(S::mul(d_h, o), A::tanh_slope(squashed), p.d_c())};
+  }
+};
 
-  // d_h and d_c are those of h' and c'; `peephole` is null without.
-  static constexpr Gradients backward(const Kept& kept, V c, V d_h, V d_c, const Peephole* peephole) {
-    const V squashed = A::tanh(kept.c);
-    const V d_o = S::mul(S::mul(d_h, squashed), A::sigmoid_slope(kept.o));
-    d_c = S::madd(S::mul(d_h, kept.o), A::tanh_slope(squashed), d_c);
-    if (peephole) d_c = S::madd(d_o, peephole->o, d_c);
-    const V d_i = S::mul(S::mul(d_c, kept.g), A::sigmoid_slope(kept.i));
-    const V d_f = S::mul(S::mul(d_c, c), A::sigmoid_slope(kept.f));
-    const V d_g = S::mul(S::mul(d_c, kept.i), A::tanh_slope(kept.g));
-    V d_c_before = S::mul(d_c, kept.f);
-    if (peephole) d_c_before = S::madd(d_f, peephole->f, S::madd(d_i, peephole->i, d_c_before));
-    return {d_i, d_f, d_g, d_o, d_c_before};
+constexpr CellDescription describe_lstm(bool peephole) {
+  CellDescription cell;
+  cell.gates = 4;  // i, f, g, o
+  cell.has_c = true;
+  cell.add(StageDescription{4, 4, 5, true});  // keeps i, f, g, o and c'
+  if (peephole) {
+    cell.add(PeepholeDescription{"weight_ci", 0, false});
+    cell.add(PeepholeDescription{"weight_cf", 1, false});
+    cell.add(PeepholeDescription{"weight_co", 3, true});
+  }
+  return cell;
+}
+
+template <bool peephole>
+struct Lstm {
+  static constexpr CellDescription description = describe_lstm(peephole);
+
+  template <int stage, class P>
+  GATEDRNN_CELL void first(P& p) {
+    using S = typename P::S;
+    const auto c = p.c();
+    auto i = p.gate(0), f = p.gate(1);
+    if constexpr (peephole) {
+      i = S::madd(p.peephole(0), c, i);
+      f = S::madd(p.peephole(1), c, f);
+    }
+    f = Activations<S>::sigmoid(f);
+    const auto input = LstmGates<S>::input(i, p.gate(2));
+    const auto next = S::madd(f, c, input.product);
+    if constexpr (peephole) p.leave(3, S::madd(p.peephole(2), next, p.gate(3)));
+    p.set_c(next);
+    p.keep(0, input.i);
+    p.keep(1, f);
+    p.keep(2, input.g);
+    p.keep(4, next);
+  }
+
+  template <int stage, class P>
+  GATEDRNN_CELL void second(P& p) {
+    LstmGates<typename P::S>::deliver(p, p.gate(3), p.c(), 3);
+  }
+
+  template <int stage, class P>
+  GATEDRNN_CELL void backward(P& p) {
+    using S = typename P::S;
+    using A = Activations<S>;
+    const auto i = p.kept(0), f = p.kept(1), g = p.kept(2);
+    const auto d = LstmGates<S>::backward(p, p.kept(3), p.kept(4));
+    auto d_c = d.c;
+    if constexpr (peephole) d_c = S::madd(d.o, p.peephole(2), d_c);
+    const auto d_i = S::mul(S::mul(d_c, g), A::sigmoid_slope(i));
+    const auto d_f = S::mul(S::mul(d_c, p.c_before()), A::sigmoid_slope(f));
+    p.set_d_a(0, d_i);
+    p.set_d_a(1, d_f);
+    p.set_d_a(2, S::mul(S::mul(d_c, i), A::tanh_slope(g)));
+    p.set_d_a(3, d.o);
+    d_c = S::mul(d_c, f);
+    if constexpr (peephole) d_c = S::madd(d_f, p.peephole(1), S::madd(d_i, p.peephole(0), d_c));
+    p.set_d_c(d_c);
   }
 };
 

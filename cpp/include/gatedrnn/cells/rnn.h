@@ -1,20 +1,43 @@
-// The plain recurrent network's pointwise mathematics (Elman 1990): h' = tanh(a) or relu(a). Backward: d_a = d_h' (1 - h'^2),
-// or d_h' where h' > 0.
+// The plain recurrent network (Elman 1990): h' = tanh(a) or relu(a). Backward: d_a = d_h' (1 - h'^2), or d_h' where h' > 0.
 #pragma once
 
+#include "gatedrnn/cell.h"
 #include "gatedrnn/cells/activations.h"
 
 namespace gatedrnn::cells {
 
-template <class S>
+constexpr CellDescription describe_rnn() {
+  CellDescription cell;
+  cell.gates = 1;
+  cell.h_read = HRead::after;
+  cell.add(StageDescription{1, 1, 0, false});  // keeps nothing but h
+  return cell;
+}
+
+template <bool relu>
 struct Rnn {
-  using V = typename S::V;
+  static constexpr CellDescription description = describe_rnn();
 
-  static constexpr V tanh(V a) { return Activations<S>::tanh(a); }
-  static constexpr V relu(V a) { return S::max(a, S::set(0)); }  // NaN stays NaN
+  template <int stage, class P>
+  GATEDRNN_CELL void first(P& p) {
+    using S = typename P::S;
+    if constexpr (relu)
+      p.deliver(S::max(p.gate(0), S::set(0)));  // NaN stays NaN
+    else
+      p.deliver(Activations<S>::tanh(p.gate(0)));
+  }
 
-  static constexpr V tanh_backward(V h, V d_h) { return S::mul(d_h, Activations<S>::tanh_slope(h)); }
-  static constexpr V relu_backward(V h, V d_h) { return S::where_positive(h, d_h); }
+  template <int stage, class P>
+  GATEDRNN_CELL void second(P&) {}
+
+  template <int stage, class P>
+  GATEDRNN_CELL void backward(P& p) {
+    using S = typename P::S;
+    if constexpr (relu)
+      p.set_d_a(0, S::where_positive(p.h_after(), p.d_h()));
+    else
+      p.set_d_a(0, S::mul(p.d_h(), Activations<S>::tanh_slope(p.h_after())));
+  }
 };
 
 }  // namespace gatedrnn::cells
