@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import numpy as np
 
-# The documented bound of sigmoid and tanh, in units in the last place, where the result is a normal number.
-ACTIVATION_ULP = 4
+# The documented bounds of sigmoid and tanh, in units in the last place, where the result is a normal number.
+SIGMOID_ULP = 2.5
+TANH_ULP = 1.55
+ACTIVATION_ULP = max(SIGMOID_ULP, TANH_ULP)
 
 # (activations, other roundings) on the way from the pre-activations to the new state.
 POINTWISE = {

@@ -172,12 +172,12 @@ class Problem {
 
   // How far two correct computations may lie apart when they round in different places. A pre-activation is a chain of n
   // operations, each off by at most eps / 2 of a sum of order one, in either direction: sqrt(n) eps for the largest of many.
-  // The activations (at most 4 ulp each, 5 in a cell) and the cell's own arithmetic come on top; steps and layers add up; and
+  // The activations (at most 2.5 ulp each, 5 in a cell) and the cell's own arithmetic come on top; steps and layers add up; and
   // both sides may be off. Without fused operations the products round too, which doubles n.
   double tolerance(double largest) const {
     const double n = 2.0 * double(2 + spec.layer_input_size(spec.num_layers > 1 ? 1 : 0) + spec.input_size +
                                   spec.hidden_size + spec.proj_size);
-    const double per_step = std::sqrt(n) + 5 * 4 + 7;
+    const double per_step = std::sqrt(n) + 5 * 2.5 + 7;
     return 2 * double(std::numeric_limits<T>::epsilon()) * std::max(1.0, largest) * per_step *
            double(shape_.steps * shape_.layers);
   }

@@ -3,16 +3,26 @@
 // vector), S::T its element. Everything is constexpr so that a compiler for devices takes it too.
 //
 // exp(-x): -x = n ln 2 - r with n an integer and |r| <= ln 2 / 2; exp(-r) = 1 - r + r^2 q(r) with a minimax polynomial q.
-// (Cody and Waite, Software Manual for the Elementary Functions, 1980, chapter 6; the coefficients are our own fit.)
+// (Cody and Waite, Software Manual for the Elementary Functions, 1980, chapter 6.)
+//
+// tanh(x) for x >= 0: x = n ln 2 + r with n an integer. With s = 4^-n and T = tanh(r) = r + r^3 t(r^2), by the addition theorem,
+//
+//     tanh(x) = N / D,    D = (1 + s) + (1 - s) T,    N = (1 - s) + (1 + s) T = D - 2 s + 2 s T
+//
+// N is made from the rounded D: then most of D's rounding error is in N as well and falls out of the quotient, the more the
+// nearer tanh(x) is to 1. Below 1/2 it would do harm, so n = 0 there, where D = 2 and N = 2 T have no error but that of T.
+//
+// q and t are our own minimax fits (Remez's algorithm) of the relative error of exp(-r) and tanh(r). Coefficients were rounded from
+// the constant one on, and after each the rest fitted anew.
 #pragma once
 
 namespace gatedrnn::cells {
 
 template <class T>
-struct ExpConstants;
+struct ActivationConstants;
 
 template <>
-struct ExpConstants<float> {
+struct ActivationConstants<float> {
   // Adding 1.5 * 2^23 rounds to an integer that then stands in the low bits of the mantissa; the exponent's bias comes along.
   static constexpr float rounder = 12582912.0f + 127.0f;
   static constexpr int mantissa_bits = 23;
@@ -25,10 +35,19 @@ struct ExpConstants<float> {
   static constexpr float smallest_for_ratio = -86.0f;  // and some products of exp(-x) finite
   static constexpr float q[] = {0.5f, -0.16666576845993976311f, 0.041666554437685938899f, -0.0083632029715758549465f,
                                 0.0013926213466332443037f};
+
+  // The same for even integers -2n, and with the exponent of 2 s = 2 * 4^-n.
+  static constexpr float even_rounder = 25165824.0f + 128.0f;
+  // n becomes 1 at this + ln 2 / 2, where tanh is a little more than 1/2. Near it any value would do; with this one tanh does not
+  // fall by a rounding error from the last argument with an n to the first with n + 1, for any n.
+  static constexpr float n_offset = 0.203f;
+  static constexpr float largest_for_tanh = 8.8672f;  // from here on it is 1
+  static constexpr float t[] = {-0.33332946896553039551f, 0.1332072913646697998f, -0.052671998739242553711f,
+                                0.016437817364931106567f};
 };
 
 template <>
-struct ExpConstants<double> {
+struct ActivationConstants<double> {
   static constexpr double rounder = 6755399441055744.0 + 1023.0;
   static constexpr int mantissa_bits = 52;
   static constexpr double log2e = 1.44269504088896340736;
@@ -42,13 +61,21 @@ struct ExpConstants<double> {
                                  -0.0083333333333300513464,  0.0013888888917281793308,  -0.00019841269863105968748,
                                  0.000024801521190217727651, -2.7557268378684192873e-6, 2.7620138719733995569e-7,
                                  -2.5100424157005066788e-8};
+
+  static constexpr double even_rounder = 13510798882111488.0 + 1024.0;
+  static constexpr double n_offset = 0.240139;
+  static constexpr double largest_for_tanh = 18.714973875118531;  // just above 27 ln 2, so that r > 0, also without fma
+  static constexpr double t[] = {-0.33333333333333198256,   0.13333333333310420921,     -0.053968253954769992986,
+                                 0.021869488140162533785,   -0.0088632287587995829681,  0.0035920549717169954033,
+                                 -0.0014553149270349905256, 0.00058754835456753496618,  -0.00023120128645905967698,
+                                 0.00008032635554023114324, -0.000017727242372039825205};
 };
 
 template <class S>
 struct Activations {
   using V = typename S::V;
   using T = typename S::T;
-  using C = ExpConstants<T>;
+  using C = ActivationConstants<T>;
 
   // exp(-x) = scale * value
   struct Exp {
@@ -65,14 +92,13 @@ struct Activations {
   static constexpr V unshifted(V n) { return S::sub(n, S::set(C::rounder)); }
   static constexpr V power_of_two(V n) { return S::template shift_left<C::mantissa_bits>(n); }
 
-  // q[i] + r (q[i + 1] + r (...))
-  template <int i = 0>
-  static constexpr V q(V r) {
-    constexpr T coefficient = C::q[i];
-    if constexpr (i + 1 == sizeof(C::q) / sizeof(T))
-      return S::set(coefficient);
+  // c[i] + x (c[i + 1] + x (...))
+  template <const auto& c, int i = 0>
+  static constexpr V polynomial(V x) {
+    if constexpr (i + 1 == sizeof(c) / sizeof(T))
+      return S::set(c[i]);
     else
-      return S::madd(q<i + 1>(r), r, S::set(coefficient));
+      return S::madd(polynomial<c, i + 1>(x), x, S::set(c[i]));
   }
 
   // exp(-x), with x held above a limit so that products of the result stay finite.
@@ -80,7 +106,7 @@ struct Activations {
     x = S::min(S::max(x, S::set(limit)), S::set(C::largest));
     const V n = shifted(x), whole = unshifted(n);
     const V r = S::madd(whole, S::set(C::ln2_low), S::madd(whole, S::set(C::ln2_high), x));
-    return {power_of_two(n), S::madd(S::madd(q(r), r, S::set(-1)), r, S::set(1))};
+    return {power_of_two(n), S::madd(S::madd(polynomial<C::q>(r), r, S::set(-1)), r, S::set(1))};
   }
 
   // sigmoid(x) = 1 / (1 + exp(-x)): the denominator.
@@ -89,14 +115,18 @@ struct Activations {
     return S::madd(e.scale, e.value, S::set(1));
   }
 
-  // tanh(x) = sign(x) * -expm1(-2|x|) / (2 + expm1(-2|x|)); the denominator lies in 1 .. 2. The larger n, the less the result
-  // depends on r, so that ln 2 needs no second part.
+  // tanh(x) = sign(x) N / D; the denominator lies in 0.8 .. 2. The larger n, the less the result depends on r, so that ln 2 needs no
+  // second part.
   static constexpr Ratio tanh_ratio(V x) {
-    const V y = S::min(S::mul(S::abs(x), S::set(2)), S::set(C::largest));
-    const V n = shifted(y), scale = power_of_two(n), r = S::madd(unshifted(n), S::set(C::ln2), y);
-    const V fraction = S::madd(S::mul(r, r), q(r), S::negate(r));
-    const V distance = S::madd(S::negate(scale), fraction, S::sub(S::set(1), scale));  // 1 - exp(-y)
-    return {S::copy_sign(distance, x), S::sub(S::set(2), distance)};
+    const V y = S::min(S::abs(x), S::set(C::largest_for_tanh));
+    const V shifted = S::madd(S::sub(y, S::set(C::n_offset)), S::set(-2 * C::log2e), S::set(C::even_rounder));
+    const V s2 = S::template shift_left<C::mantissa_bits + 1>(shifted);  // 2 s
+    const V r = S::madd(S::sub(shifted, S::set(C::even_rounder)), S::set(C::ln2 / 2), y);
+    const V square = S::mul(r, r), tanh_r = S::madd(polynomial<C::t>(square), S::mul(square, r), r);
+    const V plus = S::madd(s2, S::set(T(0.5)), S::set(1)), minus = S::madd(s2, S::set(T(-0.5)), S::set(1));
+    const V denominator = S::madd(minus, tanh_r, plus);
+    const V numerator = S::madd(s2, tanh_r, S::sub(denominator, s2));
+    return {S::copy_sign(numerator, x), denominator};
   }
 
   static constexpr V reciprocal(V x) { return S::div(S::set(1), x); }
