@@ -1,4 +1,4 @@
-#include "gatedrnn/reference.h"
+#include "reference.h"
 
 #include "gatedrnn/machine.h"
 #include "reference_backward.h"
