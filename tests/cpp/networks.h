@@ -12,7 +12,7 @@
 
 #include "gatedrnn/dispatch.h"
 #include "gatedrnn/network.h"
-#include "gatedrnn/reference.h"
+#include "reference.h"
 
 #ifdef GATEDRNN_TEST_WIDE
 namespace gatedrnn::wide {

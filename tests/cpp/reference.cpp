@@ -1,4 +1,4 @@
-#include "gatedrnn/reference.h"
+#include "reference.h"
 
 #include "gatedrnn/flush_denormals.h"
 #include "reference_backward.h"
