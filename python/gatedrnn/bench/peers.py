@@ -70,6 +70,16 @@ def _state_names(problem: Problem) -> tuple[str, ...]:
     return ("h", "c") if problem.shape.cell == "LSTM" else ("h",)
 
 
+# Class and arguments, in torch.nn too but for the GRU that it has not.
+_MODULES: dict[str, tuple[str, dict[str, Any]]] = {
+    "LSTM": ("LSTM", {}),
+    "GRU": ("GRU", {}),
+    "GRU_BEFORE": ("GRU", {"reset_after": False}),
+    "RNN": ("RNN", {}),
+    "RNN_RELU": ("RNN", {"nonlinearity": "relu"}),
+}
+
+
 # ----------------------------------------------------------------------------------------------------
 class Ours:
     """This library, called as its users call it."""
@@ -80,13 +90,8 @@ class Ours:
     def module(problem: Problem) -> Any:
         """The module with the problem's weights."""
         shape = problem.shape
-        if shape.cell == "LSTM":
-            module: Any = gr.LSTM(shape.I, shape.H, dtype=problem.dtype)
-        elif shape.cell in ("GRU", "GRU_BEFORE"):
-            module = gr.GRU(shape.I, shape.H, reset_after=shape.cell == "GRU", dtype=problem.dtype)
-        else:
-            nonlinearity = "tanh" if shape.cell == "RNN" else "relu"
-            module = gr.RNN(shape.I, shape.H, nonlinearity=nonlinearity, dtype=problem.dtype)
+        name, options = _MODULES[shape.cell]
+        module: Any = getattr(gr, name)(shape.I, shape.H, dtype=problem.dtype, **options)
         module.load_state_dict(problem.weights)
         return module
 
@@ -226,19 +231,13 @@ class PyTorch(Peer):
         return self.torch.nn
 
     def _module(self, problem: Problem) -> Any:
-        shape, classes = problem.shape, self.classes
+        shape = problem.shape
         if shape.cell == "GRU_BEFORE":
             raise UnsupportedError("has no GRU with the reset gate before the product")
+        name, options = _MODULES[shape.cell]
         dtype = getattr(self.torch, problem.dtype.name)
-        if shape.cell in ("LSTM", "GRU"):
-            module = getattr(classes, shape.cell)(shape.I, shape.H, dtype=dtype)
-        else:
-            module = classes.RNN(
-                shape.I, shape.H, nonlinearity="tanh" if shape.cell == "RNN" else "relu", dtype=dtype
-            )
-        module.load_state_dict(
-            {name: self.torch.from_numpy(value) for name, value in problem.weights.items()}
-        )
+        module = getattr(self.classes, name)(shape.I, shape.H, dtype=dtype, **options)
+        module.load_state_dict({key: self.torch.from_numpy(w) for key, w in problem.weights.items()})
         return module.eval()
 
     @staticmethod
@@ -430,6 +429,14 @@ class OpenVino(Peer):
     # Where torch's gates stand in OpenVINO's order: LSTM i,f,g,o -> f,i,c,o; GRU r,z,n -> z,r,h.
     _ORDER: ClassVar[dict[str, tuple[int, ...]]] = OnnxRuntime._ORDER | {"LSTM": (1, 0, 2, 3)}
 
+    _NODE: ClassVar[dict[str, tuple[str, dict[str, Any]]]] = {
+        "LSTM": ("lstm_sequence", {}),
+        "GRU": ("gru_sequence", {"linear_before_reset": True}),
+        "GRU_BEFORE": ("gru_sequence", {"linear_before_reset": False}),
+        "RNN": ("rnn_sequence", {"activations": ["tanh"]}),
+        "RNN_RELU": ("rnn_sequence", {"activations": ["relu"]}),
+    }
+
     def __init__(self, threads: int) -> None:
         """Import openvino."""
         super().__init__(threads)
@@ -467,26 +474,19 @@ class OpenVino(Peer):
         constants = [ops.constant(value) for value in (*weights, self._bias(problem, order))]
         sequence = ops.transpose(x, (1, 0, 2)) if time_first else x
         common = (sequence, *states, lengths, *constants, shape.H, "forward")
-        if shape.cell == "LSTM":
-            node = ops.lstm_sequence(*common)
-        elif shape.cell in ("GRU", "GRU_BEFORE"):
-            node = ops.gru_sequence(*common, linear_before_reset=shape.cell == "GRU")
-        else:
-            node = ops.rnn_sequence(*common, activations=["tanh" if shape.cell == "RNN" else "relu"])
+        operator, attributes = self._NODE[shape.cell]
+        node = getattr(ops, operator)(*common, **attributes)
         output = ops.transpose(node.output(0), (2, 1, 0, 3)).output(0) if time_first else node.output(0)
         results = [output, *(node.output(1 + index) for index in range(len(names)))]
         model = self.openvino.Model(results, parameters, "layer")
-        return self.core.compile_model(
-            model,
-            "CPU",
-            {
-                "INFERENCE_NUM_THREADS": self.threads,
-                "PERFORMANCE_HINT": "LATENCY",
-                "NUM_STREAMS": 1,
-                "INFERENCE_PRECISION_HINT": "f32",
-                "ENABLE_CPU_PINNING": False,  # else its two threads share the CPU that the caller is held on
-            },
-        )
+        settings = {
+            "INFERENCE_NUM_THREADS": self.threads,
+            "PERFORMANCE_HINT": "LATENCY",
+            "NUM_STREAMS": 1,
+            "INFERENCE_PRECISION_HINT": "f32",
+            "ENABLE_CPU_PINNING": False,  # else its two threads share the CPU that the caller is held on
+        }
+        return self.core.compile_model(model, "CPU", settings)
 
     @staticmethod
     def _bias(problem: Problem, order: Sequence[int]) -> Array:

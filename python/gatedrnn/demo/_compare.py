@@ -50,9 +50,7 @@ def num_threads(count: int) -> Iterator[None]:
     """Hold gatedrnn, PyTorch and (by threadpoolctl) NumPy's matrix products to `count` threads."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(gr.num_threads(count))
-        if installed("threadpoolctl"):
-            limits = importlib.import_module("threadpoolctl").threadpool_limits
-            stack.enter_context(limits(limits=count, user_api="blas"))
+        stack.enter_context(blas_threads(count))
         torch = sys.modules.get("torch")
         if torch is not None:
             stack.callback(torch.set_num_threads, torch.get_num_threads())
@@ -60,14 +58,13 @@ def num_threads(count: int) -> Iterator[None]:
         yield
 
 
-@contextlib.contextmanager
-def one_blas_thread() -> Iterator[None]:
-    """Hold NumPy's matrix products to one thread, where threadpoolctl is installed."""
-    with contextlib.ExitStack() as stack:
-        if installed("threadpoolctl"):
-            limits = importlib.import_module("threadpoolctl").threadpool_limits
-            stack.enter_context(limits(limits=1, user_api="blas"))
-        yield
+def blas_threads(count: int) -> contextlib.AbstractContextManager[Any]:
+    """Hold NumPy's matrix products to `count` threads, where threadpoolctl is installed."""
+    if not installed("threadpoolctl"):
+        return contextlib.nullcontext()
+    limits: Any = importlib.import_module("threadpoolctl").threadpool_limits
+    context: contextlib.AbstractContextManager[Any] = limits(limits=count, user_api="blas")
+    return context
 
 
 def run(engine: Engine, words: Sequence[str], *, show_progress: bool) -> Run:

@@ -106,8 +106,5 @@ def torch_pronouncer(weights: Weights) -> Callable[[Sequence[str]], list[list[st
             spoken[rows, step] = symbols
         return decode_phonemes(spoken.tolist())
 
-    def without_gradients(words: Sequence[str]) -> list[list[str]]:
-        with torch.inference_mode():
-            return pronounce(words)
-
+    without_gradients: Callable[[Sequence[str]], list[list[str]]] = torch.inference_mode()(pronounce)
     return without_gradients

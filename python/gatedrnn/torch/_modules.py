@@ -302,19 +302,10 @@ class LSTM(_Recurrent):
         *,
         peephole: bool = False,
     ) -> None:
-        super().__init__(
-            device,
-            dtype,
-            input_size=input_size,
-            hidden_size=hidden_size,
-            num_layers=num_layers,
-            bias=bias,
-            batch_first=batch_first,
-            dropout=dropout,
-            bidirectional=bidirectional,
-            proj_size=proj_size,
-            peephole=peephole,
-        )
+        sizes = dict(input_size=input_size, hidden_size=hidden_size, num_layers=num_layers)
+        flags = dict(bias=bias, batch_first=batch_first, bidirectional=bidirectional)
+        rest = dict(dropout=dropout, proj_size=proj_size, peephole=peephole)
+        super().__init__(device, dtype, **sizes, **flags, **rest)
 
     @property
     def _cell(self) -> str:
@@ -407,18 +398,10 @@ class GRU(_SingleState):
         *,
         reset_after: bool = True,
     ) -> None:
-        super().__init__(
-            device,
-            dtype,
-            input_size=input_size,
-            hidden_size=hidden_size,
-            num_layers=num_layers,
-            bias=bias,
-            batch_first=batch_first,
-            dropout=dropout,
-            bidirectional=bidirectional,
-            reset_after=reset_after,
-        )
+        sizes = dict(input_size=input_size, hidden_size=hidden_size, num_layers=num_layers)
+        flags = dict(bias=bias, batch_first=batch_first, bidirectional=bidirectional)
+        rest = dict(dropout=dropout, reset_after=reset_after)
+        super().__init__(device, dtype, **sizes, **flags, **rest)
 
     @property
     def _cell(self) -> str:
@@ -452,18 +435,10 @@ class RNN(_SingleState):
         device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(
-            device,
-            dtype,
-            input_size=input_size,
-            hidden_size=hidden_size,
-            num_layers=num_layers,
-            nonlinearity=nonlinearity,
-            bias=bias,
-            batch_first=batch_first,
-            dropout=dropout,
-            bidirectional=bidirectional,
-        )
+        sizes = dict(input_size=input_size, hidden_size=hidden_size, num_layers=num_layers)
+        flags = dict(bias=bias, batch_first=batch_first, bidirectional=bidirectional)
+        rest = dict(dropout=dropout, nonlinearity=nonlinearity)
+        super().__init__(device, dtype, **sizes, **flags, **rest)
 
     @property
     def _cell(self) -> str:

@@ -154,21 +154,9 @@ def fit(
     generator = np.random.default_rng() if rng is None else _arguments.generator("rng", rng)
     progress = _checks.flag("progress", progress)
     with Interruption(wanted=path is not None) as interruption:
-        run = _Run(
-            module=module,
-            optimizer=optimizer,
-            loss_and_gradients=loss_and_gradients,
-            batches=batches,
-            epochs=epochs,
-            validate=validate,
-            schedule=schedule,
-            max_norm=max_norm,
-            path=path,
-            generator=generator,
-            progress=progress,
-            interruption=interruption,
-            history=History(mode=mode),
-        )
+        functions = loss_and_gradients, batches, validate, schedule
+        run = _Run(module, optimizer, *functions, epochs, max_norm, path, generator, progress, interruption)
+        run.history.mode = mode
         if path is not None and os.path.exists(path):
             _resume(run, path)
         try:
@@ -196,15 +184,15 @@ class _Run(Generic[_Batch]):
     optimizer: Optimizer
     loss_and_gradients: Callable[[_Batch], tuple[float, Mapping[str, Array]]]
     batches: Callable[[np.random.Generator], Iterable[_Batch]]
-    epochs: int
     validate: Callable[[], float] | None
     schedule: Schedule | None
+    epochs: int
     max_norm: float | None
     path: str | None
     generator: np.random.Generator
     progress: bool
     interruption: Interruption
-    history: History  # of whole epochs, but for its step
+    history: History = field(default_factory=History)  # of whole epochs, but for its step
     best: dict[str, Array] = field(default_factory=dict)
     losses: list[float] = field(default_factory=list)  # of the epoch under way
     epoch_rng: dict[str, Any] = field(default_factory=dict)  # the generator's state at its start
