@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import datetime
 import functools
 import importlib
 import os
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 import gatedrnn as gr
 from gatedrnn import _core
+from gatedrnn._optional import installed, progress
 from gatedrnn.bench import report, roofline, shapes
-from gatedrnn.bench.options import is_installed
 from gatedrnn.bench.peers import PEERS, Ours, Peer, UnsupportedError
 from gatedrnn.bench.plot import plot
 from gatedrnn.bench.report import Entry, Row
@@ -49,6 +47,10 @@ class Benchmark:
         self.peers = self._load_peers()
         self.roofline = roofline.measure(self.dtype, self.threads)
         self.write = print
+        if installed("tqdm"):
+            tqdm = importlib.import_module("tqdm").tqdm
+            tqdm.monitor_interval = 0  # no thread of its own beside what is being timed
+            self.write = tqdm.write  # above the bar
         gap = options.gap if options.gap is not None else (30.0 if self.threads > 1 else 0.0)
         self.interleave = functools.partial(
             interleave,
@@ -121,7 +123,7 @@ class Benchmark:
         rows = []
         self.write(f"\n{name}" + (", forward and backward" if self.options.train else ""))
         self.write(report.header(columns))
-        for shape in self._progress(chosen, name):
+        for shape in progress(chosen, desc=name, unit="shape"):
             row = self._row(name, shape)
             rows.append(row)
             self.write(report.line(row, columns))
@@ -138,21 +140,6 @@ class Benchmark:
             if set_name == "ragged" and peer.name == "PyTorch" and not self.options.train:
                 names.append("PyTorch packed")
         return ([f"{Ours.name} m(x)"] if set_name == "streaming" else []) + names
-
-    def _progress(self, items: Sequence[Any], title: str) -> Iterator[Any]:
-        if not is_installed("tqdm"):
-            yield from items
-            return
-        tqdm = importlib.import_module("tqdm").tqdm
-        tqdm.monitor_interval = 0  # no thread of its own beside what is being timed
-        with contextlib.ExitStack() as stack:
-            bar = stack.enter_context(
-                tqdm(items, desc=title, unit="shape", leave=False, disable=None, file=sys.stderr)
-            )
-            if not bar.disable:
-                stack.callback(setattr, self, "write", self.write)
-                self.write = tqdm.write
-            yield from bar
 
     # -- one shape ------------------------------------------------------------
     def _row(self, set_name: str, shape: Shape) -> Row:

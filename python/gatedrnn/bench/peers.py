@@ -11,7 +11,6 @@ import contextlib
 import functools
 import importlib
 import importlib.metadata
-import importlib.util
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +19,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 import gatedrnn as gr
+from gatedrnn._optional import installed
 from gatedrnn.bench.shapes import Array, Problem
 from gatedrnn.bench.timing import Contender, faster
 
@@ -43,7 +43,7 @@ class Peer(ABC):
     @classmethod
     def missing(cls) -> list[str]:
         """Which modules are not installed."""
-        return [module for module in cls.modules if importlib.util.find_spec(module) is None]
+        return [module for module in cls.modules if not installed(module)]
 
     @classmethod
     def version(cls) -> str:

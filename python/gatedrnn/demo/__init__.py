@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import gatedrnn as gr
+from gatedrnn._optional import installed
 from gatedrnn.demo import baseline, language_model
-from gatedrnn.demo._compare import Engine, Run, blas_threads, differences, installed, num_threads, run
+from gatedrnn.demo._compare import Engine, Run, blas_threads, differences, num_threads, run
 from gatedrnn.demo._options import parse
 from gatedrnn.demo.g2p import ModelNotInstalledError, Pronouncer, find_package, load_weights
 from gatedrnn.demo.words import documentation_words

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import importlib.util
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -12,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import gatedrnn as gr
+from gatedrnn._optional import installed, progress
 
 _WARM_UP_WORDS = 8
 
@@ -38,11 +38,6 @@ class Run:
     def rate(self) -> float:
         """Words per second."""
         return len(self.phonemes) / self.seconds
-
-
-def installed(module: str) -> bool:
-    """Tell whether a top-level module can be imported, without importing it."""
-    return importlib.util.find_spec(module) is not None
 
 
 @contextlib.contextmanager
@@ -74,7 +69,8 @@ def run(engine: Engine, words: Sequence[str], *, show_progress: bool) -> Run:
     engine.pronounce(batches[0])
     phonemes: dict[str, list[str]] = {}
     seconds = 0.0
-    for batch in _progress(batches, engine.name, show_progress):
+    shown = progress(batches, desc=engine.name, unit="batch") if show_progress else batches
+    for batch in shown:
         start_time = time.perf_counter()
         pronounced = engine.pronounce(batch)
         seconds += time.perf_counter() - start_time
@@ -91,15 +87,6 @@ def _affordable(engine: Engine, words: Sequence[str]) -> Sequence[str]:
     engine.pronounce(trial)
     expected = (time.perf_counter() - start_time) / len(trial) * len(words)
     return words[:: max(1, int(expected // engine.seconds_at_most) + 1)]
-
-
-def _progress(batches: list[Sequence[str]], name: str, show: bool) -> Iterator[Sequence[str]]:
-    if not show or not installed("tqdm"):
-        yield from batches
-        return
-    bar: Any = importlib.import_module("tqdm").tqdm
-    # disable=None: no bar where standard error is not a terminal.
-    yield from bar(batches, desc=name, unit="batch", leave=False, disable=None)
 
 
 def differences(ours: Run, other: Run) -> list[str]:

@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 import gatedrnn as gr
 from gatedrnn import _files, train
-from gatedrnn.demo._compare import installed
+from gatedrnn._optional import installed
 
 Array = npt.NDArray[np.floating[Any]]
 Tokens = npt.NDArray[np.integer[Any]]

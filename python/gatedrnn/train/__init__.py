@@ -50,8 +50,9 @@ from gatedrnn.train import schedules
 from gatedrnn.train.checkpoints import load_checkpoint, save_checkpoint
 from gatedrnn.train.clipping import clip_grad_norm
 from gatedrnn.train.data import minibatches, padded, token_chunks
+from gatedrnn.train.history import History
 from gatedrnn.train.layers import Embedding, Linear, Tape
-from gatedrnn.train.loop import History, fit
+from gatedrnn.train.loop import fit
 from gatedrnn.train.losses import binary_cross_entropy, mask_of, mse, softmax_cross_entropy
 from gatedrnn.train.modules import Module, Modules
 from gatedrnn.train.optimizers import SGD, Adam, AdamW, Optimizer, RMSprop
