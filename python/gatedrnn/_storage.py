@@ -12,10 +12,8 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from gatedrnn._recurrent import _Recurrent
-
     Array = npt.NDArray[np.floating[Any]]
-    Class = type[_Recurrent[Any, Any]]
+    Class = Any  # LSTM, GRU or RNN, which import this module
     Content = tuple[Class, dict[str, Any], dict[str, Array]]  # class, constructor arguments, parameters
 
 _FORMAT = "gatedrnn"

@@ -69,7 +69,8 @@ class Benchmark:
             report.write_json(self.options.json, content)
             self.write(f"wrote {self.options.json}")
         if self.options.plot:
-            self._plot(rows)
+            plot(self.options.plot, rows, f"gatedrnn beside its peers: {self._conditions()}")
+            self.write(f"wrote {self.options.plot}")
         return int(self.disagreement)
 
     def _load_peers(self) -> list[Peer]:
@@ -90,12 +91,8 @@ class Benchmark:
         return found
 
     def _heading(self) -> dict[str, Any]:
-        machine = _core.machine()
         versions = {peer.name: peer.version() for peer in self.peers}
-        count = f"{self.threads} thread" + "s" * (self.threads > 1)
-        self.write(
-            f"gatedrnn {gr.__version__}, {machine['isa']}, {self.options.dtype}, {count}, on {machine['cpu']}"
-        )
+        self.write(f"gatedrnn {gr.__version__}, {self._conditions()}")
         self.write(f"{self.roofline}")
         for name, version in versions.items():
             self.write(f"{name} {version}")
@@ -234,14 +231,10 @@ class Benchmark:
                 self.disagreement = True
                 return
 
-    def _plot(self, rows: Sequence[Row]) -> None:
+    def _conditions(self) -> str:
         machine = _core.machine()
         count = f"{self.threads} thread" + "s" * (self.threads > 1)
-        title = (
-            f"gatedrnn beside its peers: {machine['cpu']}, {machine['isa']}, {self.options.dtype}, {count}"
-        )
-        plot(self.options.plot, rows, title)
-        self.write(f"wrote {self.options.plot}")
+        return f"{machine['isa']}, {self.options.dtype}, {count}, on {machine['cpu']}"
 
 
 def _sentence(error: Exception) -> str:

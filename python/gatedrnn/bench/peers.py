@@ -70,6 +70,18 @@ def _state_names(problem: Problem) -> tuple[str, ...]:
     return ("h", "c") if problem.shape.cell == "LSTM" else ("h",)
 
 
+def _in_turns(requests: Sequence[tuple[Callable[[], Any], Any]]) -> Callable[[], Any]:
+    """Run requests that hand the state to each other; each comes with what it writes to."""
+    turns = itertools.cycle(requests)
+
+    def run() -> Any:
+        infer, values = next(turns)
+        infer()
+        return values
+
+    return run
+
+
 # Class and arguments, in torch.nn too but for the GRU that it has not.
 _MODULES: dict[str, tuple[str, dict[str, Any]]] = {
     "LSTM": ("LSTM", {}),
@@ -102,10 +114,7 @@ class Ours:
         if problem.shape.train:
             return [Contender(cls.name, functools.partial(_train_ours, module, problem), _our_gradients)]
         if not problem.shape.stream:
-            if problem.lengths is None:
-                run = functools.partial(module, problem.x)
-            else:
-                run = functools.partial(module, problem.x, lengths=problem.lengths)
+            run = functools.partial(module, problem.x, lengths=problem.lengths)
             return [Contender(cls.name, run, _our_arrays)]
         stream = module.stream(problem.shape.B)
         step = functools.partial(stream.step, problem.x[0])
@@ -158,7 +167,6 @@ class PyTorch(Peer):
     trains = True
 
     def __init__(self, threads: int) -> None:
-        """Import torch and set its threads."""
         super().__init__(threads)
         self.torch = importlib.import_module("torch")
         self.torch.set_num_threads(threads)
@@ -270,7 +278,6 @@ class OnnxRuntime(Peer):
     }
 
     def __init__(self, threads: int) -> None:
-        """Import onnxruntime and onnx."""
         super().__init__(threads)
         self.runtime = importlib.import_module("onnxruntime")
         self.onnx = importlib.import_module("onnx")
@@ -375,19 +382,14 @@ class OnnxRuntime(Peer):
         for turn in range(2):
             before = {f"initial_{name}": value for name, value in zip(names, states[turn], strict=True)}
             values = [output, *states[1 - turn]]
-            bindings.append((self._binding(problem, session, inputs | before, values), values))
-        turns = itertools.cycle(bindings)
-
-        def run() -> Any:
-            binding, values = next(turns)
-            session.run_with_iobinding(binding)
-            return values
+            binding = self._binding(problem, session, inputs | before, values)
+            bindings.append((functools.partial(session.run_with_iobinding, binding), values))
 
         def reset() -> None:
             for value in itertools.chain(*states):
                 value.update_inplace(np.zeros((1, shape.B, shape.H), problem.dtype))
 
-        return Contender(self.name, run, _ort_value_arrays, reset=reset, note="io_binding")
+        return Contender(self.name, _in_turns(bindings), _ort_value_arrays, reset=reset, note="io_binding")
 
     def _stream_plain(
         self, problem: Problem, session: Any, feeds: Mapping[str, Array], outputs: Sequence[str]
@@ -438,7 +440,6 @@ class OpenVino(Peer):
     }
 
     def __init__(self, threads: int) -> None:
-        """Import openvino."""
         super().__init__(threads)
         self.openvino = importlib.import_module("openvino")
         self.ops = importlib.import_module("openvino.opset13")
@@ -549,12 +550,6 @@ class OpenVino(Peer):
             after = states[1 - turn]
             values = [output, *after]
             requests.append((self._inference(compiled, [x, *states[turn]], values), values))
-        turns = itertools.cycle(requests)
-
-        def run() -> Any:
-            infer, values = next(turns)
-            infer()
-            return values
 
         def reset() -> None:
             for value in itertools.chain(*states):
@@ -563,7 +558,7 @@ class OpenVino(Peer):
         def arrays(result: Sequence[Array]) -> list[Array]:
             return [result[0][:, 0].swapaxes(0, 1), *(part[:, 0] for part in result[1:])]
 
-        return Contender(self.name, run, arrays, reset=reset)
+        return Contender(self.name, _in_turns(requests), arrays, reset=reset)
 
 
 PEERS: dict[str, type[Peer]] = {"pytorch": PyTorch, "onnxruntime": OnnxRuntime, "openvino": OpenVino}

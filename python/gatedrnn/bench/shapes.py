@@ -105,9 +105,8 @@ class Problem:
         activations, arithmetic = _POINTWISE[shape.cell]
         per_step = np.sqrt(2 + shape.I + shape.H) + activations * _ACTIVATION_ULP + arithmetic
         error = 2 * np.finfo(self.dtype).eps * per_step * min(max(steps, 1), _MEMORY_STEPS)
-        if (
-            shape.train
-        ):  # backward doubles the chain of steps, and gradients of weights are sums over all of them
+        if shape.train:
+            # Backward doubles the chain of steps, and gradients of weights are sums over all of them.
             error = 2 * error + 2 * np.finfo(self.dtype).eps * np.sqrt(shape.row_steps())
         return float(error)
 

@@ -136,10 +136,8 @@ def _print_notes(runs: Sequence[Run], threads: int) -> None:
     if len(runs[-1].phonemes) < len(runs[0].phonemes):
         print(f"It got evenly spaced words instead of all, to stay near {_REFERENCE_SECONDS:.0f} seconds.")
     if not installed("threadpoolctl"):
-        print(
-            f"NumPy's matrix products (g2p_en's, and our output layer) were not held to --threads {threads}:"
-        )
-        print("that needs the package threadpoolctl.")
+        products = "NumPy's matrix products (g2p_en's, and our output layer)"
+        print(f"{products} were not held to --threads {threads}:\nthat needs the package threadpoolctl.")
 
 
 def _print_comparison(runs: Sequence[Run]) -> int:

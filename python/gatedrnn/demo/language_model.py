@@ -12,7 +12,7 @@ import math
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -175,14 +175,11 @@ class Writer:
 
     def write(self, count: int) -> str:
         """Draw `count` more characters and return them."""
-        return "".join(self._next_characters(count))
-
-    def _next_characters(self, count: int) -> Iterator[str]:
-        net, vocabulary = self._model.net, self._model.vocabulary
+        net, vocabulary, read = self._model.net, self._model.vocabulary, len(self.text)
         for _ in range(count):
             hidden = self.stream.step(net.embedding(self._model.encode(self.text[-1])))
             self.text += vocabulary[self._draw(net.head(hidden)[0])]
-            yield self.text[-1]
+        return self.text[read:]
 
     def _draw(self, logits: Array) -> int:
         weights = np.exp((logits - logits.max()).astype(np.float64) / self._temperature)

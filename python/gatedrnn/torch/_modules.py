@@ -264,15 +264,10 @@ class LSTM(_Recurrent):
     Constructor, parameters, state dictionary, call and results are torch.nn's; `gatedrnn.LSTM` has the
     equations. States and outputs share their memory with the engine, nothing is copied.
 
+    Arguments that do not stand here are those of ``torch.nn.LSTM``.
+
     Args:
-        input_size: Width of one time step of the input, I.
-        hidden_size: Number of hidden units, H.
-        num_layers: Layers, each fed with the output of the one below.
-        bias: Whether to have bias parameters.
-        batch_first: Whether input and output are (B, T, ...) instead of (T, B, ...).
         dropout: Probability of dropout between layers in training mode, drawn from torch's generator.
-        bidirectional: Whether each layer also runs from the end to the start; the outputs stand side by side.
-        proj_size: Width that h is projected to, below `hidden_size`; 0 for no projection.
         device: Where the parameters are made; a call needs them on the CPU.
         dtype: torch.float32 or torch.float64; None for torch's default.
         peephole: Whether the gates see the memory cell through ``weight_ci_l0``, ``weight_cf_l0``,

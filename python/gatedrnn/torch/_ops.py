@@ -306,12 +306,17 @@ def _run_fake(
     *stack_and_cache: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
     stack = Stack(*stack_and_cache[:-1])
-    _, hidden_size, state_size = stack.sizes(weights)
     batch = batch_of(x, lengths, batch_first, sequence_packed)
-    output = x.new_empty((*x.shape[:-1], state_size * (1 + stack.bidirectional)))
-    h_n = x.new_empty((stack.tracks, *batch, state_size))
-    c_n = x.new_empty((stack.tracks, *batch, hidden_size) if stack.is_lstm else 0)
-    return output, h_n, c_n
+    h_n, c_n = _fake_state(x, stack, weights, batch)
+    return x.new_empty((*x.shape[:-1], h_n.shape[-1] * (1 + stack.bidirectional))), h_n, c_n
+
+
+def _fake_state(
+    x: Tensor, stack: Stack, weights: Sequence[Tensor], batch: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    _, hidden_size, state_size = stack.sizes(weights)
+    h = x.new_empty((stack.tracks, *batch, state_size))
+    return h, x.new_empty((stack.tracks, *batch, hidden_size) if stack.is_lstm else 0)
 
 
 def batch_of(x: Tensor, lengths: Tensor | None, batch_first: bool, sequence_packed: bool) -> tuple[int, ...]:
@@ -366,11 +371,8 @@ def _backward_fake(
     bidirectional: bool,
 ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
     stack = Stack(cell, num_layers, bidirectional, bias=False)  # which has no influence here
-    _, hidden_size, state_size = stack.sizes(weights)
     d_x = x.new_empty(x.shape if input_gradient else 0)
-    d_h = x.new_empty((stack.tracks, *batch, state_size))
-    d_c = x.new_empty((stack.tracks, *batch, hidden_size) if stack.is_lstm else 0)
-    return d_x, d_h, d_c, [w.new_empty(w.shape) for w in weights]
+    return d_x, *_fake_state(x, stack, weights, batch), [w.new_empty(w.shape) for w in weights]
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

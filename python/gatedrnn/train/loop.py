@@ -116,7 +116,10 @@ def fit(
     mode = _checks.choice("mode", mode, MODES)
     if validate is None and mode != "min":
         raise ValueError(f"mode: expected 'min' without validate, got {mode!r}")
-    _check_patience(patience, validate)
+    if patience is not None:
+        _checks.integer("patience", patience, 1)
+        if validate is None:
+            raise ValueError(f"patience: expected None without validate, got {patience}")
     if max_norm is not None:
         max_norm = _arguments.number("max_norm", max_norm)
     path = None if checkpoint is None else _files.checked_target("checkpoint", checkpoint)
@@ -135,14 +138,6 @@ def fit(
                 run.save_interrupted(path)
             raise
     return run.history
-
-
-def _check_patience(patience: object, validate: object) -> None:
-    if patience is None:
-        return
-    _checks.integer("patience", patience, 1)
-    if validate is None:
-        raise ValueError(f"patience: expected None without validate, got {patience}")
 
 
 @dataclass
@@ -193,7 +188,7 @@ class _Run(Generic[_Batch]):
                 iterator.close()  # and with it the bar
         if not self.losses:
             raise ValueError("batches: expected at least one batch in an epoch, got none")
-        _check_parameters(self.module, self.history.step)
+        _check_finite("", self.module.state_dict(), f"after step {self.history.step}")
         validation = None
         if self.validate is not None:
             with self.interruption.answered_at_once():
@@ -248,7 +243,7 @@ class _Run(Generic[_Batch]):
         try:
             loss, grads = _pair("loss_and_gradients", self.loss_and_gradients(batch))
             loss = _finite("loss", loss, where)
-            _check_gradients(optimizer._accepted_gradients(grads), where)
+            _check_finite("gradient of ", optimizer._accepted_gradients(grads), where)
             if self.max_norm is not None:
                 _finite("norm of the gradients", clip_grad_norm(grads, self.max_norm), where)
         except BaseException:
@@ -379,19 +374,12 @@ def _finite(name: str, value: object, where: str) -> float:
     return number
 
 
-def _check_gradients(grads: Mapping[str, Array], where: str) -> None:
-    for name, array in grads.items():
+def _check_finite(what: str, arrays: Mapping[str, Array], where: str) -> None:
+    for name, array in arrays.items():
         finite = np.isfinite(array)
         if not finite.all():
-            raise FloatingPointError(
-                f"gradient of {name}: expected finite numbers, got {array[~finite][0]} {where}"
-            )
-
-
-def _check_parameters(module: Module, step: int) -> None:
-    for name, array in module.state_dict().items():
-        if not np.isfinite(array).all():
-            raise FloatingPointError(f"{name}: expected finite parameters, got others after step {step}")
+            came = array[~finite][0]
+            raise FloatingPointError(f"{what}{name}: expected finite numbers, got {came} {where}")
 
 
 def _shown(batches: Iterable[_Batch], history: History, epochs: int) -> Iterable[_Batch]:
