@@ -295,16 +295,8 @@ def _run_kernel(x: Tensor, h: Tensor | None, c: Tensor | None, *rest: Any) -> tu
     return _three(*_run(_call(*rest), x, _state(h, c)))
 
 
-def _run_fake(
-    x: Tensor,
-    h: Tensor | None,
-    c: Tensor | None,
-    weights: Sequence[Tensor],
-    lengths: Tensor | None,
-    batch_first: bool,
-    sequence_packed: bool,
-    *stack_and_cache: Any,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _run_fake(x: Tensor, h: Tensor | None, c: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    weights, lengths, batch_first, sequence_packed, *stack_and_cache = rest
     stack = Stack(*stack_and_cache[:-1])
     batch = batch_of(x, lengths, batch_first, sequence_packed)
     h_n, c_n = _fake_state(x, stack, weights, batch)
@@ -339,15 +331,9 @@ def _forward_fake(x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
 
 
 def _backward_kernel(
-    token: Tensor,
-    x: Tensor,
-    weights: Sequence[Tensor],
-    d_output: Tensor | None,
-    d_h_n: Tensor | None,
-    d_c_n: Tensor | None,
-    input_gradient: bool,
-    *_: Any,
+    token: Tensor, x: Tensor, weights: Sequence[Tensor], *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+    d_output, d_h_n, d_c_n, input_gradient = rest[:4]
     if d_c_n is not None and not d_c_n.numel():  # by the empty c_n, or of no rows
         d_c_n = None
     d_x, d_state, d_weights = _differentiate(token, d_output, d_h_n, d_c_n, input_gradient)
@@ -358,18 +344,9 @@ def _backward_kernel(
 
 
 def _backward_fake(
-    token: Tensor,
-    x: Tensor,
-    weights: Sequence[Tensor],
-    d_output: Tensor | None,
-    d_h_n: Tensor | None,
-    d_c_n: Tensor | None,
-    input_gradient: bool,
-    batch: Sequence[int],
-    cell: str,
-    num_layers: int,
-    bidirectional: bool,
+    token: Tensor, x: Tensor, weights: Sequence[Tensor], *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+    input_gradient, batch, cell, num_layers, bidirectional = rest[3:]
     stack = Stack(cell, num_layers, bidirectional, bias=False)  # which has no influence here
     d_x = x.new_empty(x.shape if input_gradient else 0)
     return d_x, *_fake_state(x, stack, weights, batch), [w.new_empty(w.shape) for w in weights]

@@ -241,7 +241,7 @@ class _Run(Generic[_Batch]):
         if self.schedule is not None:
             optimizer.lr = self.schedule(history.step)
         try:
-            loss, grads = _pair("loss_and_gradients", self.loss_and_gradients(batch))
+            loss, grads = _pair(self.loss_and_gradients(batch))
             loss = _finite("loss", loss, where)
             _check_finite("gradient of ", optimizer._accepted_gradients(grads), where)
             if self.max_norm is not None:
@@ -358,9 +358,10 @@ def _numbers(value: object) -> bool:
     return isinstance(value, list) and all(isinstance(each, float) for each in value)
 
 
-def _pair(name: str, value: tuple[float, Mapping[str, Array]]) -> tuple[float, Mapping[str, Array]]:
+def _pair(value: tuple[float, Mapping[str, Array]]) -> tuple[float, Mapping[str, Array]]:
     if not isinstance(value, tuple) or len(value) != 2:
-        raise TypeError(f"{name}: expected it to return (loss, gradients), got {_checks.described(value)}")
+        came = _checks.described(value)
+        raise TypeError(f"loss_and_gradients: expected it to return (loss, gradients), got {came}")
     return value
 
 
