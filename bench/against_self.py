@@ -19,8 +19,9 @@ import numpy as np
 
 import gatedrnn as gr
 from gatedrnn import _core
+from gatedrnn._optional import installed
 from gatedrnn.bench import report
-from gatedrnn.bench.options import add_timing, check_files, is_installed, positive
+from gatedrnn.bench.options import add_timing, check_files, positive
 from gatedrnn.bench.peers import Ours, PyTorch
 from gatedrnn.bench.placement import placement
 from gatedrnn.bench.shapes import GRID_SIZES, Problem, Shape, grid, matches, problem
@@ -353,7 +354,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     results = []
     with gr.num_threads(options.threads):
         for measure in chosen:
-            if measure.needs and not is_installed(measure.needs):
+            if measure.needs and not installed(measure.needs):
                 print(f"\n{measure.name}: left out, {measure.needs} is not installed")
             else:
                 results.append(run(measure, options))

@@ -10,8 +10,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from gatedrnn import demo, train
+from gatedrnn._optional import installed
 from gatedrnn.demo import language_model
-from gatedrnn.demo._compare import installed
 from gatedrnn.demo.language_model import UNKNOWN, Budget, CharacterModel, Writer
 from helpers import assert_same_bits
 

@@ -9,8 +9,7 @@ import types
 import numpy as np
 import pytest
 
-from gatedrnn import train
-from gatedrnn.train import loop
+from gatedrnn import _optional, train
 from training_runs import Run, Scripted, assert_same_run
 
 # ---- training ----
@@ -183,8 +182,8 @@ def test_with_and_without_tqdm(monkeypatch, capsys):
         return batches
 
     found = importlib.util.find_spec("json")
-    monkeypatch.setattr(loop.importlib.util, "find_spec", lambda name: found)
-    monkeypatch.setattr(loop.importlib, "import_module", lambda name: types.SimpleNamespace(tqdm=tqdm))
+    monkeypatch.setattr(_optional.importlib.util, "find_spec", lambda name: found)
+    monkeypatch.setattr(_optional.importlib, "import_module", lambda name: types.SimpleNamespace(tqdm=tqdm))
     run = Scripted([])
     train.fit(
         run.layer,
@@ -200,7 +199,7 @@ def test_with_and_without_tqdm(monkeypatch, capsys):
         ("epoch 3/3", 2, None),
         ("epoch 1/1", 3, None),
     ]
-    monkeypatch.setattr(loop.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(_optional.importlib.util, "find_spec", lambda name: None)
     Scripted([1.0]).fit(1, progress=True)
     assert len(bars) == 4
     assert len(capsys.readouterr().err.splitlines()) == 5

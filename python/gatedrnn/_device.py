@@ -143,24 +143,13 @@ class Network:
     def pack_for_backward(self) -> None:
         """Do nothing: the same weights serve both ways."""
 
-    def forward(
-        self,
-        x: Any,
-        state: Any,
-        lengths: Any,
-        batch_first: bool,
-        dropout: float,
-        dropout_seed: int,
-        recompute: bool,
-        owner: object,
-    ) -> tuple[Any, Any, Tape]:
-        """Run and keep a tape."""
-        arguments = (state, lengths, batch_first, dropout, dropout_seed, recompute, owner)
+    def forward(self, x: Any, *rest: Any) -> tuple[Any, Any, Tape]:
+        """Run and keep a tape; the arguments are those of `_core.Network.forward`."""
         if _is_on_host(x):
-            output, state_n, tape = self._network.forward(_core.float_array("x", x), *arguments)
+            output, state_n, tape = self._network.forward(_core.float_array("x", x), *rest)
             return output, state_n, Tape(tape, None)
         place = _Place(x)
-        output, state_n, tape = self._network.forward(x, *arguments, place.stream)
+        output, state_n, tape = self._network.forward(x, *rest, place.stream)
         return place.given(output), place.given(state_n), Tape(tape, place)
 
     def new_gradients(self, tape: Tape) -> dict[str, Any] | None:
@@ -170,22 +159,11 @@ class Network:
         made: dict[str, Any] = tape.place.given(self._network.new_gradients(tape.place.stream))
         return made
 
-    def backward(
-        self,
-        tape: Tape,
-        d_output: Any,
-        d_state_n: Any,
-        gradients: dict[str, Any],
-        accumulate: bool,
-        input_gradient: bool,
-        owner: object,
-    ) -> tuple[Any, Any]:
-        """Compute the gradients; those of parameters go into `gradients`."""
+    def backward(self, tape: Tape, d_output: Any, *rest: Any) -> tuple[Any, Any]:
+        """Compute the gradients; the arguments are those of `_core.Network.backward`."""
         place = tape.place if d_output is None or tape.place is None else _Place(d_output)
         stream = 0 if place is None else place.stream
-        d_x, d_state = self._network.backward(
-            tape.tape, d_output, d_state_n, gradients, accumulate, input_gradient, owner, stream
-        )
+        d_x, d_state = self._network.backward(tape.tape, d_output, *rest, stream)
         return (d_x, d_state) if place is None else (place.given(d_x), place.given(d_state))
 
     def plan(self, steps: int, batch: int) -> dict[str, object]:

@@ -83,21 +83,10 @@ class LSTM(_Recurrent["tuple[Array, Array]", "tuple[Array | None, Array | None]"
         device: str = "cpu",
         precision: str | None = None,
     ) -> None:
-        self._initialize(
-            seed,
-            device,
-            precision,
-            input_size=input_size,
-            hidden_size=hidden_size,
-            num_layers=num_layers,
-            bias=bias,
-            batch_first=batch_first,
-            dropout=dropout,
-            bidirectional=bidirectional,
-            proj_size=proj_size,
-            peephole=peephole,
-            dtype=dtype,
-        )
+        sizes = dict(input_size=input_size, hidden_size=hidden_size, num_layers=num_layers)
+        flags = dict(bias=bias, batch_first=batch_first, bidirectional=bidirectional)
+        rest = dict(dropout=dropout, proj_size=proj_size, peephole=peephole, dtype=dtype)
+        self._initialize(seed, device, precision, **sizes, **flags, **rest)
 
     @staticmethod
     def _cell_of(options: Mapping[str, Any]) -> str:
@@ -147,20 +136,10 @@ class GRU(_Recurrent["Array", "Array"]):
         device: str = "cpu",
         precision: str | None = None,
     ) -> None:
-        self._initialize(
-            seed,
-            device,
-            precision,
-            input_size=input_size,
-            hidden_size=hidden_size,
-            num_layers=num_layers,
-            bias=bias,
-            batch_first=batch_first,
-            dropout=dropout,
-            bidirectional=bidirectional,
-            reset_after=reset_after,
-            dtype=dtype,
-        )
+        sizes = dict(input_size=input_size, hidden_size=hidden_size, num_layers=num_layers)
+        flags = dict(bias=bias, batch_first=batch_first, bidirectional=bidirectional)
+        rest = dict(dropout=dropout, reset_after=reset_after, dtype=dtype)
+        self._initialize(seed, device, precision, **sizes, **flags, **rest)
 
     @staticmethod
     def _cell_of(options: Mapping[str, Any]) -> str:
@@ -201,20 +180,10 @@ class RNN(_Recurrent["Array", "Array"]):
         device: str = "cpu",
         precision: str | None = None,
     ) -> None:
-        self._initialize(
-            seed,
-            device,
-            precision,
-            input_size=input_size,
-            hidden_size=hidden_size,
-            num_layers=num_layers,
-            nonlinearity=nonlinearity,
-            bias=bias,
-            batch_first=batch_first,
-            dropout=dropout,
-            bidirectional=bidirectional,
-            dtype=dtype,
-        )
+        sizes = dict(input_size=input_size, hidden_size=hidden_size, num_layers=num_layers)
+        flags = dict(bias=bias, batch_first=batch_first, bidirectional=bidirectional)
+        rest = dict(dropout=dropout, nonlinearity=nonlinearity, dtype=dtype)
+        self._initialize(seed, device, precision, **sizes, **flags, **rest)
 
     @staticmethod
     def _cell_of(options: Mapping[str, Any]) -> str:

@@ -167,10 +167,7 @@ class _Recurrent(Generic[_State, _Given]):
         Returns:
             The output, the final state, and the tape. A tape may be used more than once, from any thread; it
             keeps the parameters that the module has now. ``tape.nbytes`` is its size without the copy of x.
-
-        Raises:
-            TypeError: An argument has the wrong type or dtype.
-            ValueError: An argument has the wrong shape or value.
+            Errors are those of a call.
         """
         recompute = _checks.flag("recompute", recompute)
         seed = _checks.seed("dropout_seed", dropout_seed)

@@ -12,10 +12,8 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from gatedrnn._recurrent import _Recurrent
-
     Array = npt.NDArray[np.floating[Any]]
-    Class = type[_Recurrent[Any, Any]]
+    Class = Any  # LSTM, GRU or RNN, which import this module
     Content = tuple[Class, dict[str, Any], dict[str, Array]]  # class, constructor arguments, parameters
 
 _FORMAT = "gatedrnn"
@@ -31,17 +29,7 @@ def save(path: object, class_name: str, options: Mapping[str, Any], parameters: 
 
 
 def read(path: object, classes: Mapping[str, Class]) -> Content:
-    """Read what `save` wrote; nothing is allocated before its sizes were found to match.
-
-    Args:
-        path: The file.
-        classes: Those that a module may have, by name.
-
-    Raises:
-        TypeError: `path` is not a path.
-        OSError: The file cannot be read.
-        ValueError: It is not one of gatedrnn, is damaged, or is of a later format version.
-    """
+    """Read what `save` wrote of a module of one of these classes; errors are those of `gatedrnn.load`."""
     with _files.reading(path, _FORMAT, "a file saved by gatedrnn") as (file, metadata):
         cls, options = _read_config(metadata, classes)
         expected = parameter_shapes(options, cls._cell_of(options))

@@ -6,16 +6,9 @@ from typing import Any
 
 
 def make_network(make: Any, cell: str, parameters: dict[str, Any], options: dict[str, Any]) -> Any:
-    """Pack parameters that nobody writes into any more; pickles of the network's streams have them too.
-
-    Args:
-        make: The class of the network, of `_core` or `_device`.
-        cell: The engine's name for the cell.
-        parameters: By name.
-        options: The other arguments of the class.
-    """
+    """Pack parameters that nobody writes into any more by `make`, the class of `_core` or `_device`."""
     network = make(cell, parameters, **options)
-    network.recipe = make, cell, parameters, options
+    network.recipe = make, cell, parameters, options  # of pickles of its own streams
     return network
 
 

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import datetime
 import functools
 import importlib
 import os
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 import gatedrnn as gr
 from gatedrnn import _core
+from gatedrnn._optional import installed, progress
 from gatedrnn.bench import report, roofline, shapes
-from gatedrnn.bench.options import is_installed
 from gatedrnn.bench.peers import PEERS, Ours, Peer, UnsupportedError
 from gatedrnn.bench.plot import plot
 from gatedrnn.bench.report import Entry, Row
@@ -49,6 +47,10 @@ class Benchmark:
         self.peers = self._load_peers()
         self.roofline = roofline.measure(self.dtype, self.threads)
         self.write = print
+        if installed("tqdm"):
+            tqdm = importlib.import_module("tqdm").tqdm
+            tqdm.monitor_interval = 0  # no thread of its own beside what is being timed
+            self.write = tqdm.write  # above the bar
         gap = options.gap if options.gap is not None else (30.0 if self.threads > 1 else 0.0)
         self.interleave = functools.partial(
             interleave,
@@ -67,7 +69,8 @@ class Benchmark:
             report.write_json(self.options.json, content)
             self.write(f"wrote {self.options.json}")
         if self.options.plot:
-            self._plot(rows)
+            plot(self.options.plot, rows, f"gatedrnn beside its peers: {self._conditions()}")
+            self.write(f"wrote {self.options.plot}")
         return int(self.disagreement)
 
     def _load_peers(self) -> list[Peer]:
@@ -88,12 +91,8 @@ class Benchmark:
         return found
 
     def _heading(self) -> dict[str, Any]:
-        machine = _core.machine()
         versions = {peer.name: peer.version() for peer in self.peers}
-        count = f"{self.threads} thread" + "s" * (self.threads > 1)
-        self.write(
-            f"gatedrnn {gr.__version__}, {machine['isa']}, {self.options.dtype}, {count}, on {machine['cpu']}"
-        )
+        self.write(f"gatedrnn {gr.__version__}, {self._conditions()}")
         self.write(f"{self.roofline}")
         for name, version in versions.items():
             self.write(f"{name} {version}")
@@ -121,7 +120,7 @@ class Benchmark:
         rows = []
         self.write(f"\n{name}" + (", forward and backward" if self.options.train else ""))
         self.write(report.header(columns))
-        for shape in self._progress(chosen, name):
+        for shape in progress(chosen, desc=name, unit="shape"):
             row = self._row(name, shape)
             rows.append(row)
             self.write(report.line(row, columns))
@@ -138,21 +137,6 @@ class Benchmark:
             if set_name == "ragged" and peer.name == "PyTorch" and not self.options.train:
                 names.append("PyTorch packed")
         return ([f"{Ours.name} m(x)"] if set_name == "streaming" else []) + names
-
-    def _progress(self, items: Sequence[Any], title: str) -> Iterator[Any]:
-        if not is_installed("tqdm"):
-            yield from items
-            return
-        tqdm = importlib.import_module("tqdm").tqdm
-        tqdm.monitor_interval = 0  # no thread of its own beside what is being timed
-        with contextlib.ExitStack() as stack:
-            bar = stack.enter_context(
-                tqdm(items, desc=title, unit="shape", leave=False, disable=None, file=sys.stderr)
-            )
-            if not bar.disable:
-                stack.callback(setattr, self, "write", self.write)
-                self.write = tqdm.write
-            yield from bar
 
     # -- one shape ------------------------------------------------------------
     def _row(self, set_name: str, shape: Shape) -> Row:
@@ -247,14 +231,10 @@ class Benchmark:
                 self.disagreement = True
                 return
 
-    def _plot(self, rows: Sequence[Row]) -> None:
+    def _conditions(self) -> str:
         machine = _core.machine()
         count = f"{self.threads} thread" + "s" * (self.threads > 1)
-        title = (
-            f"gatedrnn beside its peers: {machine['cpu']}, {machine['isa']}, {self.options.dtype}, {count}"
-        )
-        plot(self.options.plot, rows, title)
-        self.write(f"wrote {self.options.plot}")
+        return f"{machine['isa']}, {self.options.dtype}, {count}, on {machine['cpu']}"
 
 
 def _sentence(error: Exception) -> str:

@@ -8,9 +8,10 @@ import sys
 from pathlib import Path
 
 import gatedrnn as gr
+from gatedrnn._optional import installed
 from gatedrnn.bench import shapes
 from gatedrnn.bench.benchmark import ISA_VARIABLES, Benchmark
-from gatedrnn.bench.options import add_timing, check_files, is_installed, names, positive
+from gatedrnn.bench.options import add_timing, check_files, names, positive
 from gatedrnn.bench.peers import PEERS
 from gatedrnn.bench.placement import placement
 
@@ -74,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
 def _labels(parser: argparse.ArgumentParser, options: argparse.Namespace) -> list[str]:
     """Name what the options choose; end with an error where they do not go together."""
     check_files(parser, [options.json, options.plot])
-    if options.plot and not is_installed("matplotlib"):
+    if options.plot and not installed("matplotlib"):
         parser.error("--plot needs matplotlib, which is not installed")
     if options.train and (unknown := [name for name in options.set if name not in shapes.TRAINING_SETS]):
         parser.error(f"--train has the sets {', '.join(shapes.TRAINING_SETS)}, not {', '.join(unknown)}")

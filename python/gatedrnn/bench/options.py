@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,11 +26,6 @@ def check_files(parser: argparse.ArgumentParser, files: Sequence[Path | None]) -
     for file in files:
         if file is not None and not file.absolute().parent.is_dir():
             parser.error(f"{file}: there is no such directory")
-
-
-def is_installed(module: str) -> bool:
-    """Whether a module can be imported, without importing it."""
-    return importlib.util.find_spec(module) is not None
 
 
 def names(known: Sequence[str], empty: str = "") -> Callable[[str], list[str]]:

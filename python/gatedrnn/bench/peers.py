@@ -11,7 +11,6 @@ import contextlib
 import functools
 import importlib
 import importlib.metadata
-import importlib.util
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +19,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 import gatedrnn as gr
+from gatedrnn._optional import installed
 from gatedrnn.bench.shapes import Array, Problem
 from gatedrnn.bench.timing import Contender, faster
 
@@ -43,7 +43,7 @@ class Peer(ABC):
     @classmethod
     def missing(cls) -> list[str]:
         """Which modules are not installed."""
-        return [module for module in cls.modules if importlib.util.find_spec(module) is None]
+        return [module for module in cls.modules if not installed(module)]
 
     @classmethod
     def version(cls) -> str:
@@ -70,6 +70,28 @@ def _state_names(problem: Problem) -> tuple[str, ...]:
     return ("h", "c") if problem.shape.cell == "LSTM" else ("h",)
 
 
+def _in_turns(requests: Sequence[tuple[Callable[[], Any], Any]]) -> Callable[[], Any]:
+    """Run requests that hand the state to each other; each comes with what it writes to."""
+    turns = itertools.cycle(requests)
+
+    def run() -> Any:
+        infer, values = next(turns)
+        infer()
+        return values
+
+    return run
+
+
+# Class and arguments, in torch.nn too but for the GRU that it has not.
+_MODULES: dict[str, tuple[str, dict[str, Any]]] = {
+    "LSTM": ("LSTM", {}),
+    "GRU": ("GRU", {}),
+    "GRU_BEFORE": ("GRU", {"reset_after": False}),
+    "RNN": ("RNN", {}),
+    "RNN_RELU": ("RNN", {"nonlinearity": "relu"}),
+}
+
+
 # ----------------------------------------------------------------------------------------------------
 class Ours:
     """This library, called as its users call it."""
@@ -80,13 +102,8 @@ class Ours:
     def module(problem: Problem) -> Any:
         """The module with the problem's weights."""
         shape = problem.shape
-        if shape.cell == "LSTM":
-            module: Any = gr.LSTM(shape.I, shape.H, dtype=problem.dtype)
-        elif shape.cell in ("GRU", "GRU_BEFORE"):
-            module = gr.GRU(shape.I, shape.H, reset_after=shape.cell == "GRU", dtype=problem.dtype)
-        else:
-            nonlinearity = "tanh" if shape.cell == "RNN" else "relu"
-            module = gr.RNN(shape.I, shape.H, nonlinearity=nonlinearity, dtype=problem.dtype)
+        name, options = _MODULES[shape.cell]
+        module: Any = getattr(gr, name)(shape.I, shape.H, dtype=problem.dtype, **options)
         module.load_state_dict(problem.weights)
         return module
 
@@ -97,10 +114,7 @@ class Ours:
         if problem.shape.train:
             return [Contender(cls.name, functools.partial(_train_ours, module, problem), _our_gradients)]
         if not problem.shape.stream:
-            if problem.lengths is None:
-                run = functools.partial(module, problem.x)
-            else:
-                run = functools.partial(module, problem.x, lengths=problem.lengths)
+            run = functools.partial(module, problem.x, lengths=problem.lengths)
             return [Contender(cls.name, run, _our_arrays)]
         stream = module.stream(problem.shape.B)
         step = functools.partial(stream.step, problem.x[0])
@@ -153,7 +167,6 @@ class PyTorch(Peer):
     trains = True
 
     def __init__(self, threads: int) -> None:
-        """Import torch and set its threads."""
         super().__init__(threads)
         self.torch = importlib.import_module("torch")
         self.torch.set_num_threads(threads)
@@ -226,19 +239,13 @@ class PyTorch(Peer):
         return self.torch.nn
 
     def _module(self, problem: Problem) -> Any:
-        shape, classes = problem.shape, self.classes
+        shape = problem.shape
         if shape.cell == "GRU_BEFORE":
             raise UnsupportedError("has no GRU with the reset gate before the product")
+        name, options = _MODULES[shape.cell]
         dtype = getattr(self.torch, problem.dtype.name)
-        if shape.cell in ("LSTM", "GRU"):
-            module = getattr(classes, shape.cell)(shape.I, shape.H, dtype=dtype)
-        else:
-            module = classes.RNN(
-                shape.I, shape.H, nonlinearity="tanh" if shape.cell == "RNN" else "relu", dtype=dtype
-            )
-        module.load_state_dict(
-            {name: self.torch.from_numpy(value) for name, value in problem.weights.items()}
-        )
+        module = getattr(self.classes, name)(shape.I, shape.H, dtype=dtype, **options)
+        module.load_state_dict({key: self.torch.from_numpy(w) for key, w in problem.weights.items()})
         return module.eval()
 
     @staticmethod
@@ -271,7 +278,6 @@ class OnnxRuntime(Peer):
     }
 
     def __init__(self, threads: int) -> None:
-        """Import onnxruntime and onnx."""
         super().__init__(threads)
         self.runtime = importlib.import_module("onnxruntime")
         self.onnx = importlib.import_module("onnx")
@@ -376,19 +382,14 @@ class OnnxRuntime(Peer):
         for turn in range(2):
             before = {f"initial_{name}": value for name, value in zip(names, states[turn], strict=True)}
             values = [output, *states[1 - turn]]
-            bindings.append((self._binding(problem, session, inputs | before, values), values))
-        turns = itertools.cycle(bindings)
-
-        def run() -> Any:
-            binding, values = next(turns)
-            session.run_with_iobinding(binding)
-            return values
+            binding = self._binding(problem, session, inputs | before, values)
+            bindings.append((functools.partial(session.run_with_iobinding, binding), values))
 
         def reset() -> None:
             for value in itertools.chain(*states):
                 value.update_inplace(np.zeros((1, shape.B, shape.H), problem.dtype))
 
-        return Contender(self.name, run, _ort_value_arrays, reset=reset, note="io_binding")
+        return Contender(self.name, _in_turns(bindings), _ort_value_arrays, reset=reset, note="io_binding")
 
     def _stream_plain(
         self, problem: Problem, session: Any, feeds: Mapping[str, Array], outputs: Sequence[str]
@@ -430,8 +431,15 @@ class OpenVino(Peer):
     # Where torch's gates stand in OpenVINO's order: LSTM i,f,g,o -> f,i,c,o; GRU r,z,n -> z,r,h.
     _ORDER: ClassVar[dict[str, tuple[int, ...]]] = OnnxRuntime._ORDER | {"LSTM": (1, 0, 2, 3)}
 
+    _NODE: ClassVar[dict[str, tuple[str, dict[str, Any]]]] = {
+        "LSTM": ("lstm_sequence", {}),
+        "GRU": ("gru_sequence", {"linear_before_reset": True}),
+        "GRU_BEFORE": ("gru_sequence", {"linear_before_reset": False}),
+        "RNN": ("rnn_sequence", {"activations": ["tanh"]}),
+        "RNN_RELU": ("rnn_sequence", {"activations": ["relu"]}),
+    }
+
     def __init__(self, threads: int) -> None:
-        """Import openvino."""
         super().__init__(threads)
         self.openvino = importlib.import_module("openvino")
         self.ops = importlib.import_module("openvino.opset13")
@@ -467,26 +475,19 @@ class OpenVino(Peer):
         constants = [ops.constant(value) for value in (*weights, self._bias(problem, order))]
         sequence = ops.transpose(x, (1, 0, 2)) if time_first else x
         common = (sequence, *states, lengths, *constants, shape.H, "forward")
-        if shape.cell == "LSTM":
-            node = ops.lstm_sequence(*common)
-        elif shape.cell in ("GRU", "GRU_BEFORE"):
-            node = ops.gru_sequence(*common, linear_before_reset=shape.cell == "GRU")
-        else:
-            node = ops.rnn_sequence(*common, activations=["tanh" if shape.cell == "RNN" else "relu"])
+        operator, attributes = self._NODE[shape.cell]
+        node = getattr(ops, operator)(*common, **attributes)
         output = ops.transpose(node.output(0), (2, 1, 0, 3)).output(0) if time_first else node.output(0)
         results = [output, *(node.output(1 + index) for index in range(len(names)))]
         model = self.openvino.Model(results, parameters, "layer")
-        return self.core.compile_model(
-            model,
-            "CPU",
-            {
-                "INFERENCE_NUM_THREADS": self.threads,
-                "PERFORMANCE_HINT": "LATENCY",
-                "NUM_STREAMS": 1,
-                "INFERENCE_PRECISION_HINT": "f32",
-                "ENABLE_CPU_PINNING": False,  # else its two threads share the CPU that the caller is held on
-            },
-        )
+        settings = {
+            "INFERENCE_NUM_THREADS": self.threads,
+            "PERFORMANCE_HINT": "LATENCY",
+            "NUM_STREAMS": 1,
+            "INFERENCE_PRECISION_HINT": "f32",
+            "ENABLE_CPU_PINNING": False,  # else its two threads share the CPU that the caller is held on
+        }
+        return self.core.compile_model(model, "CPU", settings)
 
     @staticmethod
     def _bias(problem: Problem, order: Sequence[int]) -> Array:
@@ -549,12 +550,6 @@ class OpenVino(Peer):
             after = states[1 - turn]
             values = [output, *after]
             requests.append((self._inference(compiled, [x, *states[turn]], values), values))
-        turns = itertools.cycle(requests)
-
-        def run() -> Any:
-            infer, values = next(turns)
-            infer()
-            return values
 
         def reset() -> None:
             for value in itertools.chain(*states):
@@ -563,7 +558,7 @@ class OpenVino(Peer):
         def arrays(result: Sequence[Array]) -> list[Array]:
             return [result[0][:, 0].swapaxes(0, 1), *(part[:, 0] for part in result[1:])]
 
-        return Contender(self.name, run, arrays, reset=reset)
+        return Contender(self.name, _in_turns(requests), arrays, reset=reset)
 
 
 PEERS: dict[str, type[Peer]] = {"pytorch": PyTorch, "onnxruntime": OnnxRuntime, "openvino": OpenVino}

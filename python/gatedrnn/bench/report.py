@@ -47,15 +47,13 @@ class Row:
     @property
     def share_of_limit(self) -> float | None:
         """Limit time / our time."""
-        return (
-            None if not self.entries or self.ours.seconds is None else self.limit_seconds / self.ours.seconds
-        )
+        seconds = self.ours.seconds if self.entries else None
+        return None if seconds is None else self.limit_seconds / seconds
 
     def fastest(self) -> Entry | None:
         """The quickest peer that was timed (and that is held to the instruction set asked for)."""
-        timed = [
-            entry for entry in self.entries[1:] if entry.is_peer and entry.held and entry.ratio is not None
-        ]
+        peers = [entry for entry in self.entries[1:] if entry.is_peer and entry.held]
+        timed = [entry for entry in peers if entry.ratio is not None]
         return min(timed, key=lambda entry: entry.ratio or 0.0, default=None)
 
     def as_dict(self) -> dict[str, Any]:

@@ -139,7 +139,11 @@ def measure(dtype: np.dtype[Any], threads: int) -> Roofline:
         sizes |= {size, size * 3 // 2}
         size *= 2
     flops = _best(lambda: _core.measure_fma(dtype, _MILLISECONDS), threads)
-    curve = [(size, _best(_reader(size), threads)) for size in sorted(sizes)]
+
+    def read(size: int) -> float:
+        return _best(lambda: _core.measure_bandwidth(size, _MILLISECONDS), threads)
+
+    curve = [(size, read(size)) for size in sorted(sizes)]
     speeds = dict(curve)
     # Half a cache, or a few times the one before, is surely served by it. The last one is shared, also with
     # other virtual machines, so the curve tells how much of it is ours; the system may not know.
@@ -152,10 +156,6 @@ def measure(dtype: np.dtype[Any], threads: int) -> Roofline:
         Level("memory", float("inf"), memory),
     )
     return Roofline(threads, dtype.itemsize, flops, tuple(curve), levels)
-
-
-def _reader(size: int) -> Callable[[], float]:
-    return lambda: _core.measure_bandwidth(size, _MILLISECONDS)
 
 
 def _best(probe: Callable[[], float], threads: int) -> float:

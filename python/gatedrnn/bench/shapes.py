@@ -105,9 +105,8 @@ class Problem:
         activations, arithmetic = _POINTWISE[shape.cell]
         per_step = np.sqrt(2 + shape.I + shape.H) + activations * _ACTIVATION_ULP + arithmetic
         error = 2 * np.finfo(self.dtype).eps * per_step * min(max(steps, 1), _MEMORY_STEPS)
-        if (
-            shape.train
-        ):  # backward doubles the chain of steps, and gradients of weights are sums over all of them
+        if shape.train:
+            # Backward doubles the chain of steps, and gradients of weights are sums over all of them.
             error = 2 * error + 2 * np.finfo(self.dtype).eps * np.sqrt(shape.row_steps())
         return float(error)
 
@@ -141,6 +140,7 @@ GRID_SIZES = (
     (128, 256, 50), (512, 128, 25),
 )  # fmt: skip
 _STREAM_SIZES = tuple((hidden, rows) for rows in (1, 16, 256) for hidden in (64, 128, 256, 512))
+_DEEPBENCH_GRUS = [(H, T) for H in (2816, 2048, 1536, 2560) for T in (1500, 750, 375, 187)]
 
 
 def grid(cell: str) -> list[Shape]:
@@ -155,16 +155,11 @@ def deepbench(cell: str) -> list[Shape]:
     once. DeepBench leaves the input product out; here it is part of the layer, for everybody.
     """
     if cell == "LSTM":
-        sizes = [(hidden, rows, 25) for hidden in (512, 1024, 2048) for rows in (1, 2, 4)]
-        sizes += [(hidden, rows, steps) for hidden, steps in ((1536, 50), (256, 150)) for rows in (1, 2, 4)]
+        layers = [(512, 25), (1024, 25), (2048, 25), (1536, 50), (256, 150)]
+        sizes = [(hidden, rows, steps) for hidden, steps in layers for rows in (1, 2, 4)]
     elif cell in ("GRU", "GRU_BEFORE"):
-        sizes = [
-            (hidden, rows, steps)
-            for hidden in (2816, 2048, 1536, 2560)
-            for steps in (1500, 750, 375, 187)
-            for rows in (1, 2, 4)
-        ]
-        sizes += [(hidden, rows, steps) for hidden, steps in ((512, 1), (1024, 1500)) for rows in (1, 2, 4)]
+        layers = [*_DEEPBENCH_GRUS, (512, 1), (1024, 1500)]
+        sizes = [(hidden, rows, steps) for hidden, steps in layers for rows in (1, 2, 4)]
     else:
         cell = "RNN_RELU"
         sizes = [(32, 1, 672), (64, 1, 96)]
@@ -180,9 +175,7 @@ def deepbench_training(cell: str) -> list[Shape]:
         sizes = [(hidden, rows, 25) for hidden in (512, 1024, 2048, 4096) for rows in (16, 32, 64, 128)]
         sizes += [(1536, rows, 50) for rows in (8, 16, 32)] + [(256, rows, 150) for rows in (16, 32, 64)]
     elif cell in ("GRU", "GRU_BEFORE"):
-        sizes = [
-            (hidden, 32, steps) for hidden in (2816, 2048, 1536, 2560) for steps in (1500, 750, 375, 187)
-        ]
+        sizes = [(hidden, 32, steps) for hidden, steps in _DEEPBENCH_GRUS]
         sizes += [(512, 32, 1), (1024, 32, 1500), (1024, 64, 1500)]
     else:
         cell = "RNN_RELU"

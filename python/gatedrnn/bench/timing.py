@@ -33,7 +33,6 @@ class Contender:
         reset: Sets a stream's state to zero.
         note: How it runs, where there was a choice.
         is_peer: False for a second way of calling ourselves.
-        held: False where the peer may use a wider instruction set than the one asked for.
     """
 
     name: str
@@ -43,7 +42,6 @@ class Contender:
     reset: Callable[[], None] = lambda: None
     note: str = ""
     is_peer: bool = True
-    held: bool = True
 
 
 @dataclass

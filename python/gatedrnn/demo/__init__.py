@@ -4,27 +4,23 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
-import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import gatedrnn as gr
+from gatedrnn._optional import installed
 from gatedrnn.demo import baseline, language_model
-from gatedrnn.demo._compare import Engine, Run, differences, installed, num_threads, one_blas_thread, run
+from gatedrnn.demo._compare import Engine, Run, blas_threads, differences, num_threads, run
+from gatedrnn.demo._options import parse
 from gatedrnn.demo.g2p import ModelNotInstalledError, Pronouncer, find_package, load_weights
-from gatedrnn.demo.words import check_word, documentation_words
+from gatedrnn.demo.words import documentation_words
 
 __all__ = ["main"]
 
 _SHOWN_WORDS = 12
 _SHOWN_DIFFERENCES = 10
 _REFERENCE_SECONDS = 20.0
-_MAX_BATCH_SIZE = 4096
-_MAX_HIDDEN_SIZE = 4096
-_PRONOUNCING = ("count", "batch_size")
-_TRAINING = ("text", "cell", "hidden", "seconds", "epochs", "out")
-_TRAINING_SECONDS = 30.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,28 +33,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         0, or 1 where the extra is missing, any phoneme differs from those of g2p_en's own code, or the text
         to train on cannot be read.
     """
-    parser = _parser()
-    options = parser.parse_args(argv)
+    options = parse(argv)
     training = not options.words if options.train is None else options.train
-    if options.train and options.words:
-        parser.error(f"words: expected none with --train, got {' '.join(options.words)}")
-    if not training:
-        _refuse(parser, options, _TRAINING, "where nothing is trained")
-    if options.train:
-        _refuse(parser, options, _PRONOUNCING, "with --train")
     status = 0 if options.train else _pronounce(options)
     if status == 0 and training:
         status = _train(options)
     return status
-
-
-def _refuse(
-    parser: argparse.ArgumentParser, options: argparse.Namespace, names: Sequence[str], where: str
-) -> None:
-    """End with an error if one of these options was given."""
-    for name in names:
-        if getattr(options, name) != parser.get_default(name):
-            parser.error(f"--{name.replace('_', '-')}: expected none {where}")
 
 
 def _pronounce(options: argparse.Namespace) -> int:
@@ -94,124 +74,12 @@ def _train(options: argparse.Namespace) -> int:
         print()
     try:
         # NumPy's own threads would go on spinning between its products, on the cores that the engine needs.
-        with gr.num_threads(options.threads or gr.get_num_threads()), one_blas_thread():
+        with gr.num_threads(options.threads or gr.get_num_threads()), blas_threads(1):
             language_model.run(task)
     except (OSError, ValueError) as error:
         print(f"gatedrnn demo: {error}", file=sys.stderr)
         return 1
     return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="gatedrnn demo",
-        description="Pronounce English words with a real pretrained GRU model, and compare speed and "
-        'phonemes with its own code (needs the extra: pip install ".[demo]" in the source folder of '
-        "gatedrnn). Without words, train a "
-        "character language model as well, save it, load it and let it write.",
-    )
-    add = parser.add_argument
-    add(
-        "words",
-        nargs="*",
-        type=_word,
-        help="words of letters a-z, only to pronounce (default: words of Python's own documentation)",
-    )
-    add(
-        "--train",
-        action=argparse.BooleanOptionalAction,
-        default=None,
-        help="only train, which needs no extra; or only pronounce (default: both)",
-    )
-    add(
-        "--threads",
-        type=_integer(1, os.cpu_count() or 1),
-        help="threads (default: 1 to pronounce, where the default number is timed as well; all to train)",
-    )
-    add("--quiet", action="store_true", help="no progress bar, no lines of progress")
-    _add_pronouncing(parser.add_argument_group("to pronounce").add_argument)
-    _add_training(parser.add_argument_group("to train").add_argument)
-    return parser
-
-
-def _add_pronouncing(add: Callable[..., object]) -> None:
-    add(
-        "--count", type=_integer(1), default=3000, help="so many default words at most (default: %(default)s)"
-    )
-    add(
-        "--batch-size",
-        type=_integer(1, _MAX_BATCH_SIZE),
-        default=256,
-        help="words at once (default: %(default)s)",
-    )
-
-
-def _add_training(add: Callable[..., object]) -> None:
-    add(
-        "--text",
-        type=Path,
-        metavar="FILE",
-        help="text in UTF-8, what is none of it being U+FFFD (default: Python's own documentation)",
-    )
-    add(
-        "--cell",
-        choices=language_model.CELLS,
-        default="lstm",
-        help="recurrent layer (default: %(default)s)",
-    )
-    add(
-        "--hidden",
-        type=_integer(1, _MAX_HIDDEN_SIZE),
-        default=256,
-        metavar="UNITS",
-        help="hidden units (default: %(default)s)",
-    )
-    add(
-        "--seconds",
-        type=_seconds,
-        default=_TRAINING_SECONDS,
-        help="how long to train (default: %(default)g)",
-    )
-    add("--epochs", type=_integer(1), help="how often to go through the text, instead of --seconds")
-    add(
-        "--out",
-        type=Path,
-        default=Path("gatedrnn-demo"),
-        metavar="FOLDER",
-        help="for model, sample and loss curve (default: %(default)s)",
-    )
-
-
-def _seconds(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"expected a number of seconds above 0, got {text!r}")
-    return value
-
-
-def _word(text: str) -> str:
-    try:
-        return check_word(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def _integer(low: int, high: int | None = None) -> Callable[[str], int]:
-    wanted = f"an integer of at least {low}" if high is None else f"an integer in {low}..{high}"
-
-    def parse(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            value = low - 1
-        if value < low or (high is not None and value > high):
-            raise argparse.ArgumentTypeError(f"expected {wanted}, got {text!r}")
-        return value
-
-    return parse
 
 
 def _engines(package: Path, batch_size: int) -> list[Engine]:
@@ -268,10 +136,8 @@ def _print_notes(runs: Sequence[Run], threads: int) -> None:
     if len(runs[-1].phonemes) < len(runs[0].phonemes):
         print(f"It got evenly spaced words instead of all, to stay near {_REFERENCE_SECONDS:.0f} seconds.")
     if not installed("threadpoolctl"):
-        print(
-            f"NumPy's matrix products (g2p_en's, and our output layer) were not held to --threads {threads}:"
-        )
-        print("that needs the package threadpoolctl.")
+        products = "NumPy's matrix products (g2p_en's, and our output layer)"
+        print(f"{products} were not held to --threads {threads}:\nthat needs the package threadpoolctl.")
 
 
 def _print_comparison(runs: Sequence[Run]) -> int:

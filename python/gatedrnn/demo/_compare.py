@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import importlib.util
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -12,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import gatedrnn as gr
+from gatedrnn._optional import installed, progress
 
 _WARM_UP_WORDS = 8
 
@@ -40,19 +40,12 @@ class Run:
         return len(self.phonemes) / self.seconds
 
 
-def installed(module: str) -> bool:
-    """Tell whether a top-level module can be imported, without importing it."""
-    return importlib.util.find_spec(module) is not None
-
-
 @contextlib.contextmanager
 def num_threads(count: int) -> Iterator[None]:
     """Hold gatedrnn, PyTorch and (by threadpoolctl) NumPy's matrix products to `count` threads."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(gr.num_threads(count))
-        if installed("threadpoolctl"):
-            limits = importlib.import_module("threadpoolctl").threadpool_limits
-            stack.enter_context(limits(limits=count, user_api="blas"))
+        stack.enter_context(blas_threads(count))
         torch = sys.modules.get("torch")
         if torch is not None:
             stack.callback(torch.set_num_threads, torch.get_num_threads())
@@ -60,14 +53,13 @@ def num_threads(count: int) -> Iterator[None]:
         yield
 
 
-@contextlib.contextmanager
-def one_blas_thread() -> Iterator[None]:
-    """Hold NumPy's matrix products to one thread, where threadpoolctl is installed."""
-    with contextlib.ExitStack() as stack:
-        if installed("threadpoolctl"):
-            limits = importlib.import_module("threadpoolctl").threadpool_limits
-            stack.enter_context(limits(limits=1, user_api="blas"))
-        yield
+def blas_threads(count: int) -> contextlib.AbstractContextManager[Any]:
+    """Hold NumPy's matrix products to `count` threads, where threadpoolctl is installed."""
+    if not installed("threadpoolctl"):
+        return contextlib.nullcontext()
+    limits: Any = importlib.import_module("threadpoolctl").threadpool_limits
+    context: contextlib.AbstractContextManager[Any] = limits(limits=count, user_api="blas")
+    return context
 
 
 def run(engine: Engine, words: Sequence[str], *, show_progress: bool) -> Run:
@@ -77,7 +69,8 @@ def run(engine: Engine, words: Sequence[str], *, show_progress: bool) -> Run:
     engine.pronounce(batches[0])
     phonemes: dict[str, list[str]] = {}
     seconds = 0.0
-    for batch in _progress(batches, engine.name, show_progress):
+    shown = progress(batches, desc=engine.name, unit="batch") if show_progress else batches
+    for batch in shown:
         start_time = time.perf_counter()
         pronounced = engine.pronounce(batch)
         seconds += time.perf_counter() - start_time
@@ -94,15 +87,6 @@ def _affordable(engine: Engine, words: Sequence[str]) -> Sequence[str]:
     engine.pronounce(trial)
     expected = (time.perf_counter() - start_time) / len(trial) * len(words)
     return words[:: max(1, int(expected // engine.seconds_at_most) + 1)]
-
-
-def _progress(batches: list[Sequence[str]], name: str, show: bool) -> Iterator[Sequence[str]]:
-    if not show or not installed("tqdm"):
-        yield from batches
-        return
-    bar: Any = importlib.import_module("tqdm").tqdm
-    # disable=None: no bar where standard error is not a terminal.
-    yield from bar(batches, desc=name, unit="batch", leave=False, disable=None)
 
 
 def differences(ours: Run, other: Run) -> list[str]:

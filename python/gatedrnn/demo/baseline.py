@@ -12,15 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from gatedrnn.demo.g2p import (
-    MAX_PHONEMES,
-    PHONEMES_END,
-    PHONEMES_START,
-    Weights,
-    decode_phonemes,
-    encode_letters,
-    gru_state_dict,
-)
+from gatedrnn.demo import g2p
 
 # What predicting a word needs of class G2p: the network, and the tables of symbols that its __init__ sets up.
 REFERENCE_METHODS = ("predict", "encode", "gru", "grucell", "sigmoid", "load_variables")
@@ -72,7 +64,7 @@ def _sets_table(statement: ast.stmt) -> bool:
     )
 
 
-def torch_pronouncer(weights: Weights) -> Callable[[Sequence[str]], list[list[str]]]:
+def torch_pronouncer(weights: g2p.Weights) -> Callable[[Sequence[str]], list[list[str]]]:
     """Return a function like `g2p.Pronouncer`, computed by PyTorch's ``nn.GRU`` with a packed sequence.
 
     Raises:
@@ -85,29 +77,27 @@ def torch_pronouncer(weights: Weights) -> Callable[[Sequence[str]], list[list[st
     def build(part: str) -> Any:
         rows, input_size = weights[f"{part}_w_ih"].shape
         gru = torch.nn.GRU(input_size, rows // 3)
-        gru.load_state_dict({name: torch.from_numpy(a) for name, a in gru_state_dict(weights, part).items()})
+        state = g2p.gru_state_dict(weights, part)
+        gru.load_state_dict({name: torch.from_numpy(array) for name, array in state.items()})
         return gru.eval()
 
     encoder, decoder = build("enc"), build("dec")
 
     def pronounce(words: Sequence[str]) -> list[list[str]]:
-        letters, lengths = (torch.from_numpy(array) for array in encode_letters(words))
+        letters, lengths = (torch.from_numpy(array) for array in g2p.encode_letters(words))
         _, state = encoder(pack(tensors["enc_emb"][letters], lengths, enforce_sorted=False))
-        spoken = torch.full((len(words), MAX_PHONEMES), PHONEMES_END)
+        spoken = torch.full((len(words), g2p.MAX_PHONEMES), g2p.PHONEMES_END)
         rows = torch.arange(len(words))
-        symbols = torch.full((len(words),), PHONEMES_START)
-        for step in range(MAX_PHONEMES):
+        symbols = torch.full((len(words),), g2p.PHONEMES_START)
+        for step in range(g2p.MAX_PHONEMES):
             output, state = decoder(tensors["dec_emb"][symbols].unsqueeze(0), state)
             symbols = torch.addmm(tensors["fc_b"], output[0], tensors["fc_w"].T).argmax(dim=1)
-            going = symbols != PHONEMES_END
+            going = symbols != g2p.PHONEMES_END
             rows, symbols, state = rows[going], symbols[going], state[:, going]
             if not len(rows):
                 break
             spoken[rows, step] = symbols
-        return decode_phonemes(spoken.tolist())
+        return g2p.decode_phonemes(spoken.tolist())
 
-    def without_gradients(words: Sequence[str]) -> list[list[str]]:
-        with torch.inference_mode():
-            return pronounce(words)
-
+    without_gradients: Callable[[Sequence[str]], list[list[str]]] = torch.inference_mode()(pronounce)
     return without_gradients

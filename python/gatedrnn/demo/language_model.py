@@ -12,7 +12,7 @@ import math
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 import gatedrnn as gr
 from gatedrnn import _files, train
-from gatedrnn.demo._compare import installed
+from gatedrnn._optional import installed
 
 Array = npt.NDArray[np.floating[Any]]
 Tokens = npt.NDArray[np.integer[Any]]
@@ -175,15 +175,11 @@ class Writer:
 
     def write(self, count: int) -> str:
         """Draw `count` more characters and return them."""
-        added = "".join(self._next_characters(count))
-        return added
-
-    def _next_characters(self, count: int) -> Iterator[str]:
-        net, vocabulary = self._model.net, self._model.vocabulary
+        net, vocabulary, read = self._model.net, self._model.vocabulary, len(self.text)
         for _ in range(count):
             hidden = self.stream.step(net.embedding(self._model.encode(self.text[-1])))
             self.text += vocabulary[self._draw(net.head(hidden)[0])]
-            yield self.text[-1]
+        return self.text[read:]
 
     def _draw(self, logits: Array) -> int:
         weights = np.exp((logits - logits.max()).astype(np.float64) / self._temperature)
@@ -221,7 +217,7 @@ def fit(
     model: CharacterModel,
     tokens: Tokens,
     budget: Budget,
-    report: Callable[[Curve, float], None] = lambda curve, share: None,
+    report: Callable[[Curve, float], None] | None = None,
 ) -> Curve:
     """Train until the budget is spent; hold the last 5 % of the text out.
 
@@ -245,7 +241,8 @@ def fit(
             if share * 10 >= reported + 1 or share >= 1:
                 reported = int(share * 10)
                 curve.held_out.append((len(curve.loss), model.loss(held_out)))
-                report(curve, share)
+                if report is not None:
+                    report(curve, share)
             if share >= 1:
                 return curve
             optimizer.lr = rate(int(1000 * share))
@@ -319,7 +316,7 @@ def run(task: Task) -> None:
         f"with {threads} thread{'s' * (threads > 1)}; perplexity of the last {_RECENT} updates, "
         f"and of the last {_HELD_OUT:.0%} of the text, held out\n"
     )
-    curve = fit(model, model.encode(text), task.budget, _nothing if task.quiet else print_progress)
+    curve = fit(model, model.encode(text), task.budget, None if task.quiet else print_progress)
     print(f"\nheld-out perplexity {math.exp(curve.held_out[-1][1]):.2f} after {curve.seconds:.0f} s")
     written = _write_and_continue(model, _prompt(model.vocabulary), task.out / "language_model.safetensors")
     (task.out / "sample.txt").write_text(written, encoding="utf-8")
@@ -328,10 +325,6 @@ def run(task: Task) -> None:
         draw(curve, task.out / "loss.png", f"{name}, {curve.characters / curve.seconds:,.0f} tokens/s")
         saved.append("loss.png")
     print(f"\nin {task.out}: {', '.join(saved)}")
-
-
-def _nothing(curve: Curve, share: float) -> None:
-    """Report nothing."""
 
 
 def _prompt(vocabulary: str) -> str:

@@ -262,15 +262,10 @@ class LSTM(_Recurrent):
     Constructor, parameters, state dictionary, call and results are torch.nn's; `gatedrnn.LSTM` has the
     equations. States and outputs share their memory with the engine, nothing is copied.
 
+    Arguments that do not stand here are those of ``torch.nn.LSTM``.
+
     Args:
-        input_size: Width of one time step of the input, I.
-        hidden_size: Number of hidden units, H.
-        num_layers: Layers, each fed with the output of the one below.
-        bias: Whether to have bias parameters.
-        batch_first: Whether input and output are (B, T, ...) instead of (T, B, ...).
         dropout: Probability of dropout between layers in training mode, drawn from torch's generator.
-        bidirectional: Whether each layer also runs from the end to the start; the outputs stand side by side.
-        proj_size: Width that h is projected to, below `hidden_size`; 0 for no projection.
         device: Where the parameters are made; a call needs them on the CPU.
         dtype: torch.float32 or torch.float64; None for torch's default.
         peephole: Whether the gates see the memory cell through ``weight_ci_l0``, ``weight_cf_l0``,
@@ -300,19 +295,10 @@ class LSTM(_Recurrent):
         *,
         peephole: bool = False,
     ) -> None:
-        super().__init__(
-            device,
-            dtype,
-            input_size=input_size,
-            hidden_size=hidden_size,
-            num_layers=num_layers,
-            bias=bias,
-            batch_first=batch_first,
-            dropout=dropout,
-            bidirectional=bidirectional,
-            proj_size=proj_size,
-            peephole=peephole,
-        )
+        sizes = dict(input_size=input_size, hidden_size=hidden_size, num_layers=num_layers)
+        flags = dict(bias=bias, batch_first=batch_first, bidirectional=bidirectional)
+        rest = dict(dropout=dropout, proj_size=proj_size, peephole=peephole)
+        super().__init__(device, dtype, **sizes, **flags, **rest)
 
     def forward(
         self,
@@ -401,18 +387,10 @@ class GRU(_SingleState):
         *,
         reset_after: bool = True,
     ) -> None:
-        super().__init__(
-            device,
-            dtype,
-            input_size=input_size,
-            hidden_size=hidden_size,
-            num_layers=num_layers,
-            bias=bias,
-            batch_first=batch_first,
-            dropout=dropout,
-            bidirectional=bidirectional,
-            reset_after=reset_after,
-        )
+        sizes = dict(input_size=input_size, hidden_size=hidden_size, num_layers=num_layers)
+        flags = dict(bias=bias, batch_first=batch_first, bidirectional=bidirectional)
+        rest = dict(dropout=dropout, reset_after=reset_after)
+        super().__init__(device, dtype, **sizes, **flags, **rest)
 
 
 class RNN(_SingleState):
@@ -442,15 +420,7 @@ class RNN(_SingleState):
         device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(
-            device,
-            dtype,
-            input_size=input_size,
-            hidden_size=hidden_size,
-            num_layers=num_layers,
-            nonlinearity=nonlinearity,
-            bias=bias,
-            batch_first=batch_first,
-            dropout=dropout,
-            bidirectional=bidirectional,
-        )
+        sizes = dict(input_size=input_size, hidden_size=hidden_size, num_layers=num_layers)
+        flags = dict(bias=bias, batch_first=batch_first, bidirectional=bidirectional)
+        rest = dict(dropout=dropout, nonlinearity=nonlinearity)
+        super().__init__(device, dtype, **sizes, **flags, **rest)

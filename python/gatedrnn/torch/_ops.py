@@ -43,13 +43,32 @@ class Call(NamedTuple):
     dropout_seed: int
 
 
+class _Padding(NamedTuple):
+    """Where the rows of a PackedSequence, time step after time step, stand in an array (T, B, ...)."""
+
+    steps: int
+    batch: int
+    places: Places | None  # None for everywhere
+
+    def added(self, rows: Array) -> Array:
+        shape = self.steps, self.batch, rows.shape[1]
+        if self.places is None:
+            return rows.reshape(shape)
+        padded = np.empty((self.steps * self.batch, shape[2]), rows.dtype)  # the rest is never computed with
+        padded[self.places] = rows
+        return padded.reshape(shape)
+
+    def removed(self, padded: Array) -> Array:
+        rows = padded.reshape(-1, padded.shape[2])
+        return rows if self.places is None else rows.take(self.places, axis=0)
+
+
 class _Recorded(NamedTuple):
     """What backward needs of a call."""
 
     cached: CachedNetwork
     tape: _core.Tape
-    places: Places | None  # of the packed rows in the padded ones
-    padded: tuple[int, int] | None  # T and B, where x was packed
+    padding: _Padding | None  # where x was packed
 
 
 _recorded: dict[int, _Recorded] = {}  # by address of the token
@@ -102,70 +121,54 @@ def _state(h: Tensor | None, c: Tensor | None) -> Any:
     return _array(h) if c is None else (_array(h), _array(c))
 
 
+def _padded(call: Call, x: Tensor) -> tuple[Array, _Padding | None]:
+    """Return x as the engine takes it."""
+    if not call.sequence_packed:
+        return _array(x), None
+    lengths = call.lengths
+    steps, batch, places = int(lengths[0]), len(lengths), None
+    if steps * batch != len(x):
+        places = np.flatnonzero(np.arange(steps)[:, np.newaxis] < lengths)
+    padding = _Padding(steps, batch, places)
+    return padding.added(_array(x)), padding
+
+
 def _run(call: Call, x: Tensor, state: Any) -> tuple[Array, Any]:
     """Compute without a tape."""
-    array, lengths, places = _array(x), call.lengths, None
-    if call.sequence_packed:
-        places, padded = _places(lengths, x)
-        array = _pad(array, places, padded)
-    output, state_n = call.cached.network.infer(array, state, lengths, None, call.batch_first)
-    return _unpad(output, places) if call.sequence_packed else output, state_n
+    array, padding = _padded(call, x)
+    output, state_n = call.cached.network.infer(array, state, call.lengths, None, call.batch_first)
+    return output if padding is None else padding.removed(output), state_n
 
 
 def _forward(call: Call, x: Tensor, state: Any) -> tuple[Array, Any, Tensor]:
     """Compute and return the token of the tape as well."""
-    array, lengths, places, padded = _array(x), call.lengths, None, None
-    if call.sequence_packed:
-        places, padded = _places(lengths, x)
-        array = _pad(array, places, padded)
+    array, padding = _padded(call, x)
     recompute, owner = False, None
     x_stays = True  # it is saved for backward, and torch counts the writes into it
     dropout = call.dropout, call.dropout_seed
     output, state_n, tape = call.cached.network.forward(
-        array, state, lengths, call.batch_first, *dropout, recompute, owner, x_stays
+        array, state, call.lengths, call.batch_first, *dropout, recompute, owner, x_stays
     )
-    if call.sequence_packed:
-        output = _unpad(output, places)
-    return output, state_n, _new_token(_Recorded(call.cached, tape, places, padded))
+    token = _new_token(_Recorded(call.cached, tape, padding))
+    return output if padding is None else padding.removed(output), state_n, token
 
 
 def _differentiate(
     token: Tensor, d_output: Tensor | None, d_h_n: Tensor | None, d_c_n: Tensor | None, input_gradient: bool
 ) -> tuple[Array | None, Any, dict[str, Array]]:
     """Return the gradients by x, by the initial state, and by the parameters."""
-    cached, tape, places, padded = _recorded_with(token)
+    cached, tape, padding = _recorded_with(token)
     gradients = cached.new_gradients()
     d_y = None if d_output is None else _array(d_output)
     d_state: Any = None if d_h_n is None else _array(d_h_n)
     if cached.stack.has_c and (d_h_n is not None or d_c_n is not None):
         d_state = (d_state, None if d_c_n is None else _array(d_c_n))
-    if d_y is not None and padded is not None:
-        d_y = _pad(d_y, places, padded)
+    if d_y is not None and padding is not None:
+        d_y = padding.added(d_y)
     d_x, d_state_0 = cached.network.backward(tape, d_y, d_state, gradients, False, input_gradient)
-    if d_x is not None and padded is not None:
-        d_x = _unpad(d_x, places)
+    if d_x is not None and padding is not None:
+        d_x = padding.removed(d_x)
     return d_x, d_state_0, gradients
-
-
-def _places(lengths: Any, x: Tensor) -> tuple[Places | None, tuple[int, int]]:
-    """Return where the rows of a PackedSequence stand in padded ones, None for everywhere, and T and B."""
-    steps, batch = int(lengths[0]), len(lengths)
-    if steps * batch == len(x):
-        return None, (steps, batch)
-    return np.flatnonzero(np.arange(steps)[:, np.newaxis] < lengths), (steps, batch)
-
-
-def _pad(rows: Array, places: Places | None, size: tuple[int, int]) -> Array:
-    if places is None:
-        return rows.reshape(*size, rows.shape[1])
-    padded = np.empty((size[0] * size[1], rows.shape[1]), rows.dtype)  # the padding is never computed with
-    padded[places] = rows
-    return padded.reshape(*size, rows.shape[1])
-
-
-def _unpad(padded: Array, places: Places | None) -> Array:
-    rows = padded.reshape(-1, padded.shape[2])
-    return rows if places is None else rows.take(places, axis=0)
 
 
 # ---- directly, for eager mode ----
@@ -173,7 +176,10 @@ def _unpad(padded: Array, places: Places | None) -> Array:
 
 def run(call: Call, x: Tensor, h: Tensor | None, c: Tensor | None) -> tuple[Tensor, ...]:
     """Compute output, h_n and, for LSTM, c_n, without gradients."""
-    output, state_n = _run(call, x, _state(h, c))
+    return _tensors(*_run(call, x, _state(h, c)))
+
+
+def _tensors(output: Array, state_n: Any) -> tuple[Tensor, ...]:
     if type(state_n) is tuple:
         return torch.from_numpy(output), torch.from_numpy(state_n[0]), torch.from_numpy(state_n[1])
     return torch.from_numpy(output), torch.from_numpy(state_n)
@@ -198,9 +204,7 @@ class _Recurrence(torch.autograd.Function):
         # tape has those that it was made with.
         ctx.save_for_backward(x, token)
         ctx.others = h, c, *weights  # for `_final` alone, until a backward that needs no graph
-        if type(state_n) is tuple:
-            return torch.from_numpy(output), torch.from_numpy(state_n[0]), torch.from_numpy(state_n[1])
-        return torch.from_numpy(output), torch.from_numpy(state_n)
+        return _tensors(output, state_n)
 
     @staticmethod
     def backward(ctx: Any, *d_results: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -291,23 +295,20 @@ def _run_kernel(x: Tensor, h: Tensor | None, c: Tensor | None, *rest: Any) -> tu
     return _three(*_run(_call(*rest), x, _state(h, c)))
 
 
-def _run_fake(
-    x: Tensor,
-    h: Tensor | None,
-    c: Tensor | None,
-    weights: Sequence[Tensor],
-    lengths: Tensor | None,
-    batch_first: bool,
-    sequence_packed: bool,
-    *stack_and_cache: Any,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _run_fake(x: Tensor, h: Tensor | None, c: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    weights, lengths, batch_first, sequence_packed, *stack_and_cache = rest
     stack = Stack(*stack_and_cache[:-1])
-    _, hidden_size, state_size = stack.sizes(weights)
     batch = batch_of(x, lengths, batch_first, sequence_packed)
-    output = x.new_empty((*x.shape[:-1], state_size * (1 + stack.bidirectional)))
-    h_n = x.new_empty((stack.tracks, *batch, state_size))
-    c_n = x.new_empty((stack.tracks, *batch, hidden_size) if stack.has_c else 0)
-    return output, h_n, c_n
+    h_n, c_n = _fake_state(x, stack, weights, batch)
+    return x.new_empty((*x.shape[:-1], h_n.shape[-1] * (1 + stack.bidirectional))), h_n, c_n
+
+
+def _fake_state(
+    x: Tensor, stack: Stack, weights: Sequence[Tensor], batch: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    _, hidden_size, state_size = stack.sizes(weights)
+    h = x.new_empty((stack.tracks, *batch, state_size))
+    return h, x.new_empty((stack.tracks, *batch, hidden_size) if stack.has_c else 0)
 
 
 def batch_of(x: Tensor, lengths: Tensor | None, batch_first: bool, sequence_packed: bool) -> tuple[int, ...]:
@@ -330,15 +331,9 @@ def _forward_fake(x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
 
 
 def _backward_kernel(
-    token: Tensor,
-    x: Tensor,
-    weights: Sequence[Tensor],
-    d_output: Tensor | None,
-    d_h_n: Tensor | None,
-    d_c_n: Tensor | None,
-    input_gradient: bool,
-    *_: Any,
+    token: Tensor, x: Tensor, weights: Sequence[Tensor], *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+    d_output, d_h_n, d_c_n, input_gradient = rest[:4]
     if d_c_n is not None and not d_c_n.numel():  # by the empty c_n, or of no rows
         d_c_n = None
     d_x, d_state, d_weights = _differentiate(token, d_output, d_h_n, d_c_n, input_gradient)
@@ -349,24 +344,12 @@ def _backward_kernel(
 
 
 def _backward_fake(
-    token: Tensor,
-    x: Tensor,
-    weights: Sequence[Tensor],
-    d_output: Tensor | None,
-    d_h_n: Tensor | None,
-    d_c_n: Tensor | None,
-    input_gradient: bool,
-    batch: Sequence[int],
-    cell: str,
-    num_layers: int,
-    bidirectional: bool,
+    token: Tensor, x: Tensor, weights: Sequence[Tensor], *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+    input_gradient, batch, cell, num_layers, bidirectional = rest[3:]
     stack = Stack(cell, num_layers, bidirectional, bias=False)  # which has no influence here
-    _, hidden_size, state_size = stack.sizes(weights)
     d_x = x.new_empty(x.shape if input_gradient else 0)
-    d_h = x.new_empty((stack.tracks, *batch, state_size))
-    d_c = x.new_empty((stack.tracks, *batch, hidden_size) if stack.has_c else 0)
-    return d_x, d_h, d_c, [w.new_empty(w.shape) for w in weights]
+    return d_x, *_fake_state(x, stack, weights, batch), [w.new_empty(w.shape) for w in weights]
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

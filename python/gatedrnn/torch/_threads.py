@@ -22,10 +22,8 @@ def _forked() -> bool:
     """Whether this process is a fork that runs no program of its own, as far as Linux tells."""
     without_exec = 0x40  # PF_FORKNOEXEC
     try:
-        fields = (
-            Path("/proc/self/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()
-        )
-        return bool(int(fields[6]) & without_exec)
+        text = Path("/proc/self/stat").read_text(encoding="ascii", errors="replace")
+        return bool(int(text.rpartition(")")[2].split()[6]) & without_exec)
     except (OSError, ValueError, IndexError):
         return False
 

@@ -112,10 +112,7 @@ def in_place(name: str, value: object) -> Array:
 
 def integer_array(name: str, value: object) -> npt.NDArray[np.integer[Any]]:
     """Accept integers in whatever NumPy makes an array of; bool, nearly always a misplaced mask, is none."""
-    array = _as_array(name, value, "integers")
-    if array.dtype.kind not in "iu":
-        raise TypeError(f"{name}: expected integers, got dtype {array.dtype}")
-    return array
+    return _as_array(name, value, "integers", "iu")
 
 
 def within(name: str, integers: npt.NDArray[np.integer[Any]], low: int, high: int) -> None:
@@ -129,9 +126,7 @@ def within(name: str, integers: npt.NDArray[np.integer[Any]], low: int, high: in
 
 def real_array(name: str, value: object, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
     """Accept real numbers of one shape: floating, integer or bool; rounded to `dtype`."""
-    array = _as_array(name, value, "numbers")
-    if array.dtype.kind not in "fiub":
-        raise TypeError(f"{name}: expected real numbers, got dtype {array.dtype}")
+    array = _as_array(name, value, "real numbers", "fiub")
     if array.shape != shape:
         raise ValueError(f"{name}: expected shape {shape}, got {array.shape}")
     with np.errstate(all="ignore"):  # what is beyond the dtype's range becomes infinite, or 0
@@ -140,9 +135,7 @@ def real_array(name: str, value: object, shape: tuple[int, ...], dtype: np.dtype
 
 def mask(name: str, value: object, shape: tuple[int, ...], *, leading: bool) -> npt.NDArray[np.bool_]:
     """Accept booleans of one shape, or of its first axes where `leading`, with at least one True."""
-    array = _as_array(name, value, "booleans")
-    if array.dtype != np.bool_:
-        raise TypeError(f"{name}: expected booleans, got dtype {array.dtype}")
+    array = _as_array(name, value, "booleans", "b")
     fits = array.shape == (shape[: array.ndim] if leading else shape)
     if not fits:
         wanted = f"shape {shape}" + " or its first axes" * leading
@@ -152,13 +145,15 @@ def mask(name: str, value: object, shape: tuple[int, ...], *, leading: bool) -> 
     return array
 
 
-def _as_array(name: str, value: object, wanted: str) -> npt.NDArray[Any]:
+def _as_array(name: str, value: object, wanted: str, kinds: str) -> npt.NDArray[Any]:
+    """Accept what NumPy makes an array of whose dtype is of one of these kinds."""
     if value is None or isinstance(value, (str, bytes, Mapping)):
         raise TypeError(f"{name}: expected {wanted}, got {_checks.described(value)}")
     try:
         array = np.asarray(value)
     except (TypeError, ValueError, OverflowError):
         raise TypeError(f"{name}: expected {wanted}, got {_checks.described(value)}") from None
-    if array.dtype.kind == "O":
-        raise TypeError(f"{name}: expected {wanted}, got {_checks.described(value)}")
+    if array.dtype.kind not in kinds:
+        came = _checks.described(value) if array.dtype.kind == "O" else f"dtype {array.dtype}"
+        raise TypeError(f"{name}: expected {wanted}, got {came}")
     return array

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import math
 import os
 import sys
@@ -16,12 +14,14 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import numpy as np
 
 from gatedrnn import _checks, _files
+from gatedrnn._optional import progress as progress_bar
 from gatedrnn.train import _arguments
 from gatedrnn.train._generators import check_state, plain_state
 from gatedrnn.train._interruption import Interruption
 from gatedrnn.train._optimizer import check_optimizer
 from gatedrnn.train.checkpoints import load_checkpoint, notes_of, save_checkpoint
 from gatedrnn.train.clipping import clip_grad_norm
+from gatedrnn.train.history import MODES, History, line_of, stopped_line_of
 from gatedrnn.train.modules import generators_of
 
 if TYPE_CHECKING:
@@ -35,41 +35,10 @@ if TYPE_CHECKING:
 
     Array = npt.NDArray[np.floating[Any]]
 
-__all__ = ["History", "fit"]
+__all__ = ["fit"]
 
 _Batch = TypeVar("_Batch")
-
-
-_BETTER = {"min": (min, "lower"), "max": (max, "higher")}
 _END: Any = object()
-
-
-@dataclass
-class History:
-    """What happened so far; with parameters, optimiser and generator the whole state of a run.
-
-    Attributes:
-        loss: Mean loss of the batches of each epoch.
-        validation: What `validate` returned after each epoch; empty without it.
-        step: Batches so far, in all epochs.
-        mode: "min" where the lowest validation is the best, "max" where the highest is.
-    """
-
-    loss: list[float] = field(default_factory=list)
-    validation: list[float] = field(default_factory=list)
-    step: int = 0
-    mode: str = "min"
-
-    @property
-    def best_epoch(self) -> int | None:
-        """The first epoch with the best validation, counted from 0; None without validation."""
-        best, _ = _BETTER[self.mode]
-        return self.validation.index(best(self.validation)) if self.validation else None
-
-    @property
-    def epochs_since_best(self) -> int:
-        """How many epochs went by without a better validation."""
-        return 0 if self.best_epoch is None else len(self.validation) - 1 - self.best_epoch
 
 
 def fit(
@@ -144,31 +113,22 @@ def fit(
     _arguments.function("batches", batches)
     _arguments.function("validate", validate, optional=True)
     _arguments.function("schedule", schedule, optional=True)
-    mode = _checks.choice("mode", mode, tuple(_BETTER))
+    mode = _checks.choice("mode", mode, MODES)
     if validate is None and mode != "min":
         raise ValueError(f"mode: expected 'min' without validate, got {mode!r}")
-    _check_patience(patience, validate)
+    if patience is not None:
+        _checks.integer("patience", patience, 1)
+        if validate is None:
+            raise ValueError(f"patience: expected None without validate, got {patience}")
     if max_norm is not None:
         max_norm = _arguments.number("max_norm", max_norm)
     path = None if checkpoint is None else _files.checked_target("checkpoint", checkpoint)
     generator = np.random.default_rng() if rng is None else _arguments.generator("rng", rng)
     progress = _checks.flag("progress", progress)
     with Interruption(wanted=path is not None) as interruption:
-        run = _Run(
-            module=module,
-            optimizer=optimizer,
-            loss_and_gradients=loss_and_gradients,
-            batches=batches,
-            epochs=epochs,
-            validate=validate,
-            schedule=schedule,
-            max_norm=max_norm,
-            path=path,
-            generator=generator,
-            progress=progress,
-            interruption=interruption,
-            history=History(mode=mode),
-        )
+        functions = loss_and_gradients, batches, validate, schedule
+        run = _Run(module, optimizer, *functions, epochs, max_norm, path, generator, progress, interruption)
+        run.history.mode = mode
         if path is not None and os.path.exists(path):
             _resume(run, path)
         try:
@@ -180,14 +140,6 @@ def fit(
     return run.history
 
 
-def _check_patience(patience: object, validate: object) -> None:
-    if patience is None:
-        return
-    _checks.integer("patience", patience, 1)
-    if validate is None:
-        raise ValueError(f"patience: expected None without validate, got {patience}")
-
-
 @dataclass
 class _Run(Generic[_Batch]):
     """A run of `fit`: its checked arguments, and how far it is."""
@@ -196,15 +148,15 @@ class _Run(Generic[_Batch]):
     optimizer: Optimizer
     loss_and_gradients: Callable[[_Batch], tuple[float, Mapping[str, Array]]]
     batches: Callable[[np.random.Generator], Iterable[_Batch]]
-    epochs: int
     validate: Callable[[], float] | None
     schedule: Schedule | None
+    epochs: int
     max_norm: float | None
     path: str | None
     generator: np.random.Generator
     progress: bool
     interruption: Interruption
-    history: History  # of whole epochs, but for its step
+    history: History = field(default_factory=History)  # of whole epochs, but for its step
     best: dict[str, Array] = field(default_factory=dict)
     losses: list[float] = field(default_factory=list)  # of the epoch under way
     epoch_rng: dict[str, Any] = field(default_factory=dict)  # the generator's state at its start
@@ -218,7 +170,7 @@ class _Run(Generic[_Batch]):
         history = self.history
         while len(history.loss) < self.epochs:
             if patience is not None and history.epochs_since_best >= patience:
-                self.tell(_stopped_line(history))
+                self.tell(stopped_line_of(history))
                 break
             self.epoch()
             self.interruption.raise_if_asked()
@@ -236,7 +188,7 @@ class _Run(Generic[_Batch]):
                 iterator.close()  # and with it the bar
         if not self.losses:
             raise ValueError("batches: expected at least one batch in an epoch, got none")
-        _check_parameters(self.module, self.history.step)
+        _check_finite("", self.module.state_dict(), f"after step {self.history.step}")
         validation = None
         if self.validate is not None:
             with self.interruption.answered_at_once():
@@ -257,7 +209,7 @@ class _Run(Generic[_Batch]):
             if not isinstance(batches, Iterable):
                 came = _checks.described(batches)
                 raise TypeError(f"batches: expected it to return something to iterate over, got {came}")
-            iterator = iter(_shown(batches, self.history, self.epochs, self.progress))
+            iterator = iter(_shown(batches, self.history, self.epochs) if self.progress else batches)
             for number in range(done):
                 if next(iterator, _END) is _END:
                     raise ValueError(
@@ -289,9 +241,9 @@ class _Run(Generic[_Batch]):
         if self.schedule is not None:
             optimizer.lr = self.schedule(history.step)
         try:
-            loss, grads = _pair("loss_and_gradients", self.loss_and_gradients(batch))
+            loss, grads = _pair(self.loss_and_gradients(batch))
             loss = _finite("loss", loss, where)
-            _check_gradients(optimizer._accepted_gradients(grads), where)
+            _check_finite("gradient of ", optimizer._accepted_gradients(grads), where)
             if self.max_norm is not None:
                 _finite("norm of the gradients", clip_grad_norm(grads, self.max_norm), where)
         except BaseException:
@@ -316,7 +268,7 @@ class _Run(Generic[_Batch]):
         self.whole = True
         if self.path is not None:
             self.save(self.path)
-        self.tell(_line(history, self.epochs))
+        self.tell(line_of(history, self.epochs))
 
     def save(self, path: str) -> None:
         notes = {**asdict(self.history), "hyper_parameters": self.began_with}
@@ -343,12 +295,11 @@ class _Run(Generic[_Batch]):
 
 def _resume(run: _Run[Any], path: str) -> None:
     """Bring a run, its module, optimiser and generators to where the checkpoint left them."""
-    notes = notes_of(path)
-    began, scheduled = notes.pop("hyper_parameters", {}), notes.pop("scheduled", False)
-    epoch = notes.pop("epoch", None)
-    history = _history(path, notes)
-    if not isinstance(began, dict) or not isinstance(scheduled, bool) or not _is_epoch(epoch):
-        raise _not_ours(path)
+    notes = _read_notes(path)
+    epoch, history = (
+        notes["epoch"],
+        History(*(notes[name] for name in ("loss", "validation", "step", "mode"))),
+    )
     if epoch is not None:
         check_state("rng", run.generator, epoch["rng"])
     if history.loss and bool(history.validation) != (run.validate is not None):
@@ -363,7 +314,7 @@ def _resume(run: _Run[Any], path: str) -> None:
     run.history = history
     if epoch is not None:
         run.losses, run.epoch_rng = epoch["losses"], epoch["rng"]
-    _choose_hyper_parameters(run, began, scheduled)
+    _choose_hyper_parameters(run, notes["hyper_parameters"], notes["scheduled"])
 
 
 def _choose_hyper_parameters(run: _Run[Any], began: Mapping[str, Any], scheduled: bool) -> None:
@@ -383,34 +334,34 @@ def _choose_hyper_parameters(run: _Run[Any], began: Mapping[str, Any], scheduled
         warnings.warn(f"{name}: {came}, which counts from here on", UserWarning, stacklevel=4)
 
 
-def _is_epoch(value: object) -> bool:
-    if value is None:
-        return True
-    return isinstance(value, dict) and value.keys() == {"losses", "rng"} and _numbers(value["losses"])
+def _read_notes(path: str) -> dict[str, Any]:
+    """Return the notes that `_Run.save` made, with defaults of those that earlier versions did not make."""
+    notes = {"mode": "min", "hyper_parameters": {}, "scheduled": False, "epoch": None, **notes_of(path)}
+    epoch, step = notes["epoch"], notes.get("step")
+    is_epoch = isinstance(epoch, dict) and epoch.keys() == {"losses", "rng"} and _numbers(epoch["losses"])
+    if not (
+        notes.keys() == {"loss", "validation", "step", "mode", "hyper_parameters", "scheduled", "epoch"}
+        and _numbers(notes["loss"])
+        and _numbers(notes["validation"])
+        and isinstance(step, int)
+        and step >= 0
+        and notes["mode"] in MODES
+        and isinstance(notes["hyper_parameters"], dict)
+        and isinstance(notes["scheduled"], bool)
+        and (epoch is None or is_epoch)
+    ):
+        raise ValueError(f"checkpoint: expected one that fit wrote, got {path!r}")
+    return notes
 
 
 def _numbers(value: object) -> bool:
     return isinstance(value, list) and all(isinstance(each, float) for each in value)
 
 
-def _not_ours(path: str) -> ValueError:
-    return ValueError(f"checkpoint: expected one that fit wrote, got {path!r}")
-
-
-def _history(path: str, notes: dict[str, Any]) -> History:
-    lists = _numbers(notes.get("loss")) and _numbers(notes.get("validation"))
-    step = notes.get("step")
-    names = {"loss", "validation", "step", "mode"}
-    if {"mode", *notes} != names or not lists or not isinstance(step, int) or step < 0:
-        raise _not_ours(path)
-    if notes.get("mode", "min") not in _BETTER:
-        raise _not_ours(path)
-    return History(**notes)
-
-
-def _pair(name: str, value: tuple[float, Mapping[str, Array]]) -> tuple[float, Mapping[str, Array]]:
+def _pair(value: tuple[float, Mapping[str, Array]]) -> tuple[float, Mapping[str, Array]]:
     if not isinstance(value, tuple) or len(value) != 2:
-        raise TypeError(f"{name}: expected it to return (loss, gradients), got {_checks.described(value)}")
+        came = _checks.described(value)
+        raise TypeError(f"loss_and_gradients: expected it to return (loss, gradients), got {came}")
     return value
 
 
@@ -424,48 +375,17 @@ def _finite(name: str, value: object, where: str) -> float:
     return number
 
 
-def _check_gradients(grads: Mapping[str, Array], where: str) -> None:
-    for name, array in grads.items():
+def _check_finite(what: str, arrays: Mapping[str, Array], where: str) -> None:
+    for name, array in arrays.items():
         finite = np.isfinite(array)
         if not finite.all():
-            raise FloatingPointError(
-                f"gradient of {name}: expected finite numbers, got {array[~finite][0]} {where}"
-            )
+            came = array[~finite][0]
+            raise FloatingPointError(f"{what}{name}: expected finite numbers, got {came} {where}")
 
 
-def _check_parameters(module: Module, step: int) -> None:
-    for name, array in module.state_dict().items():
-        if not np.isfinite(array).all():
-            raise FloatingPointError(f"{name}: expected finite parameters, got others after step {step}")
-
-
-def _shown(batches: Iterable[_Batch], history: History, epochs: int, progress: bool) -> Iterable[_Batch]:
-    """Draw a bar beside the batches, where there is one to draw."""
-    if not progress or importlib.util.find_spec("tqdm") is None:
-        return batches
+def _shown(batches: Iterable[_Batch], history: History, epochs: int) -> Iterable[_Batch]:
+    """Draw a bar beside the batches."""
     done = len(history.loss)
     expected = history.step // done if done else None  # where the batches do not know their number
     total = len(batches) if isinstance(batches, Sized) else expected
-    bar: Any = importlib.import_module("tqdm").tqdm
-    # disable=None: no bar where standard error is not a terminal.
-    shown: Iterable[_Batch] = bar(
-        batches, desc=f"epoch {done + 1}/{epochs}", total=total, unit="batch", leave=False, disable=None
-    )
-    return shown
-
-
-def _line(history: History, epochs: int) -> str:
-    line = f"epoch {len(history.loss)}/{epochs}  step {history.step}  loss {history.loss[-1]:.6g}"
-    if history.best_epoch is None:
-        return line
-    best = "best" if history.epochs_since_best == 0 else f"best {history.validation[history.best_epoch]:.6g}"
-    return f"{line}  validation {history.validation[-1]:.6g} ({best}, {_BETTER[history.mode][1]} is better)"
-
-
-def _stopped_line(history: History) -> str:
-    best, (_, better) = history.best_epoch, _BETTER[history.mode]
-    assert best is not None
-    return (
-        f"stopped: no {better} validation in {history.epochs_since_best} epochs than "
-        f"{history.validation[best]:.6g} in epoch {best + 1}"
-    )
+    return progress_bar(batches, desc=f"epoch {done + 1}/{epochs}", total=total, unit="batch")

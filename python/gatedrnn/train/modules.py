@@ -40,11 +40,8 @@ class Module(Protocol):
 
 def generators_of(module: Module) -> dict[str, np.random.Generator]:
     """Return what a module draws from in training, by name: that of `dropout` in LSTM, GRU and RNN."""
-    return (
-        module._generators()
-        if isinstance(module, (Modules, gatedrnn.LSTM, gatedrnn.GRU, gatedrnn.RNN))
-        else {}
-    )
+    ours = (Modules, gatedrnn.LSTM, gatedrnn.GRU, gatedrnn.RNN)
+    return module._generators() if isinstance(module, ours) else {}
 
 
 class Modules:

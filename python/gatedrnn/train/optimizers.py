@@ -159,11 +159,7 @@ class AdamW(Adam):
     First p = p - lr weight_decay p, then the step of Adam without weight decay.
     Source: Loshchilov & Hutter 2019, algorithm 2, with the decay scaled by lr as in PyTorch.
 
-    `parameters`, `lr`, `weight_decay` and the errors raised are those of `Optimizer`.
-
-    Args:
-        betas: beta1 and beta2, each at least 0 and below 1.
-        eps: At least 0.
+    Arguments and errors are those of `Adam`.
     """
 
     def __init__(

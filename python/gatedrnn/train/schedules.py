@@ -45,9 +45,7 @@ def cosine(lr: float, steps: int, final: float = 0.0, warmup: int = 0) -> Schedu
         warmup: Steps, fewer than `steps`, before the cosine starts. In step k of them the rate is
             lr (k + 1) / (warmup + 1): it rises evenly and reaches `lr` in step `warmup`.
 
-    Raises:
-        TypeError: An argument has the wrong type.
-        ValueError: An argument is outside its range.
+    Errors are those of `constant`.
     """
     first, last = _arguments.number("lr", lr), _arguments.number("final", final)
     steps = _checks.integer("steps", steps, 1)
@@ -71,9 +69,7 @@ def step(lr: float, every: int, factor: float = 0.1) -> Schedule:
         every: Steps between two changes, at least 1.
         factor: At least 0.
 
-    Raises:
-        TypeError: An argument has the wrong type.
-        ValueError: An argument is outside its range.
+    Errors are those of `constant`.
     """
     first, ratio = _arguments.number("lr", lr), _arguments.number("factor", factor)
     every = _checks.integer("every", every, 1)
