@@ -36,8 +36,8 @@ from collections import Counter
 import numpy as np
 
 import gatedrnn as gr
+from gatedrnn.bench.busy_process import BusyProcess
 from helpers import (
-    BENCH,
     CELLS_AND_PROJECTION,
     DTYPES,
     HAS_FMA,
@@ -48,9 +48,6 @@ from helpers import (
     normal,
     state_of,
 )
-
-sys.path.append(str(BENCH))
-from busy_process import BusyProcess
 
 MEGABYTE = 2**20
 # By this much the memory held in the last third of the time may exceed that of the middle third: modules are

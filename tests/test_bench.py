@@ -15,10 +15,9 @@ import time
 import pytest
 
 import against_self
-import beside_others
-from busy_process import BusyProcess, processors
 from gatedrnn.bench import cli
-from helpers import BENCH, run_python
+from gatedrnn.bench.busy_process import BusyProcess, processors
+from helpers import run_python
 
 linux = pytest.mark.skipif(
     not hasattr(os, "sched_setaffinity"), reason="only Linux tells and sets a process's CPUs"
@@ -127,7 +126,7 @@ def test_only_known_measures(capsys):
 def test_every_situation_gives_rows_with_goals(tmp_path, capsys):
     file = tmp_path / "results.json"
     only = ["--only", "LSTM H=64 B=1 T=100", "--only", "blas", "--only", "callers: LSTM"]
-    assert beside_others.main([*SHORT, *only, "--json", str(file)]) == 0
+    assert cli.main(["--set", "beside-others", *SHORT, *only, "--json", str(file)]) == 0
     situations = {each["situation"]: each for each in json.loads(file.read_text())["situations"]}
     assert {name: each["goal"] for name, each in situations.items()} == {
         "alone": 1.05,
@@ -147,7 +146,7 @@ def test_every_situation_gives_rows_with_goals(tmp_path, capsys):
 
 
 def test_the_shapes_alone_and_beside_a_busy_process_are_the_same(capsys):
-    assert beside_others.main(["--list"]) == 0
+    assert cli.main(["--set=beside-others", "--list"]) == 0
     labels = capsys.readouterr().out.splitlines()
     of = {name: [x.split(": ")[1] for x in labels if x.startswith(f"{name}: ")] for name in ("alone", "busy")}
     assert of["alone"] == of["busy"]
@@ -162,8 +161,8 @@ def test_one_processor():
     code = """
 import json, os
 os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-import beside_others
-status = beside_others.main(["--seconds", "0.01", "--slice", "1", "--repeats", "1",
+from gatedrnn.bench import cli
+status = cli.main(["--set", "beside-others", "--seconds", "0.01", "--slice", "1", "--repeats", "1",
                              "--only", "GRU H=64 B=1 T=1 ", "--only", "callers: GRU"])
 print(json.dumps(status))
 """
@@ -192,7 +191,7 @@ def test_busy_process_ends_with_its_parent(number):
     code = """
 import signal, time
 signal.signal(signal.SIGINT, signal.default_int_handler)
-from busy_process import BusyProcess
+from gatedrnn.bench.busy_process import BusyProcess
 with BusyProcess() as busy:
     print(busy._process.pid, flush=True)
     time.sleep(60)
@@ -202,7 +201,6 @@ with BusyProcess() as busy:
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
-        env={**os.environ, "PYTHONPATH": str(BENCH)},
     )
     process = int(parent.stdout.readline())
     assert alive(process)

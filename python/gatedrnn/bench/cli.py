@@ -9,7 +9,7 @@ from pathlib import Path
 
 import gatedrnn as gr
 from gatedrnn._optional import installed
-from gatedrnn.bench import shapes
+from gatedrnn.bench import beside_others, shapes
 from gatedrnn.bench.benchmark import ISA_VARIABLES, Benchmark
 from gatedrnn.bench.options import add_timing, check_files, names, positive
 from gatedrnn.bench.peers import PEERS
@@ -26,6 +26,8 @@ def main(argv: list[str] | None = None) -> int:
         0; 1 where a peer's numbers disagree with ours.
     """
     arguments = sys.argv[1:] if argv is None else list(argv)
+    if (rest := _after_set(arguments, "beside-others")) is not None:
+        return beside_others.main(rest)
     parser = _parser()
     options = parser.parse_args(arguments)
     options.set = list(dict.fromkeys(options.set or ["grid"]))
@@ -42,6 +44,16 @@ def main(argv: list[str] | None = None) -> int:
         return Benchmark(options).run()
 
 
+def _after_set(arguments: list[str], name: str) -> list[str] | None:
+    """Return the other arguments where these choose the set of this name."""
+    for i, argument in enumerate(arguments):
+        if argument == f"--set={name}":
+            return arguments[:i] + arguments[i + 1 :]
+        if argument == "--set" and arguments[i + 1 : i + 2] == [name]:
+            return arguments[:i] + arguments[i + 2 :]
+    return None
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="gatedrnn bench",
@@ -49,7 +61,9 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Ratios are medians over rounds in which everybody runs for a short slice in rotating order.",
     )
     add = parser.add_argument
-    sets = "named set of shapes; may be repeated (default: grid)"
+    sets = (
+        "named set of shapes; may be repeated (default: grid); beside-others, alone, has options of its own"
+    )
     add("--set", action="append", choices=list(shapes.SETS), help=sets)
     cells, peers = ", ".join(shapes.CELLS), ", ".join(PEERS)
     add("--cells", type=names(shapes.CELLS), metavar="NAMES", help=f"comma-separated, of {cells}")

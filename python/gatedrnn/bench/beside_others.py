@@ -1,6 +1,6 @@
 """The default number of threads against one thread, where other programs and threads are about.
 
-`python bench/beside_others.py`; see bench/README.md for the situations.
+`gatedrnn bench --set beside-others`; see bench/README.md for the situations.
 Nothing is pinned but a busy process: this is how a program runs whose author set nothing. A ratio is the
 median over the rounds of the default's time divided by that of one thread in the same round. The goal stands
 beside it; the command does not fail where one is missed.
@@ -23,9 +23,9 @@ from typing import Any
 import numpy as np
 
 import gatedrnn as gr
-from busy_process import BusyProcess, processors
 from gatedrnn import _core
 from gatedrnn.bench import report
+from gatedrnn.bench.busy_process import BusyProcess, processors
 from gatedrnn.bench.options import add_timing, check_files
 from gatedrnn.bench.peers import Ours
 from gatedrnn.bench.shapes import Shape, grid, matches, problem, streaming
@@ -295,7 +295,7 @@ def _calls_per_second(call: Callable[[], Any], session: Session, seconds: float)
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python bench/beside_others.py",
+        prog="gatedrnn bench --set beside-others",
         description="Time gatedrnn with its default number of threads against one thread, beside others.",
     )
     dtypes = ("float32", "float64")
@@ -304,7 +304,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str]) -> int:
+    """Run it with the arguments after the set's name; returns the exit status."""
     parser = _parser()
     options = parser.parse_args(argv)
     check_files(parser, [options.json])
@@ -324,7 +325,3 @@ def main(argv: Sequence[str] | None = None) -> int:
         report.write_json(options.json, {"machine": gr.show_config(mode="dict"), "situations": content})
         print(f"wrote {options.json}")
     return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
