@@ -62,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     sets = (
-        "named set of shapes; may be repeated (default: grid); beside-others, alone, has options of its own"
+        "named set of shapes; may be repeated (default: grid); beside-others has options of its own"
     )
     add("--set", action="append", choices=list(shapes.SETS), help=sets)
     cells, peers = ", ".join(shapes.CELLS), ", ".join(PEERS)
