@@ -89,7 +89,8 @@ class BackwardTest {
     for (const Index hidden : {47, 65, 127, 260}) compare({3, hidden, 2, 2});
     compare({5, 9, 300, 9});  // several blocks of steps
     compare({5, 17, 20, 33, 2, 2, ragged(33, 20)});
-    for (const Index batch : {64, 65, 129}) compare({3, 5, 4, batch, 1, 1, ragged(batch, 4)});  // steps of several blocks
+    for (const Index batch : {64, 65, 129})
+      compare({3, 5, 4, batch, 1, 1, ragged(batch, 4)});  // steps of several blocks
     compare(kSeveralGroups);
     for (const bool bias : {false, true})
       for (const bool states : {false, true})
@@ -99,7 +100,10 @@ class BackwardTest {
     compare({9, 17, 3, 0});
     compare({9, 17, 3, 4, 1, 2, {0, 0, 0, 0}});
     without_some();
-    plans({{9, 129, 7, 5, 2, 1, {7, 0, 3, 7, 2}}, {33, 70, 20, 33, 1, 2, ragged(33, 20)}, {20, 17, 120, 3, 2, 2}, kSeveralGroups});
+    plans({{9, 129, 7, 5, 2, 1, {7, 0, 3, 7, 2}},
+           {33, 70, 20, 33, 1, 2, ragged(33, 20)},
+           {20, 17, 120, 3, 2, 2},
+           kSeveralGroups});
     large_tapes();
     in_used_memory();
     ring();
