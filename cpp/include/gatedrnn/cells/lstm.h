@@ -16,17 +16,48 @@
 
 namespace gatedrnn::cells {
 
-// h = sigmoid(o) tanh(c), with one division for the two; keeps the activated gate.
-template <class P>
-GATEDRNN_CELL void deliver_gated(P& p, typename P::S::V o, typename P::S::V c, int kept) {
-  using S = typename P::S;
+// What LSTMs have in common.
+template <class S>
+struct LstmGates {
+  using V = typename S::V;
   using A = Activations<S>;
-  const auto o_denominator = A::sigmoid_denominator(o, A::C::smallest_for_ratio);
-  const auto squashed = A::tanh_ratio(c);
-  const auto shared = A::reciprocal(S::mul(o_denominator, squashed.denominator));
-  p.deliver(S::mul(squashed.numerator, shared));
-  p.keep(kept, S::mul(squashed.denominator, shared));
-}
+
+  // The activated gate and candidate, and their product, with one division for the two; and 1 - i, right where that is small.
+  struct Input {
+    V i, g, product, rest;
+  };
+  GATEDRNN_CELL Input input(V i, V g) {
+    const auto e = A::exp_negated(i, A::C::smallest_for_ratio);
+    const V i_denominator = S::madd(e.scale, e.value, S::set(1));
+    const auto candidate = A::tanh_ratio(g);
+    const V shared = A::reciprocal(S::mul(i_denominator, candidate.denominator));
+    const V product = S::mul(candidate.numerator, shared);
+    const V activated = S::mul(candidate.denominator, shared);
+    return {activated, S::mul(i_denominator, product), product, S::mul(S::mul(e.scale, e.value), activated)};
+  }
+
+  // h = sigmoid(o) tanh(c), likewise. Keeps the activated gate.
+  template <class P>
+  GATEDRNN_CELL void deliver(P& p, V o, V c, int kept) {
+    const V o_denominator = A::sigmoid_denominator(o, A::C::smallest_for_ratio);
+    const auto squashed = A::tanh_ratio(c);
+    const V shared = A::reciprocal(S::mul(o_denominator, squashed.denominator));
+    p.deliver(S::mul(squashed.numerator, shared));
+    p.keep(kept, S::mul(squashed.denominator, shared));
+  }
+
+  // Of the loss by o's pre-activation, and by c' as far as h' brings it.
+  struct Gradients {
+    V o, c;
+  };
+  template <class P>
+  GATEDRNN_CELL Gradients backward(P& p, V o, V c) {
+    const V squashed = A::tanh(c), d_h = p.d_h();
+    p.set_operand_of_weights(S::mul(o, squashed));
+    return {S::mul(S::mul(d_h, squashed), A::sigmoid_slope(o)),
+            S::madd(S::mul(d_h, o), A::tanh_slope(squashed), p.d_c())};
+  }
+};
 
 constexpr CellDescription describe_lstm(bool peephole) {
   CellDescription cell;
@@ -48,52 +79,45 @@ struct Lstm {
   template <int stage, class P>
   GATEDRNN_CELL void first(P& p) {
     using S = typename P::S;
-    using A = Activations<S>;
     const auto c = p.c();
     auto i = p.gate(0), f = p.gate(1);
     if constexpr (peephole) {
       i = S::madd(p.peephole(0), c, i);
       f = S::madd(p.peephole(1), c, f);
     }
-    f = A::sigmoid(f);
-    // sigmoid(i) and tanh(g) have one division for the two
-    const auto i_denominator = A::sigmoid_denominator(i, A::C::smallest_for_ratio);
-    const auto candidate = A::tanh_ratio(p.gate(2));
-    const auto shared = A::reciprocal(S::mul(i_denominator, candidate.denominator));
-    const auto added = S::mul(candidate.numerator, shared);
-    const auto next = S::madd(f, c, added);
+    f = Activations<S>::sigmoid(f);
+    const auto input = LstmGates<S>::input(i, p.gate(2));
+    const auto next = S::madd(f, c, input.product);
     if constexpr (peephole) p.leave(3, S::madd(p.peephole(2), next, p.gate(3)));
     p.set_c(next);
-    p.keep(0, S::mul(candidate.denominator, shared));
+    p.keep(0, input.i);
     p.keep(1, f);
-    p.keep(2, S::mul(i_denominator, added));
+    p.keep(2, input.g);
     p.keep(4, next);
   }
 
   template <int stage, class P>
   GATEDRNN_CELL void second(P& p) {
-    deliver_gated(p, p.gate(3), p.c(), 3);
+    LstmGates<typename P::S>::deliver(p, p.gate(3), p.c(), 3);
   }
 
   template <int stage, class P>
   GATEDRNN_CELL void backward(P& p) {
     using S = typename P::S;
     using A = Activations<S>;
-    const auto i = p.kept(0), f = p.kept(1), g = p.kept(2), o = p.kept(3), d_h = p.d_h();
-    const auto squashed = A::tanh(p.kept(4));
-    const auto d_o = S::mul(S::mul(d_h, squashed), A::sigmoid_slope(o));
-    auto d_c = S::madd(S::mul(d_h, o), A::tanh_slope(squashed), p.d_c());
-    if constexpr (peephole) d_c = S::madd(d_o, p.peephole(2), d_c);
+    const auto i = p.kept(0), f = p.kept(1), g = p.kept(2);
+    const auto d = LstmGates<S>::backward(p, p.kept(3), p.kept(4));
+    auto d_c = d.c;
+    if constexpr (peephole) d_c = S::madd(d.o, p.peephole(2), d_c);
     const auto d_i = S::mul(S::mul(d_c, g), A::sigmoid_slope(i));
     const auto d_f = S::mul(S::mul(d_c, p.c_before()), A::sigmoid_slope(f));
     p.set_d_a(0, d_i);
     p.set_d_a(1, d_f);
     p.set_d_a(2, S::mul(S::mul(d_c, i), A::tanh_slope(g)));
-    p.set_d_a(3, d_o);
+    p.set_d_a(3, d.o);
     d_c = S::mul(d_c, f);
     if constexpr (peephole) d_c = S::madd(d_f, p.peephole(1), S::madd(d_i, p.peephole(0), d_c));
     p.set_d_c(d_c);
-    p.set_operand_of_weights(S::mul(o, squashed));
   }
 };
 
