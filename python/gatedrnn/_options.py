@@ -29,6 +29,7 @@ _CHECKS: dict[str, Callable[[str, object], Any]] = {
     "bidirectional": _checks.flag,
     "proj_size": lambda name, value: _checks.integer(name, value, 0),
     "peephole": _checks.flag,
+    "coupled": _checks.flag,
     "reset_after": _checks.flag,
     "dtype": _checks.float_dtype,
 }
@@ -50,6 +51,11 @@ def checked(options: Mapping[str, object]) -> dict[str, Any]:
         expected = f"less than hidden_size={plain['hidden_size']}"
         raise ValueError(f"proj_size: expected {expected}, got {plain['proj_size']}")
     return plain
+
+
+def completed(options: Mapping[str, object], defaults: Mapping[str, object]) -> dict[str, object]:
+    """Add the arguments that came after the version which wrote a file or a pickle, at their defaults."""
+    return {**{name: defaults[name] for name in {"coupled"} & defaults.keys()}, **options}
 
 
 class _HasOptions(Protocol):

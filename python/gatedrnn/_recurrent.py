@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar, over
 import numpy as np
 
 from gatedrnn import _checks, _core, _device, _storage
-from gatedrnn._options import _Option, checked
+from gatedrnn._options import _Option, checked, completed
 from gatedrnn._packs import PackCache, Recipe
 from gatedrnn._parameters import (
     IncompatibleKeys,
@@ -307,7 +307,8 @@ class _Recurrent(Generic[_State, _Given]):
 
         For layer k: ``weight_ih_lk`` (G*H, I or D*S), ``weight_hh_lk`` (G*H, S), ``bias_ih_lk`` and
         ``bias_hh_lk`` (G*H), ``weight_hr_lk`` (P, H) with `proj_size`, ``weight_ci_lk``, ``weight_cf_lk`` and
-        ``weight_co_lk`` (H) with `peephole`; then the same with ``_reverse`` for the reverse direction.
+        ``weight_co_lk`` (H) with `peephole`, without ``weight_cf_lk`` where `coupled`; then the same with
+        ``_reverse`` for the reverse direction.
         """
         return self._packs.copies()
 
@@ -457,7 +458,7 @@ def _rebuild(
 ) -> _Recurrent[Any, Any]:
     """Make a module of given parameters, without drawing any."""
     module = cls.__new__(cls)
-    module._build(options)
+    module._build(completed(options, cls._defaults))
     if dropout_generator is not None:
         module._dropout_generator = dropout_generator
     module.load_state_dict(state)

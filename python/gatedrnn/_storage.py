@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from gatedrnn import _checks, _files
+from gatedrnn._options import completed
 from gatedrnn._parameters import parameter_shapes
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ def _read_config(metadata: Mapping[str, str], classes: Mapping[str, Class]) -> t
     cls = classes.get(name) if isinstance(name, str) else None
     if cls is None:
         raise ValueError(f"metadata config has class {_checks.shortened(name)}, not one of {sorted(classes)}")
+    config = completed(config, cls._defaults)
     wanted = {"input_size", "hidden_size", *cls._defaults}
     if set(config) != wanted:
         raise ValueError(f"metadata config has the keys {sorted(config)}, not {sorted(wanted)}")

@@ -61,9 +61,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Ratios are medians over rounds in which everybody runs for a short slice in rotating order.",
     )
     add = parser.add_argument
-    sets = (
-        "named set of shapes; may be repeated (default: grid); beside-others has options of its own"
-    )
+    sets = "named set of shapes; may be repeated (default: grid); beside-others has options of its own"
     add("--set", action="append", choices=list(shapes.SETS), help=sets)
     cells, peers = ", ".join(shapes.CELLS), ", ".join(PEERS)
     add("--cells", type=names(shapes.CELLS), metavar="NAMES", help=f"comma-separated, of {cells}")

@@ -270,6 +270,7 @@ class LSTM(_Recurrent):
         dtype: torch.float32 or torch.float64; None for torch's default.
         peephole: Whether the gates see the memory cell through ``weight_ci_l0``, ``weight_cf_l0``,
             ``weight_co_l0``, which torch.nn has not.
+        coupled: Whether the forget gate is 1 - i, which leaves the gates i, g, o; torch.nn has not.
 
     Raises:
         TypeError: An argument has the wrong type.
@@ -277,8 +278,9 @@ class LSTM(_Recurrent):
     """
 
     _numpy_class = gatedrnn.LSTM
-    _own_options = ("proj_size", "peephole")
+    _own_options = ("proj_size", "peephole", "coupled")
     peephole: bool
+    coupled: bool = False  # of pickles from before it, too
 
     def __init__(
         self,
@@ -294,10 +296,11 @@ class LSTM(_Recurrent):
         dtype: torch.dtype | None = None,
         *,
         peephole: bool = False,
+        coupled: bool = False,
     ) -> None:
         sizes = dict(input_size=input_size, hidden_size=hidden_size, num_layers=num_layers)
         flags = dict(bias=bias, batch_first=batch_first, bidirectional=bidirectional)
-        rest = dict(dropout=dropout, proj_size=proj_size, peephole=peephole)
+        rest = dict(dropout=dropout, proj_size=proj_size, peephole=peephole, coupled=coupled)
         super().__init__(device, dtype, **sizes, **flags, **rest)
 
     def forward(
