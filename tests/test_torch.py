@@ -164,11 +164,10 @@ def test_load_state_dict_copies():
 @cells
 @dtypes
 def test_errors_are_no_larger_than_torchs(cell, dtype):
-    """Root mean square error against the wide reference, over many shapes and seeds, but for the fixed order.
+    """Root mean square error against the wide reference, over many small shapes and seeds.
 
-    Ours is one chain of I + H roundings, whose variance grows with the square of its length. PyTorch adds two
-    products, of the input and of the state, so its chains are half as long and its error smaller by sqrt(2);
-    and its library adds at least two partial sums for the longer ones, another sqrt(2).
+    Both add up products of blocks. At these sizes what rounds most are the activations, and ours of up to 2.5
+    units in the last place (docs/same-bits.md) are beside torch's of about 1.
     """
     shapes = [(1, 16, 16), (1, 33, 65), (4, 64, 64), (16, 31, 129), (3, 128, 128)]
     seeds = range(4)
@@ -182,7 +181,7 @@ def test_errors_are_no_larger_than_torchs(cell, dtype):
         theirs_sum += float(np.square(run_torch(theirs, x)[0] - expected).mean() / power)
     ratio = np.sqrt(ours_sum / theirs_sum)
     print(f"{cell} {np.dtype(dtype).name}: rms error {ratio:.3f} of torch's")
-    assert ratio <= np.sqrt(2) * np.sqrt(2)
+    assert ratio <= 1.25
 
 
 @pytest.mark.parametrize("on", [True, False])

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -93,6 +96,49 @@ def test_linear_initial_parameters(dtype):
     assert (train.Linear(100, 300, seed=4).weight != layer.weight).any()
 
 
+@pytest.mark.parametrize("out_features", [1, 3])
+def test_a_million_equal_rows_are_added_up_in_blocks(out_features):
+    """Added one by one, 2^20 terms drift by a percent; the levels of blocks drift by what each of them has.
+
+    A chain of n equal terms is off by at most n * eps / 4 of its sum, the average of its partial sums.
+    """
+    eps = np.finfo(np.float32).eps
+    count, value = 2**20, np.float32(0.1)
+    linear = train.Linear(2, out_features)
+    rows = np.full((count, 2), value)
+    d_rows = np.full((count, out_features), value)
+    _, grads = linear.backward(linear.forward(rows)[1], d_rows)
+    np.testing.assert_allclose(grads["weight"], count * float(value) ** 2, rtol=(1024 + 128 + 8) * eps / 4)
+    np.testing.assert_allclose(grads["bias"], count * float(value), rtol=(128 + 128 + 64) * eps / 4)
+    embedding = train.Embedding(3, out_features)
+    _, grads = embedding.backward(embedding.forward(np.ones(count, int))[1], d_rows)
+    expected = np.multiply.outer([0, 1, 0], np.full(out_features, count * float(value)))
+    np.testing.assert_allclose(grads["weight"], expected, rtol=(128 + 128 + 64) * eps / 4)
+
+
+# The gradients of several blocks of rows, of sizes on either side of those from which BLAS uses threads.
+LINEAR_BITS = """
+import hashlib
+import numpy as np
+from gatedrnn import train
+for i, o in ((1, 1), (300, 1), (1, 300), (7, 9), (65, 129), (512, 512)):
+    rng = np.random.default_rng(0)
+    layer = train.Linear(i, o, seed=0)
+    tape = layer.forward(rng.standard_normal((2500, i), np.float32))[1]
+    grads = layer.backward(tape, rng.standard_normal((2500, o), np.float32))[1]
+    print(i, o, *(hashlib.sha256(g.tobytes()).hexdigest() for g in grads.values()))
+"""
+
+
+def test_linear_gradients_have_the_same_bits_with_any_number_of_threads():
+    limits = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
+    seen = set()
+    for threads in ("1", "2", "3"):
+        environment = os.environ | dict.fromkeys(limits, threads)
+        seen.add(subprocess.check_output([sys.executable, "-c", LINEAR_BITS], env=environment, text=True))
+    assert len(seen) == 1, seen
+
+
 # ---- Embedding ----
 
 
@@ -114,14 +160,16 @@ def test_embedding_looks_rows_up(kind, shape):
 
 @dtypes
 def test_embedding_adds_in_the_order_of_positions(dtype):
-    """The bits do not depend on how the sum is made: they are those of the plainest loop."""
+    """The bits do not depend on how the sum is made: they are those of the plainest loop, in blocks."""
     layer = embedding(dtype)
-    indices = np.random.default_rng(0).integers(0, 9, (30, 20))
+    indices = np.random.default_rng(0).integers(0, 9, (60, 40))
     _, tape = layer.forward(indices)
-    d_y = normal((30, 20, 4), dtype=dtype)
+    d_y = normal((60, 40, 4), dtype=dtype)
     expected = np.zeros((9, 4), dtype)
-    for position in np.ndindex(30, 20):
-        expected[indices[position]] += d_y[position]
+    for index in range(9):
+        rows = d_y[indices == index]
+        for block in range(0, len(rows), 128):
+            expected[index] += sum(rows[block : block + 128], np.zeros(4, dtype))
     assert_same_bits(layer.backward(tape, d_y)[1]["weight"], expected)
     assert_same_bits(layer.backward(tape, d_y.copy(order="F"))[1]["weight"], expected)
 

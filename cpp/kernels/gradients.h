@@ -1,4 +1,4 @@
-// The gradients of parameters: sums over all (time step, row) pairs, each one chain in the order of the pairs.
+// The gradients of parameters: sums over all (time step, row) pairs, block by block.
 #pragma once
 
 #include "partial.h"
@@ -10,41 +10,46 @@ namespace gatedrnn::GATEDRNN_ISA {
 template <class S, int R, int V, bool fetch>
 void outer_tile(const OuterArgs<typename S::T>& a, Index column) {
   using T = typename S::T;
-  typename S::V acc[R][V];
   T* sums = a.sums + column * a.sums_stride;
   const Index rows = a.columns - column;
-#pragma GCC unroll 8
-  for (int r = 0; r < R; ++r)
-#pragma GCC unroll 8
-    for (int v = 0; v < V; ++v)
-      acc[r][v] = a.from_zero || r >= rows
-                      ? S::set(0)
-                      : load_first<S>(sums + r * a.sums_stride + v * S::lanes, a.width - v * S::lanes);
   // The next tile's sums, which otherwise come from afar when they are wanted at once.
   for (int r = R; r < 2 * R && r < rows; ++r)
     for (int v = 0; v < V; ++v) __builtin_prefetch(sums + r * a.sums_stride + v * S::lanes, 1, 3);
 
   const T *d = a.d + column / kOuterColumns * a.d_group_stride + column % kOuterColumns, *x = a.x;
-#pragma GCC unroll 2
-  for (Index n = 0; n < a.count; ++n, d += a.d_stride, x += V * S::lanes) {
-    if constexpr (fetch) prefetch_line(d + a.d_ahead);
-    typename S::V xv[V];
+  Index n = a.first;
+  for (Index block = 0; block < a.blocks; ++block) {
+    typename S::V acc[R][V];
 #pragma GCC unroll 8
-    for (int v = 0; v < V; ++v) xv[v] = S::load(x + v * S::lanes);
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 8
+      for (int v = 0; v < V; ++v) acc[r][v] = S::set(0);
+    const Index end = a.ends[block];
+#pragma GCC unroll 2
+    for (; n < end; ++n, d += a.d_stride, x += V * S::lanes) {
+      if constexpr (fetch) prefetch_line(d + a.d_ahead);
+      typename S::V xv[V];
+#pragma GCC unroll 8
+      for (int v = 0; v < V; ++v) xv[v] = S::load(x + v * S::lanes);
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) {
+        const typename S::V dv = S::set(d[r]);
+#pragma GCC unroll 8
+        for (int v = 0; v < V; ++v) acc[r][v] = S::madd(dv, xv[v], acc[r][v]);
+      }
+    }
+
+    const bool from_zero = a.from_zero && block == 0;
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
-      const typename S::V dv = S::set(d[r]);
+      if (r >= rows) break;
 #pragma GCC unroll 8
-      for (int v = 0; v < V; ++v) acc[r][v] = S::madd(dv, xv[v], acc[r][v]);
+      for (int v = 0; v < V; ++v) {
+        T* to = sums + r * a.sums_stride + v * S::lanes;
+        const Index width = a.width - v * S::lanes;
+        store_first<S>(to, S::add(from_zero ? S::set(0) : load_first<S>(to, width), acc[r][v]), width);
+      }
     }
-  }
-
-#pragma GCC unroll 8
-  for (int r = 0; r < R; ++r) {
-    if (r >= rows) break;
-#pragma GCC unroll 8
-    for (int v = 0; v < V; ++v)
-      store_first<S>(sums + r * a.sums_stride + v * S::lanes, acc[r][v], a.width - v * S::lanes);
   }
 }
 

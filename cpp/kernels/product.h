@@ -1,8 +1,9 @@
-// The packed matrix product: tiles of R rows x P panels whose accumulators stay in registers over a slice of the depth.
-// Whatever the tile, each accumulator is one chain of fused multiply-adds in the order of k.
+// The packed matrix product: tiles of R rows x P panels whose accumulators stay in registers over a block of the terms, and then
+// are added to the sums in memory. Whatever the tile, each accumulator is one chain of fused multiply-adds in the order of k.
 #pragma once
 
 #include "gatedrnn/kernel_table.h"
+#include "gatedrnn/sums.h"
 #include "simd.h"
 
 namespace gatedrnn::GATEDRNN_ISA {
@@ -50,9 +51,10 @@ struct TileArgs {
   const Index* row_at;  // where each of its rows begins, counted from there
   const T* weights;     // the first panel, at the slice's beginning
   Index panel_stride;
-  const T* prefetch;           // a cache line of the weights to come for each k, or null
-  Index depth;                 // of the slice
-  Block<const T> in, last_in;  // what the sums start from; the last vector's may stand elsewhere
+  const T* prefetch;  // a cache line of the weights to come for each k, or null
+  const Terms* terms;
+  Index first_block, last_block;  // of the slice
+  Block<const T> in, last_in;     // what the sums start from; the last vector's may stand elsewhere
   Block<T> out;
 };
 
@@ -85,9 +87,10 @@ GATEDRNN_INLINE void prefetch_lines(const T* p, Index count) {
   for (Index i = 0; i < count; i += line<T>) prefetch_line(p + i);
 }
 
-// out = in + x W, for N of the W vectors that a panel is wide
+// out = in + x W for the terms k .. end, which are one block, and N of the W vectors that a panel is wide. A function of its own:
+// inlined into the loop over blocks, its addresses found no room in registers, which took small steps 8 % longer.
 template <class S, int R, int P, int N, int W, bool prefetch>
-void multiply_tile(const TileArgs<typename S::T>& a) {
+__attribute__((noinline)) void multiply_block(const TileArgs<typename S::T>& a, Index k, Index end, bool first) {
   using V = typename S::V;
   V acc[P][R][N];
 #pragma GCC unroll 8
@@ -95,18 +98,14 @@ void multiply_tile(const TileArgs<typename S::T>& a) {
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
-      for (int v = 0; v < N; ++v) {
-        const auto& from = v == N - 1 ? a.last_in : a.in;
-        acc[p][r][v] =
-            S::load(from.data + p * from.panel_stride + r * from.row_stride + (v == N - 1 ? 0 : v * S::lanes));
-      }
+      for (int v = 0; v < N; ++v) acc[p][r][v] = S::set(0);
 
   const typename S::T* rows[R];
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) rows[r] = a.x + a.row_at[r];
-  const typename S::T* w = a.weights;
+  const typename S::T* w = a.weights + k * (W * S::lanes);
 #pragma GCC unroll 4
-  for (Index k = 0; k < a.depth; ++k, w += W * S::lanes) {
+  for (; k < end; ++k, w += W * S::lanes) {
     if constexpr (prefetch) prefetch_line(a.prefetch + k * line<typename S::T>);
     if constexpr (R < N) {  // hold the rows, stream the panel
       V x[R];
@@ -141,8 +140,24 @@ void multiply_tile(const TileArgs<typename S::T>& a) {
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 8
-      for (int v = 0; v < N; ++v)
-        S::store(a.out.data + p * a.out.panel_stride + r * a.out.row_stride + v * S::lanes, acc[p][r][v]);
+      for (int v = 0; v < N; ++v) {
+        auto* const out = a.out.data + p * a.out.panel_stride + r * a.out.row_stride + v * S::lanes;
+        const auto& from = v == N - 1 ? a.last_in : a.in;
+        const auto* const in =
+            from.data + p * from.panel_stride + r * from.row_stride + (v == N - 1 ? 0 : v * S::lanes);
+        S::store(out, S::add(S::load(first ? in : out), acc[p][r][v]));
+      }
+}
+
+// The blocks of a slice.
+template <class S, int R, int P, int N, int W, bool prefetch>
+void multiply_tile(const TileArgs<typename S::T>& a) {
+  const Index begin = a.terms->begin(a.first_block);
+  for (Index block = a.first_block, k = 0; block < a.last_block; ++block) {
+    const Index end = a.terms->begin(block + 1) - begin;
+    multiply_block<S, R, P, N, W, prefetch>(a, k, end, block == a.first_block);
+    k = end;
+  }
 }
 
 template <class S, int R, int N, int W>
@@ -190,7 +205,7 @@ struct EvenParts {
   Index begin(Index part) const { return part * least + (part < larger ? part : larger); }
 };
 
-// A slice of the depth of some rows and panels, and of a panel's vectors.
+// A slice of the terms of some rows and panels, and of a panel's vectors.
 struct TilePlace {
   Index panel;
   int panels;
@@ -209,19 +224,20 @@ struct Tiling {
 
   const EvenParts rows, panels;
   const int vectors;  // of a panel that a tile covers at once
-  // Where a vector takes a core a cycle, weights come from the second level as fast as they are wanted, and sums that stay in
-  // registers save more than slices do.
+  // Of whole blocks. Where a vector takes a core a cycle, weights come from the second level as fast as they are wanted, and tiles
+  // that go through all blocks save more than slices do.
   const EvenParts slices;
   const bool far;
 
-  Tiling(const Core& core, Index row_count, Index panel_count, Index depth)
+  Tiling(const Core& core, Index row_count, Index panel_count, const Terms& terms)
+      : Tiling(core, row_count, panel_count, terms.depth(), terms.blocks()) {}
+  Tiling(const Core& core, Index row_count, Index panel_count, Index depth, Index blocks)
       : rows(row_count,
              panel_count * depth * width * static_cast<Index>(sizeof(T)) > kFarBytes ? max_whole_rows(W) : max_rows(W)),
         panels(panel_count, most_panels(core, panel_count, depth)),
         vectors(tile_vectors(tallest(), W)),
-        slices(depth, vectors == W && (rows.parts == 1 || core.takes_a_cycle(sizeof(typename S::V)))
-                          ? depth
-                          : slice_bytes() / (vectors * S::lanes * Index(sizeof(T)))),
+        slices(blocks, vectors == W && (rows.parts == 1 || core.takes_a_cycle(sizeof(typename S::V))) ? blocks
+                                                                                                      : slice_blocks()),
         far(panel_count * depth * width * static_cast<Index>(sizeof(T)) > kNearBytes) {}
 
   // Panels of a tile that fit into the first-level cache are found there by the next step, which begins where this one ends.
@@ -231,20 +247,25 @@ struct Tiling {
     return resident >= 2 && resident < count && resident < most ? resident : most;
   }
   // Halves of a panel read by a single tile gain nothing from depth, and lose the hardware's prefetching to it.
-  Index slice_bytes() const { return rows.parts == 1 ? kSliceBytes / 2 : kSliceBytes; }
+  Index slice_blocks() const {
+    const Index bytes = rows.parts == 1 ? kSliceBytes / 2 : kSliceBytes;
+    const Index fit = bytes / (vectors * S::lanes * Index(sizeof(T)) * kBlockTerms);
+    return fit < 1 ? 1 : fit;
+  }
   int tallest() const { return static_cast<int>(rows.begin(1)); }
 };
 
-// Visits every tile of (rows x panels) for each slice of the depth. Panels outermost and rows innermost, so that a slice of
+// Visits every tile of (rows x panels) for each slice of the terms. Panels outermost and rows innermost, so that a slice of
 // the weights, once in the first-level cache, serves all rows. The tile arrives with its weights filled in. `panels_reversed` visits
 // the panels from the last to the first.
 template <int W, class S, class Visit>
-GATEDRNN_INLINE void for_each_tile(const Core& core, Index rows, Index first_panel, Index last_panel, Index depth,
-                                   const typename S::T* weights, bool panels_reversed, Visit&& visit) {
+GATEDRNN_INLINE void for_each_tile(const Core& core, Index rows, Index first_panel, Index last_panel,
+                                   const Terms& terms, const typename S::T* weights, bool panels_reversed,
+                                   Visit&& visit) {
   using T = typename S::T;
   if (rows == 0 || first_panel == last_panel) return;
-  const Tiling<W, S> tiling(core, rows, last_panel - first_panel, depth);
-  const Index width = tiling.width, panel_size = depth * width;
+  const Tiling<W, S> tiling(core, rows, last_panel - first_panel, terms);
+  const Index depth = terms.depth(), width = tiling.width, panel_size = depth * width;
   const auto part_at = [&](Index i) { return panels_reversed ? tiling.panels.parts - 1 - i : i; };
   for (Index i = 0; i < tiling.panels.parts; ++i) {
     const Index part = part_at(i), panel = first_panel + tiling.panels.begin(part);
@@ -252,7 +273,8 @@ GATEDRNN_INLINE void for_each_tile(const Core& core, Index rows, Index first_pan
     const bool more = i + 1 < tiling.panels.parts;
     const Index next_panel = more ? first_panel + tiling.panels.begin(part_at(i + 1)) : panel;
     for (Index slice = 0; slice < tiling.slices.parts; ++slice) {
-      const Index begin = tiling.slices.begin(slice), end = tiling.slices.begin(slice + 1);
+      const Index first_block = tiling.slices.begin(slice), last_block = tiling.slices.begin(slice + 1);
+      const Index begin = terms.begin(first_block), end = terms.begin(last_block);
       const T* here = weights + panel * panel_size + begin * width;
       const T* next = end < depth ? weights + panel * panel_size + end * width : weights + next_panel * panel_size;
       Index fetched = 0;  // the tiles of this slice fetch the next one between them, a line for each k
@@ -262,7 +284,9 @@ GATEDRNN_INLINE void for_each_tile(const Core& core, Index rows, Index first_pan
           TileArgs<T> tile;
           tile.weights = here + vector * S::lanes;
           tile.panel_stride = panel_size;
-          tile.depth = end - begin;
+          tile.terms = &terms;
+          tile.first_block = first_block;
+          tile.last_block = last_block;
           tile.prefetch = tiling.far && fetched < (end - begin) * width ? next + fetched : nullptr;
           visit(TilePlace{panel, panels, row, static_cast<int>(tiling.rows.begin(rp + 1) - row), vector, tiling.vectors,
                           begin, end == depth && vector + tiling.vectors == W},

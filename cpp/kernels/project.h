@@ -10,7 +10,7 @@ void project(const ProjectArgs<typename S::T>& a) noexcept {
   using T = typename S::T;
   constexpr int N = gates * unit_vectors;
   constexpr Index row_size = slots * unit_vectors * S::lanes;
-  for_each_tile<N, S>(*a.core, a.rows, a.first_panel, a.last_panel, a.depth, a.weights, a.panels_reversed,
+  for_each_tile<N, S>(*a.core, a.rows, a.first_panel, a.last_panel, Terms(a.depth), a.weights, a.panels_reversed,
                       [&](const TilePlace& at, TileArgs<T>& tile) {
                         T* z = a.gates + at.panel * a.gates_panel_stride + at.row * row_size + at.vector * S::lanes;
                         tile.x = a.x + at.begin;

@@ -114,7 +114,7 @@ void step(const StepArgs<typename S::T>& a) noexcept {
   alignas(64) T zeros[N * S::lanes] = {};
   const EvenRows rows(a.state_stride);
 
-  for_each_tile<N, S>(*a.core, a.rows, a.first_panel, a.last_panel, a.depth, a.weights, a.panels_reversed,
+  for_each_tile<N, S>(*a.core, a.rows, a.first_panel, a.last_panel, Terms(a.depth), a.weights, a.panels_reversed,
                       [&](const TilePlace& at, TileArgs<T>& tile) {
                         T* z = a.gates + at.panel * a.gates_panel_stride + at.row * row_size + step_slots +
                                at.vector * S::lanes;

@@ -2,8 +2,9 @@
 //
 // Layer by layer from the last, direction by direction, block by block of time steps from the last: first the recurrence, which
 // leaves the gradients of the pre-activations of every (step, row) pair of the block, then the products that merge these pairs, at
-// the latest while the recurrence of the next block goes on. A sum belongs to one thread at a time and is one chain in the order of
-// steps (last first) and ranks, so that neither blocks nor threads change a bit.
+// the latest while the recurrence of the next block goes on. A sum belongs to one thread at a time, takes up the pairs in the order
+// of steps (last first) and ranks, and is cut into blocks of pairs that depend on lengths alone, so that neither blocks of steps
+// nor threads change a bit.
 #pragma once
 
 #include <memory>
@@ -30,7 +31,7 @@ class BackwardRun : private BackwardMerge<T> {
   void carve(Arena& arena) {
     Base::carve(arena);
     const Index threads = plan_.threads();
-    offsets_ = arena.take<Index>(2 * threads * (most_steps() + 1));
+    offsets_ = arena.take<Index>(2 * threads * this->offsets_size());
     const Index state = this->most_rows() * network_.state_stride();
     const Index panels = panel_count(std::max(spec_.hidden_size, spec_.state_size()));
     this->carve_groups(arena, tape_.recomputing() ? Base::Forward::replay : Base::Forward::no, [&](Group<T>& group) {
@@ -79,11 +80,8 @@ class BackwardRun : private BackwardMerge<T> {
       go_back_and_merge(member, track);
     const Index blocks = block_count();
     this->for_groups(member, [&](int group) { initial_state_gradients(share_of(member, group, track)); });
-    member.phase([&](int part) {
-      const MergePart all{track, member, part, plan_.threads()};
-      if (blocks == 0) this->clear_gradients(all);
-      this->deliver_column_sums(all);
-    });
+    if (blocks == 0 && !call_.accumulate)
+      member.phase([&](int part) { this->clear_gradients({track, member, part, plan_.threads()}); });
   }
 
   // All threads do both in turns. A thread merges a block when all have gone back through it, and then goes on to its rows of the
@@ -136,7 +134,7 @@ class BackwardRun : private BackwardMerge<T> {
   }
 
   Index* offsets_of(const Member& member, int turn) const {
-    return offsets_ + (2 * member.thread() + turn) * (most_steps() + 1);
+    return offsets_ + (2 * member.thread() + turn) * this->offsets_size();
   }
 
   // The recurrence of one block. The group keeps the gradients of the pre-activations of the step after, of the share's rows.
@@ -286,6 +284,7 @@ class BackwardRun : private BackwardMerge<T> {
     if (rows == 0) return;
     args.rows = rows;
     args.depth = product.depth;
+    args.slot_units = product.slot_units;
     args.weights = product.weights.data();
     args.operand = operand.data + product.first_slot * slot();
     args.operand_stride = operand.stride;
@@ -358,7 +357,7 @@ class BackwardRun : private BackwardMerge<T> {
     publish_streamed();
   }
 
-  Index* offsets_ = nullptr;  // [thread][2, in turns][steps of a block + 1]
+  Index* offsets_ = nullptr;  // [thread][2, in turns][offsets_size]
 };
 
 }  // namespace gatedrnn

@@ -1,5 +1,5 @@
 // The products that merge the (step, row) pairs of a block: the gradients of the inputs, and those of the weights, whose sums go
-// on from block to block. Threads share the sums out, each of which is one chain in the order of the block's pairs.
+// on from block to block. Threads share the sums out, each of which takes up one block of pairs after the other.
 #pragma once
 
 #include <array>
@@ -35,6 +35,8 @@ class BackwardMerge : protected BackwardPlaces<T> {
     packed_x_ = arena.take<T>(threads * packed_x_size());
     packed_d_ = arena.take<T>(threads * packed_d_size());
     column_sums_ = arena.take<T>(column_sum_count() * slot());
+    block_sums_ = arena.take<T>(threads * slot());
+    group_sums_ = arena.take<T>(has_group_sums() ? group_sums_size() : 0);
     input_products_ = arena.take<T>(threads * input_products_size());
   }
 
@@ -44,37 +46,16 @@ class BackwardMerge : protected BackwardPlaces<T> {
     if (d_input_of(part.layer).data) input_gradients(part, block);
   }
 
-  // The sums of columns to the biases and peepholes.
-  void deliver_column_sums(const MergePart& part) const {
-    const LayerGradients<T>& to = call_.gradients[this->track(part)];
-    const Index H = spec_.hidden_size, slots = cell_.slots;
-    const auto [begin, end] = part_of(part, column_sum_count());
-    for (Index c = begin; c < end; ++c) {
-      const auto deliver = [&](T* gradient) {
-        if (!gradient) return;
-        const T* sums = column_sums_ + c * slot();
-        for (Index i = 0; i < H; ++i) gradient[i] = call_.accumulate ? gradient[i] + sums[i] : sums[i];
-      };
-      if (c >= slots) {
-        deliver(to.peephole[c - slots]);
-        continue;
-      }
-      const Index gate = cell_.gate_of_slot[c];
-      if (to.bias_ih && c < cell_.gates) deliver(to.bias_ih + gate * H);
-      if (to.bias_hh && c >= cell_.first_recurrent_slot()) deliver(to.bias_hh + gate * H);
-    }
-  }
-
-  // Where no step ran there is nothing to add.
+  // Where no step ran.
   void clear_gradients(const MergePart& part) const {
-    if (!call_.accumulate)
-      for (const WeightSum& sum : weight_sums(part)) {
-        const auto [begin, end] = part_of(part, sum.columns * sum.depth);
-        for (Index slot = 0; slot < sum.slots; ++slot)
-          std::fill(gradient_of(sum, slot) + begin, gradient_of(sum, slot) + end, T(0));
-      }
+    for (const WeightSum& sum : weight_sums(part)) {
+      const auto [begin, end] = part_of(part, sum.columns * sum.depth);
+      for (Index slot = 0; slot < sum.slots; ++slot)
+        std::fill(gradient_of(sum, slot) + begin, gradient_of(sum, slot) + end, T(0));
+    }
     const auto [begin, end] = part_of(part, column_sum_count());
-    std::fill(column_sums_ + begin * slot(), column_sums_ + end * slot(), T(0));
+    for (Index c = begin; c < end; ++c)
+      for_each_gradient_of(part, c, [&](T* gradient) { std::fill_n(gradient, spec_.hidden_size, T(0)); });
   }
 
  private:
@@ -86,12 +67,22 @@ class BackwardMerge : protected BackwardPlaces<T> {
   static constexpr Index kChunk = 8;
   static constexpr Index kInputRows = 192;  // pairs whose inputs' gradients are computed together
 
+  // Some of a block's pairs, which are whole blocks of pairs of one group.
+  struct Slice {
+    Index first, count;      // pairs
+    const Index* pair_ends;  // where its blocks of pairs end
+    Index pair_blocks;
+    bool begins_group, ends_group;
+    bool of_first_group;
+  };
+
   // One matrix of weights: its gradient is the sum over pairs of (a slot of the left side) x (a row of the right side).
   struct WeightSum {
     bool left_is_d_h;
     Index first_slot, slots, columns, depth;
     const T* const* right;
     T* gradient;  // [gate][column][depth]
+    T* sums;      // of a group of blocks, in the same layout; or `gradient`, where they go there as they are
   };
 
   Index widest_input() const { return std::max(spec_.input_size, spec_.output_size()); }
@@ -116,17 +107,65 @@ class BackwardMerge : protected BackwardPlaces<T> {
     const int thread = part.member.thread();
     const T *const *x = list(thread, 0), *const *h = list(thread, 1), *const *operand = list(thread, 2);
     const StageDescription& second = cell_.stages[1];  // no slots where there is none
+    T* const sums_ih = has_group_sums() ? group_sums_ : to.weight_ih;
+    T* const sums_hh = has_group_sums() ? group_sums_ + weights_of(widest_input()) : to.weight_hh;
+    T* const sums_hr = has_group_sums() ? sums_hh + weights_of(P) : to.weight_hr;
     return {{
-        {false, 0, cell_.gates, H, I, x, to.weight_ih},
-        {false, cell_.first_recurrent_slot(), cell_.recurrent_slots(), H, P, h, to.weight_hh},
-        {false, second.first_slot, second.gates, H, P, operand, to.weight_hh},
-        {true, 0, spec_.proj_size > 0 ? 1 : 0, P, H, operand, to.weight_hr},
+        {false, 0, cell_.gates, H, I, x, to.weight_ih, sums_ih},
+        {false, cell_.first_recurrent_slot(), cell_.recurrent_slots(), H, P, h, to.weight_hh, sums_hh},
+        {false, second.first_slot, second.gates, H, P, operand, to.weight_hh, sums_hh},
+        {true, 0, spec_.proj_size > 0 ? 1 : 0, P, H, operand, to.weight_hr, sums_hr},
     }};
   }
 
-  // Where the sums of a slot go.
-  T* gradient_of(const WeightSum& sum, Index slot) const {
-    return sum.gradient + cell_.gate_of_slot[sum.first_slot + slot] * sum.columns * sum.depth;
+  // The sums of a single group are the gradient.
+  bool has_group_sums() const { return call_.accumulate || tape_.groups() > 1; }
+  Index weights_of(Index depth) const { return cell_.gates * spec_.hidden_size * depth; }
+  Index group_sums_size() const {
+    return weights_of(widest_input() + spec_.state_size()) + spec_.proj_size * spec_.hidden_size;
+  }
+
+  // Where a slot stands in the matrix.
+  Index offset_of(const WeightSum& sum, Index slot) const {
+    return cell_.gate_of_slot[sum.first_slot + slot] * sum.columns * sum.depth;
+  }
+  T* gradient_of(const WeightSum& sum, Index slot) const { return sum.gradient + offset_of(sum, slot); }
+
+  // The biases or the peephole whose gradients are the c-th sums of columns.
+  template <class Visit>
+  void for_each_gradient_of(const Track& track, Index c, Visit&& visit) const {
+    const LayerGradients<T>& to = call_.gradients[this->track(track)];
+    const Index slots = cell_.slots;
+    if (c >= slots) return visit(to.peephole[c - slots]);
+    const Index at = cell_.gate_of_slot[c] * spec_.hidden_size;
+    if (to.bias_ih && c < cell_.gates) visit(to.bias_ih + at);
+    if (to.bias_hh && c >= cell_.first_recurrent_slot()) visit(to.bias_hh + at);
+  }
+
+  // The sums of a group that is complete.
+  void deliver(const Slice& slice, const T* sums, Index count, T* gradient) const {
+    if (slice.of_first_group && !call_.accumulate)
+      std::copy_n(sums, count, gradient);
+    else
+      for (Index i = 0; i < count; ++i) gradient[i] += sums[i];
+  }
+
+  // Visits the block in slices of at most so many pairs, as far as blocks of pairs are no larger.
+  template <class Visit>
+  void for_each_slice(const Block& block, Index most, Visit&& visit) const {
+    const bool last_block = block.begin == 0;
+    for (Index b = 0, first = 0; b < block.pair_blocks;) {
+      Slice slice{first, 0, block.pair_ends + b, 0, false, false, block.first + b < kGroupBlocks};
+      slice.begins_group = (block.first + b) % kGroupBlocks == 0;
+      do {
+        slice.count = block.pair_ends[b++] - first;
+        ++slice.pair_blocks;
+        slice.ends_group = (block.first + b) % kGroupBlocks == 0;
+      } while (!slice.ends_group && b < block.pair_blocks && block.pair_ends[b] - first <= most);
+      if (last_block && b == block.pair_blocks) slice.ends_group = true;
+      visit(slice);
+      first += slice.count;
+    }
   }
 
   // The rows of the right sides, for each pair of the block.
@@ -144,16 +183,23 @@ class BackwardMerge : protected BackwardPlaces<T> {
   void add_to_gradients(const MergePart& part, const Block& block, const Index* offsets) const {
     for (const WeightSum& sum : weight_sums(part)) add_products(part, block, sum);
     const auto [begin, end] = part_of(part, column_sum_count());
-    for (Index c = begin; c < end; ++c) {
-      T* sums = column_sums_ + c * slot();
-      if (block.first) std::fill_n(sums, slot(), T(0));
-      const Index slots = cell_.slots;
-      if (c < slots)
-        network_.kernels().sum_columns(
-            {block.pairs, spec_.hidden_size, block.d_a + c * slot(), nullptr, d_a_stride(), 0, 0, sums});
-      else
-        add_peephole(part, block, offsets, c - slots, sums);
-    }
+    for (Index c = begin; c < end; ++c)
+      for_each_slice(block, 1, [&](const Slice& slice) { add_columns(part, block, offsets, c, slice); });
+  }
+
+  // The c-th sums of columns, of one block of pairs.
+  void add_columns(const MergePart& part, const Block& block, const Index* offsets, Index c, const Slice& slice) const {
+    T *sums = column_sums_ + c * slot(), *block_sums = block_sums_ + part.member.thread() * slot();
+    const Index H = spec_.hidden_size, slots = cell_.slots;
+    std::fill_n(block_sums, slot(), T(0));
+    if (c < slots)
+      network_.kernels().sum_columns({slice.count, H, block.d_a + slice.first * d_a_stride() + c * slot(), nullptr,
+                                      d_a_stride(), 0, 0, block_sums});
+    else
+      add_peephole(part, block, offsets, c - slots, slice, block_sums);
+    if (slice.begins_group) std::fill_n(sums, H, T(0));
+    for (Index i = 0; i < H; ++i) sums[i] += block_sums[i];
+    if (slice.ends_group) for_each_gradient_of(part, c, [&](T* gradient) { deliver(slice, sums, H, gradient); });
   }
 
   // For one matrix the products of all pairs, a slice of them at a time, for this thread's columns of the left side.
@@ -162,23 +208,25 @@ class BackwardMerge : protected BackwardPlaces<T> {
     if (begin == end) return;
     const T* data = sum.left_is_d_h ? block.d_h : block.d_a + sum.first_slot * slot();
     const Index stride = sum.left_is_d_h ? d_h_stride() : d_a_stride();
-    const Index slice = share_pages(stride) ? kNearSlice : kSlice;
     T* packed_x = packed_x_ + part.member.thread() * packed_x_size();
-    for (Index first = 0; first < block.pairs; first += slice) {
+    for_each_slice(block, share_pages(stride) ? kNearSlice : kSlice, [&, begin = begin, end = end](const Slice& slice) {
       OuterArgs<T> args{};
-      args.count = std::min(slice, block.pairs - first);
+      args.ends = slice.pair_ends;
+      args.blocks = slice.pair_blocks;
+      args.first = slice.first;
       args.sums_stride = sum.depth;
-      args.from_zero = block.first && first == 0 && !call_.accumulate;
+      args.from_zero = slice.begins_group;
       // A part of the next slice was written by other threads and is in their caches.
       if (share_pages(stride) && plan_.threads() > 1)
-        args.d_ahead = std::min(args.count, block.pairs - first - args.count) * stride;
+        args.d_ahead = std::min(slice.count, block.pairs - slice.first - slice.count) * stride;
       for_each_part(sum, [&](Index at, Index width, int vectors) {
-        network_.kernels().pack_rows({sum.right + first, args.count, at, width, vectors, packed_x + at * args.count});
+        network_.kernels().pack_rows(
+            {sum.right + slice.first, slice.count, at, width, vectors, packed_x + at * slice.count});
       });
-      add_slice(part, sum, {data + first * stride, stride}, packed_x, args);
+      add_slice(part, sum, {data + slice.first * stride, stride}, packed_x, slice, args);
       this->look_up(part.member,
-                    static_cast<double>(args.count) * static_cast<double>((end - begin) * kOuterColumns * sum.depth));
-    }
+                    static_cast<double>(slice.count) * static_cast<double>((end - begin) * kOuterColumns * sum.depth));
+    });
   }
 
   static bool share_pages(Index stride) { return stride * static_cast<Index>(sizeof(T)) < kPage; }
@@ -189,7 +237,7 @@ class BackwardMerge : protected BackwardPlaces<T> {
   }
 
   void add_slice(const MergePart& part, const WeightSum& sum, const Strided& left, const T* packed_x,
-                 OuterArgs<T> args) const {
+                 const Slice& slice, OuterArgs<T> args) const {
     const Index groups = ceil_div(sum.columns, kOuterColumns), most = share_pages(left.stride) ? groups : kChunk;
     const Index ahead = args.d_ahead;
     const auto [begin, end] = groups_of(part, sum);
@@ -197,21 +245,24 @@ class BackwardMerge : protected BackwardPlaces<T> {
       const Index s = group / groups, column = group % groups * kOuterColumns;
       const Index chunk = std::min({most, groups - group % groups, end - group});
       args.columns = std::min(chunk * kOuterColumns, sum.columns - column);
-      set_left(part, {left.data + s * slot() + column, left.stride}, chunk, args);
+      set_left(part, {left.data + s * slot() + column, left.stride}, slice.count, chunk, args);
+      const Index offset = offset_of(sum, s) + column * sum.depth;
       for_each_part(sum, [&](Index at, Index width, int vectors) {
         args.width = width;
         args.d_ahead = at == 0 ? ahead : 0;
-        args.x = packed_x + at * args.count;
+        args.x = packed_x + at * slice.count;
         args.vectors = vectors;
-        args.sums = gradient_of(sum, s) + column * sum.depth + at;
+        args.sums = sum.sums + offset + at;
         network_.kernels().outer(args);
       });
+      if (slice.ends_group && has_group_sums())
+        deliver(slice, sum.sums + offset, args.columns * sum.depth, sum.gradient + offset);
       group += chunk;
     }
   }
 
   // So many groups of the left side, where they are or packed.
-  void set_left(const MergePart& part, const Strided& left, Index groups, OuterArgs<T>& args) const {
+  void set_left(const MergePart& part, const Strided& left, Index count, Index groups, OuterArgs<T>& args) const {
     if (share_pages(left.stride)) {
       args.d = left.data;
       args.d_group_stride = kOuterColumns;
@@ -219,9 +270,9 @@ class BackwardMerge : protected BackwardPlaces<T> {
       return;
     }
     T* packed = packed_d_ + part.member.thread() * packed_d_size();
-    network_.kernels().pack_columns({left.data, left.stride, args.count, groups, packed});
+    network_.kernels().pack_columns({left.data, left.stride, count, groups, packed});
     args.d = packed;
-    args.d_group_stride = args.count * kOuterColumns;
+    args.d_group_stride = count * kOuterColumns;
     args.d_stride = kOuterColumns;
   }
 
@@ -235,14 +286,16 @@ class BackwardMerge : protected BackwardPlaces<T> {
     }
   }
 
-  void add_peephole(const MergePart& part, const Block& block, const Index* offsets, Index peephole, T* sums) const {
-    for (Index step = block.end - 1; step >= block.begin; --step) {
-      const Index* offset = offsets + (block.end - 1 - step);
-      const PeepholeDescription& from = cell_.peepholes[peephole];
+  void add_peephole(const MergePart& part, const Block& block, const Index* offsets, Index peephole, const Slice& slice,
+                    T* sums) const {
+    const Index steps = block.end - block.begin, last = slice.first + slice.count;
+    for (Index i = std::upper_bound(offsets, offsets + steps, slice.first) - offsets - 1;
+         i < steps && offsets[i] < last; ++i) {
+      const Index step = block.end - 1 - i, begin = std::max(offsets[i], slice.first);
       const CellStates c = from.sees_next ? c_after(part, block, step) : c_before(part, block, step);
-      network_.kernels().sum_columns({offset[1] - offset[0], spec_.hidden_size,
-                                      block.d_a + offset[0] * d_a_stride() + from.slot * slot(), c.data, d_a_stride(),
-                                      c.stride, c.slots, sums});
+      network_.kernels().sum_columns({std::min(offsets[i + 1], last) - begin, spec_.hidden_size,
+                                      block.d_a + begin * d_a_stride() + from.slot * slot(),
+                                      c.data + (begin - offsets[i]) * c.stride, d_a_stride(), c.stride, c.slots, sums});
     }
   }
 
@@ -258,6 +311,8 @@ class BackwardMerge : protected BackwardPlaces<T> {
     BackStepArgs<T> args{};
     args.core = &network_.core();
     args.depth = product.depth;
+    args.slot_units = product.slot_units;
+    args.slot_stride = slot();
     args.units = product.units;
     args.last_panel = product.panels;
     args.weights = product.weights.data();
@@ -275,7 +330,9 @@ class BackwardMerge : protected BackwardPlaces<T> {
 
   T* packed_x_ = nullptr;     // [thread][part][pair of a slice][vectors of the part][lanes]
   T* packed_d_ = nullptr;     // [thread][group of a chunk][pair of a slice][kOuterColumns]
-  T* column_sums_ = nullptr;  // [slot or peephole][slot stride]
+  T* column_sums_ = nullptr;  // [slot or peephole][slot stride]: of a group of blocks
+  T* block_sums_ = nullptr;   // [thread][slot stride]: of columns
+  T* group_sums_ = nullptr;   // of the weights of one track
   T* input_products_ = nullptr;
 };
 

@@ -18,16 +18,19 @@ class BackwardPlaces : protected Run<T> {
   BackwardPlaces(const Network<T>& network, const Tape<T>& tape, const BackwardCall<T>& call, const Plan& plan)
       : Base(network, usable(plan, tape), tape.batch, {tape.rows.data(), tape.lengths.data(), tape.steps}, call.poll),
         tape_(tape),
-        call_(call) {}
+        call_(call),
+        merged_blocks_(plan_.mergers > 0 ? tape.cut(plan_.block_pairs, tape.steps) : StepBlocks{}),
+        blocks_(plan_.mergers > 0 ? merged_blocks_ : tape.blocks) {}
 
   // What the recurrence of one block leaves, a row for each (step, rank) pair: from the last step to the first, in each by rank.
   struct Block {
     Index begin, end;  // steps
     Index pairs;
-    bool first;             // that is merged
-    T* d_a;                 // [pair][d_a_stride]
-    T* operand_of_weights;  // [pair][slot]
-    T* d_h;                 // [pair][d_h_stride]: before the projection
+    const Index* pair_ends;    // of its blocks of pairs
+    Index pair_blocks, first;  // so many of them, the first of which is the how manieth of all
+    T* d_a;                    // [pair][d_a_stride]
+    T* operand_of_weights;     // [pair][slot]
+    T* d_h;                    // [pair][d_h_stride]: before the projection
   };
 
   struct Strided {
@@ -45,7 +48,7 @@ class BackwardPlaces : protected Run<T> {
     d_a_ = arena.take<T>(ring_pairs() * d_a_stride());
     operand_of_weights_ = arena.take<T>(has_operand_of_weights() ? ring_pairs() * slot() : 0);
     d_h_ = arena.take<T>(spec_.proj_size > 0 ? ring_pairs() * d_h_stride() : 0);
-    kept_ = arena.take<T>(tape_.recomputing() ? tape_.most_block_steps() * batch_ * tape_.kept_width() : 0);
+    kept_ = arena.take<T>(tape_.recomputing() ? blocks_.most_steps * batch_ * tape_.kept_width() : 0);
     for (T*& between : between_)
       between = arena.take<T>(spec_.num_layers > 1 ? tape_.steps * batch_ * spec_.output_size() : 0);
     lists_ = arena.take<const T*>(plan_.threads() * kLists * list_size());
@@ -61,19 +64,11 @@ class BackwardPlaces : protected Run<T> {
   bool has_operand_of_weights() const { return cell_.two_stages() || spec_.proj_size > 0; }
 
   // ---- Blocks ------------------------------------------------------------------------------------------------------------
-  // The tape's blocks; for mergers shorter ones, about as long as the plan says.
-  Index block_count() const {
-    if (plan_.mergers == 0) return static_cast<Index>(tape_.blocks.size()) - 1;
-    return ceil_div(tape_.blocks.back(), std::max<Index>(1, plan_.block_pairs / batch_));
-  }
-  Index block_begin(Index block) const {
-    return plan_.mergers == 0 ? tape_.blocks[block] : tape_.blocks.back() * block / block_count();
-  }
-  Index most_steps() const {
-    return plan_.mergers == 0 ? tape_.most_block_steps()
-                              : ceil_div(tape_.blocks.back(), std::max<Index>(1, block_count()));
-  }
-  Index most_pairs() const { return plan_.mergers == 0 ? tape_.most_block_pairs() : most_steps() * batch_; }
+  Index block_count() const { return blocks_.count(); }
+  Index most_steps() const { return blocks_.most_steps; }
+  Index most_pairs() const { return blocks_.most_pairs; }
+  // Of a thread's lists of a block's offsets and, behind them, ends of blocks of pairs.
+  Index offsets_size() const { return most_steps() + 1 + PairBlocks::most(most_pairs()); }
 
   // Blocks follow each other in a ring, which so stays in the cache. What the next one must not overwrite while it begins: a
   // thread alone reads the last step's pairs; of several, some may still be at the products of the whole block. With room for
@@ -82,28 +77,37 @@ class BackwardPlaces : protected Run<T> {
 
   // The b-th block from the end, and a place for it in the ring.
   Block take_block(Index b, Index* offsets, Index& ring_end) const {
-    const Index begin = block_begin(block_count() - 1 - b), end = block_begin(block_count() - b);
-    const Index pairs = list_offsets(begin, end, offsets);
+    const Index i = block_count() - 1 - b, begin = blocks_.begins[i], end = blocks_.begins[i + 1];
+    Index* const pair_ends = offsets + most_steps() + 1;
+    const Index pair_blocks = list_offsets(begin, end, offsets, pair_ends), pairs = offsets[end - begin];
     const Index at = ring_end + pairs <= ring_pairs() ? ring_end : 0;
     ring_end = at + pairs;
     return {begin,
             end,
             pairs,
-            b == 0,
+            pair_ends,
+            pair_blocks,
+            blocks_.pair_blocks[i],
             d_a_ + at * d_a_stride(),
             operand_of_weights_ + at * slot(),
             d_h_ + at * d_h_stride()};
   }
 
-  // Where each step's pairs begin, from the last step to the first; returns how many there are.
-  Index list_offsets(Index begin, Index end, Index* offsets) const {
-    Index pairs = 0, *offset = offsets;
+  // Where each step's pairs begin, from the last step to the first, and where blocks of pairs end; returns how many of these.
+  Index list_offsets(Index begin, Index end, Index* offsets, Index* pair_ends) const {
+    const Index* const first_end = pair_ends;
+    const auto list_end = [&](Index pairs) { *pair_ends++ = pairs; };
+    PairBlocks pair_blocks;
+    Index pairs = 0;
     for (Index step = end - 1; step >= begin; --step) {
-      *offset++ = pairs;
-      pairs += running_ranks(step);
+      *offsets++ = pairs;
+      const Index running = running_ranks(step);
+      pair_blocks.add_step(running, list_end);
+      pairs += running;
     }
-    *offset = pairs;
-    return pairs;
+    pair_blocks.finish(list_end);
+    *offsets = pairs;
+    return pair_ends - first_end;
   }
 
   Index running_ranks(Index step) const {
@@ -160,7 +164,7 @@ class BackwardPlaces : protected Run<T> {
   // With recomputing one block's are there at a time.
   PairOrder kept_pairs() const {
     if (!tape_.recomputing()) return tape_.pairs;
-    return plan_.row_groups > 1 ? PairOrder::by_rank(tape_.most_block_steps()) : PairOrder::by_step(batch_);
+    return plan_.row_groups > 1 ? PairOrder::by_rank(blocks_.most_steps) : PairOrder::by_step(batch_);
   }
   // Of rank 0.
   const T* kept(const Track& track, const Block& block, Index step) const {
@@ -173,7 +177,8 @@ class BackwardPlaces : protected Run<T> {
     const Index H = spec_.hidden_size;
     const T* checkpoints = tape_.c[this->track(track)];
     if (tape_.recomputing() && step == block.begin) {
-      const auto at = std::lower_bound(tape_.blocks.begin(), tape_.blocks.end(), step) - tape_.blocks.begin();
+      const auto& begins = tape_.blocks.begins;
+      const auto at = std::lower_bound(begins.begin(), begins.end(), step) - begins.begin();
       return {checkpoints + at * batch_ * H, H, 1};
     }
     return step == 0 ? CellStates{checkpoints, H, 1} : c_after(track, block, step - 1);
@@ -186,6 +191,12 @@ class BackwardPlaces : protected Run<T> {
   const BackwardCall<T>& call_;
   T* kept_ = nullptr;   // with recomputing: of one block
   T* between_[2] = {};  // the gradients of the layers' outputs, in turns
+
+ private:
+  const StepBlocks merged_blocks_;  // shorter than the tape's
+
+ protected:
+  const StepBlocks& blocks_;
 
  private:
   // Mergers would need recomputed values for longer than these last.

@@ -173,13 +173,13 @@ class ForwardRun : private Run<T> {
 
   // Parts of a layer's steps: as the tape's blocks are, each beginning with a checkpoint, or as layers overlap.
   Index segment_count() const {
-    if (recomputing()) return std::max<Index>(1, static_cast<Index>(tape_->blocks.size()) - 1);
+    if (recomputing()) return std::max<Index>(1, tape_->blocks.count());
     return overlapping() ? std::max<Index>(1, ceil_div(sequence_.steps, overlapping_steps())) : 1;
   }
   Index segment_begin(Index segment) const {
     if (segment == 0) return 0;
     if (segment == segment_count()) return sequence_.steps;
-    return recomputing() ? tape_->blocks[segment] : segment * overlapping_steps();
+    return recomputing() ? tape_->blocks.begins[segment] : segment * overlapping_steps();
   }
   Index overlapping_steps() const { return std::max<Index>(1, plan_.block_pairs / this->most_rows()); }
 
@@ -242,7 +242,7 @@ class ForwardRun : private Run<T> {
     const Index H = spec_.hidden_size;
     T* to = tape_->c[this->track(share)] + index * sequence_.batch * H;
     this->store_units(part, network_.layer(share.layer, share.direction).stages.front(), share.group.c, 0,
-                      running(share, tape_->blocks[index], row_count(share)),
+                      running(share, tape_->blocks.begins[index], row_count(share)),
                       [&](Index i) { return to + rank(share, i) * H; });
   }
 

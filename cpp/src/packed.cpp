@@ -109,6 +109,7 @@ void pack_transposed(const T* matrix, Index units, Index H, const Gates& gates, 
   to.units = units;
   to.panels = ceil_div(units, width);
   to.depth = (static_cast<Index>(gates.size()) - 1) * slot + H;
+  to.slot_units = H;
   to.first_slot = first_slot;
   to.weights = Buffer<T>(to.panels * to.depth * width);
   share_out(to.panels, bytes_of(to.weights), [&](Index panel) {

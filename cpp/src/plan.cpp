@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "gatedrnn/memory.h"
+#include "gatedrnn/sums.h"
 
 namespace gatedrnn {
 namespace {
@@ -106,7 +107,7 @@ double layer_cycles(const Problem& p, const Plan& plan, Index input_size, const 
 // layer, or backward those who merge it.
 Index choose_block_pairs(const Problem& p, const Plan& plan, const Core& core) {
   constexpr Index most = 128, fewest = 64, fewest_overlapping = 12, overlapping_blocks = 12;
-  constexpr Index most_merged = 256, fewest_merged = 32;
+  constexpr Index most_merged = 256, fewest_merged = kBlockPairs;  // which is not cut
   const Index rows = most_rows(p, plan);
   const Index row_bytes = (p.spec.description().gates + 1) * p.spec.hidden_size * p.value_size;
   Index wanted = most * row_bytes <= core.l2 ? most : fewest;

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "gatedrnn/kernel_table.h"
+#include "gatedrnn/sums.h"
 #include "gatedrnn/tape.h"
 #include "reference_forward.h"
 
@@ -57,15 +58,21 @@ class ReferenceBackward {
   Index track(Index layer, Index direction) const { return layer * spec_.directions + direction; }
   Index time(Index direction, Index step, Index b) const { return direction == 0 ? step : length(b) - 1 - step; }
 
-  // The sum over the slots' units of d times weight[gate][unit][column], in that order.
+  // The sum over the slots' units of d times weight[gate][unit][column], in that order, block by block.
   static T column(const T* weights, Index width, const std::vector<const Vector*>& slots,
                   const std::vector<Index>& gates, Index column) {
-    T sum = 0;
+    T sum = 0, block = 0;
+    Index terms = 0;
     for (std::size_t s = 0; s < slots.size(); ++s) {
       const Index H = static_cast<Index>(slots[s]->size());
-      for (Index u = 0; u < H; ++u) sum = S::madd((*slots[s])[u], weights[(gates[s] * H + u) * width + column], sum);
+      for (Index u = 0; u < H; ++u) {
+        block = S::madd((*slots[s])[u], weights[(gates[s] * H + u) * width + column], block);
+        if (++terms % kBlockTerms != 0) continue;
+        sum += block;
+        block = 0;
+      }
     }
-    return sum;
+    return sum + block;
   }
 
   // For column(): gradients and gates of some slots that follow one another.
@@ -179,6 +186,7 @@ class ReferenceBackward {
     const StepGradients& d;
     const StepRecord<T>& record;
     const T* x;
+    bool begins_block;
   };
 
   // In the order of the sums: over the steps from the last, and in each over the rows from the longest.
@@ -188,19 +196,18 @@ class ReferenceBackward {
     std::iota(rows.begin(), rows.end(), Index(0));
     std::stable_sort(rows.begin(), rows.end(), [&](Index a, Index b) { return length(a) > length(b); });
     std::vector<Pair> pairs;
-    for (Index step = sequence_.steps - 1; step >= 0; --step)
-      for (const Index b : rows)
-        if (step < length(b))
-          pairs.push_back({steps_.at({step, b}), forward_.records.at({track(layer, direction), b, step}),
-                           &forward_.inputs[layer][(time(direction, step, b) * B + b) * I]});
+    Index of_block = 0;  // pairs that stand in the last block
+    for (Index step = sequence_.steps - 1; step >= 0; --step) {
+      const Index running = std::count_if(rows.begin(), rows.end(), [&](Index b) { return step < length(b); });
+      if (of_block + running > kBlockPairs) of_block = 0;
+      for (const Index b : rows) {
+        if (step >= length(b)) continue;
+        if (of_block == kBlockPairs) of_block = 0;
+        pairs.push_back({steps_.at({step, b}), forward_.records.at({track(layer, direction), b, step}),
+                         &forward_.inputs[layer][(time(direction, step, b) * B + b) * I], of_block++ == 0});
+      }
+    }
     return pairs;
-  }
-
-  // start, then `term(pair, sum)` of each pair in turn.
-  template <class Term>
-  static T sum(const std::vector<Pair>& pairs, T start, Term&& term) {
-    for (const Pair& pair : pairs) start = term(pair, start);
-    return start;
   }
 
   void sum_up(Index layer, Index direction) const {
@@ -209,7 +216,7 @@ class ReferenceBackward {
     for (int slot = 0; slot < cell_.slots; ++slot) sum_up_slot(pairs, layer, to, slot);
     for (Index p = 0; p < spec_.proj_size; ++p)
       for (Index u = 0; u < spec_.hidden_size; ++u)
-        go_on(to.weight_hr[p * spec_.hidden_size + u], pairs,
+        add(to.weight_hr, p * spec_.hidden_size + u, pairs,
               [&](const Pair& pair, T s) { return S::madd(pair.d.d_h[p], pair.d.operand[u], s); });
     for (int i = 0; i < cell_.peephole_count; ++i) sum_up_peephole(pairs, cell_.peepholes[i], to.peephole[i]);
   }
@@ -222,13 +229,13 @@ class ReferenceBackward {
       const auto d = [slot, u](const Pair& pair) { return pair.d.slots[slot][u]; };
       if (slot < cell_.gates) {
         for (Index k = 0; k < I; ++k)
-          go_on(to.weight_ih[row * I + k], pairs,
+          add(to.weight_ih, row * I + k, pairs,
                 [&](const Pair& pair, T s) { return S::madd(d(pair), pair.x[k], s); });
         add(to.bias_ih, row, pairs, [&](const Pair& pair, T s) { return s + d(pair); });
       }
       if (slot < cell_.first_recurrent_slot()) continue;
       for (Index k = 0; k < P; ++k)
-        go_on(to.weight_hh[row * P + k], pairs, [&](const Pair& pair, T s) {
+        add(to.weight_hh, row * P + k, pairs, [&](const Pair& pair, T s) {
           return S::madd(d(pair), (of_second ? pair.d.operand : pair.record.h_before)[k], s);
         });
       add(to.bias_hh, row, pairs, [&](const Pair& pair, T s) { return s + d(pair); });
@@ -243,18 +250,25 @@ class ReferenceBackward {
       });
   }
 
-  // Matrices go on from what is there, where gradients accumulate.
-  template <class Term>
-  void go_on(T& gradient, const std::vector<Pair>& pairs, Term&& term) const {
-    gradient = sum(pairs, call_.accumulate ? gradient : T(0), term);
-  }
-
-  // The sums of the others are added to it.
+  // `term(pair, sum)` goes on with the sum of the pair's block. Blocks are added up in groups, and groups in the gradient.
   template <class Term>
   void add(T* gradient, Index index, const std::vector<Pair>& pairs, Term&& term) const {
     if (!gradient) return;
-    const T total = sum(pairs, T(0), term);
-    gradient[index] = call_.accumulate ? gradient[index] + total : total;
+    bool starts = !call_.accumulate;
+    T group = 0, block = 0;
+    Index blocks = 0;
+    if (starts) gradient[index] = 0;
+    for (std::size_t i = 0; i < pairs.size(); ++i) {
+      const bool last = i + 1 == pairs.size();
+      block = term(pairs[i], block);
+      if (!last && !pairs[i + 1].begins_block) continue;
+      group += block;
+      block = 0;
+      if (++blocks % kGroupBlocks != 0 && !last) continue;
+      gradient[index] = starts ? group : gradient[index] + group;
+      starts = false;
+      group = 0;
+    }
   }
 
   const Spec& spec_;

@@ -9,6 +9,7 @@
 #include "gatedrnn/cells/scalar.h"
 #include "gatedrnn/cells/unit.h"
 #include "gatedrnn/network.h"
+#include "gatedrnn/sums.h"
 
 namespace gatedrnn {
 
@@ -76,9 +77,13 @@ class ReferenceForward {
     if (spec_.description().has_c) std::copy(c.begin(), c.end(), sequence_.c_n + (at * B + b) * H);
   }
 
-  // start + the sum over k of weights[k] * x[k], in order
-  static T chain(T start, const T* weights, const T* x, Index count) {
-    for (Index k = 0; k < count; ++k) start = S::madd(x[k], weights[k], start);
+  // start + the sum over k of weights[k] * x[k], block by block (sums.h)
+  static T product(T start, const T* weights, const T* x, Index count) {
+    for (Index begin = 0; begin < count; begin += kBlockTerms) {
+      T block = 0;
+      for (Index k = begin; k < std::min(begin + kBlockTerms, count); ++k) block = S::madd(x[k], weights[k], block);
+      start += block;
+    }
     return start;
   }
 
@@ -90,8 +95,8 @@ class ReferenceForward {
     const Index P = static_cast<Index>(operand.size()), H = spec_.hidden_size;
     const Index row = cell.gate_of_slot[of.first_slot + slot] * H + u;
     T a = slot_bias(w, cell, of.first_slot + slot, H, u);
-    if (of.has_input(slot)) a = chain(a, w.weight_ih + row * I, x, I);
-    if (of.has_operand(slot)) a = chain(a, w.weight_hh + row * P, operand.data(), P);
+    if (of.has_input(slot)) a = product(a, w.weight_ih + row * I, x, I);
+    if (of.has_operand(slot)) a = product(a, w.weight_hh + row * P, operand.data(), P);
     return a;
   }
 
@@ -132,7 +137,7 @@ class ReferenceForward {
     const std::vector<T> next = of_each(units, [](const auto& unit) { return unit.h_next; });
     if (!w.weight_hr) return next;
     std::vector<T> projected(spec_.proj_size);
-    for (Index p = 0; p < spec_.proj_size; ++p) projected[p] = chain(T(0), w.weight_hr + p * H, next.data(), H);
+    for (Index p = 0; p < spec_.proj_size; ++p) projected[p] = product(T(0), w.weight_hr + p * H, next.data(), H);
     return projected;
   }
 

@@ -17,14 +17,15 @@ Tape<T>::Tape(const Spec& spec, const Sequence<T>& sequence, const TapeOptions& 
       pairs(PairOrder::by_step(batch)) {
   if (sequence.lengths) lengths.assign(sequence.lengths, sequence.lengths + batch);
   RowOrder::sort(lengths.data(), batch, rows.data());
-  make_blocks();
+  list_cuts();
+  blocks = default_blocks();
   bytes_ = memory.carve([&](Arena& arena) { carve(arena); });
 }
 
 template <class T>
 void Tape<T>::carve(Arena& arena) {
   const Index H = spec.hidden_size, pair_count = steps * batch, outputs_size = pair_count * spec.output_size();
-  const Index checkpoints = options.recompute ? std::max<Index>(1, static_cast<Index>(blocks.size()) - 1) : 1;
+  const Index checkpoints = options.recompute ? std::max<Index>(1, blocks.count()) : 1;
   kept.clear();
   c.clear();
   for (Index track = 0; track < tracks(); ++track) {
@@ -44,33 +45,55 @@ void Tape<T>::carve(Arena& arena) {
   h_0 = arena.take<T>(tracks() * batch * spec.state_size());
 }
 
+template <class T>
+void Tape<T>::list_cuts() {
+  const RowOrder order{rows.data(), lengths.data(), steps};
+  PairBlocks pair_blocks;
+  Index running = 0, before = 0, ended = 0;
+  for (Index step = longest() - 1; step >= 0; --step) {
+    while (running < batch && order.length(running) > step) ++running;
+    const Index after = before + running;
+    pair_blocks.add_step(running, [&](Index pairs) {
+      ++ended;
+      if (pairs == before || pairs == after) cuts_.push_back({pairs == before ? step + 1 : step, pairs, ended});
+    });
+    before = after;
+  }
+  pair_blocks.finish([&](Index pairs) { cuts_.push_back({0, pairs, ended + 1}); });
+}
+
 // As many rows as keep the gradients of their pre-activations in a part of the second-level cache, but enough to make passes
 // over the sums of the weights' gradients few: twice as many where they would not stay there anyway. With recomputing, few steps,
 // since all that they keep has to be there at once.
 template <class T>
-void Tape<T>::make_blocks() {
+StepBlocks Tape<T>::default_blocks() const {
   constexpr Index fewest = 256, most = 1024, parts = 32;
   const Index row_bytes = spec.description().slots * spec.hidden_size * static_cast<Index>(sizeof(T));
   const Index wanted =
       fewest * row_bytes > core().l2 ? 2 * fewest : std::clamp(core().l2 / 4 / row_bytes, fewest, most);
-  const Index most_steps = options.recompute ? std::max<Index>(1, steps / parts) : steps;
-  const RowOrder order{rows.data(), lengths.data(), steps};
-  blocks = {0};
-  Index running = batch, listed = 0;
-  const auto end_block = [&](Index step) {
-    most_block_pairs_ = std::max(most_block_pairs_, listed);
-    most_block_steps_ = std::max(most_block_steps_, step - blocks.back());
-    blocks.push_back(step);
-    listed = 0;
+  return cut(wanted, options.recompute ? std::max<Index>(1, steps / parts) : steps);
+}
+
+template <class T>
+StepBlocks Tape<T>::cut(Index most_pairs, Index most_steps) const {
+  StepBlocks blocks{{longest()}, {}, 0, 0};
+  Cut begin{longest(), 0, 0};
+  const auto end_block = [&](const Cut& end) {
+    blocks.begins.push_back(end.step);
+    blocks.pair_blocks.push_back(begin.pair_blocks);
+    blocks.most_pairs = std::max(blocks.most_pairs, end.pairs - begin.pairs);
+    blocks.most_steps = std::max(blocks.most_steps, begin.step - end.step);
+    begin = end;
   };
-  for (Index step = 0; step < steps; ++step) {
-    while (running > 0 && order.length(running - 1) <= step) --running;
-    if (listed > 0 && (running == 0 || listed + running > wanted || step - blocks.back() == most_steps))
-      end_block(step);
-    if (running == 0) break;
-    listed += running;
-    if (step + 1 == steps) end_block(steps);
+  const Cut* last = nullptr;  // in the block at work
+  for (const Cut& next : cuts_) {
+    if (last && (next.pairs - begin.pairs > most_pairs || begin.step - next.step > most_steps)) end_block(*last);
+    last = &next;
   }
+  if (last) end_block(*last);
+  std::reverse(blocks.begins.begin(), blocks.begins.end());
+  std::reverse(blocks.pair_blocks.begin(), blocks.pair_blocks.end());
+  return blocks;
 }
 
 template class Tape<float>;

@@ -89,6 +89,8 @@ class BackwardTest {
     for (const Index hidden : {47, 65, 127, 260}) compare({3, hidden, 2, 2});
     compare({5, 9, 300, 9});  // several blocks of steps
     compare({5, 17, 20, 33, 2, 2, ragged(33, 20)});
+    for (const Index batch : {64, 65, 129}) compare({3, 5, 4, batch, 1, 1, ragged(batch, 4)});  // steps of several blocks
+    compare(kSeveralGroups);
     for (const bool bias : {false, true})
       for (const bool states : {false, true})
         for (const Index directions : {1, 2}) compare({17, 33, 4, 5, 2, directions, {4, 0, 1, 3, 4}, bias, states});
@@ -97,7 +99,7 @@ class BackwardTest {
     compare({9, 17, 3, 0});
     compare({9, 17, 3, 4, 1, 2, {0, 0, 0, 0}});
     without_some();
-    plans({{9, 129, 7, 5, 2, 1, {7, 0, 3, 7, 2}}, {33, 70, 20, 33, 1, 2, ragged(33, 20)}, {20, 17, 120, 3, 2, 2}});
+    plans({{9, 129, 7, 5, 2, 1, {7, 0, 3, 7, 2}}, {33, 70, 20, 33, 1, 2, ragged(33, 20)}, {20, 17, 120, 3, 2, 2}, kSeveralGroups});
     large_tapes();
     in_used_memory();
     ring();
@@ -111,6 +113,9 @@ class BackwardTest {
   }
 
  private:
+  // More blocks of pairs than a group has.
+  static inline const Shape kSeveralGroups{2, 3, kGroupBlocks + 12, 1 + kBlockPairs / 2};
+
   static std::vector<Index> ragged(Index batch, Index steps) {
     std::vector<Index> lengths;
     for (Index b = 0; b < batch; ++b) lengths.push_back((b * 97 + 5) % (steps + 1));
@@ -202,11 +207,13 @@ class BackwardTest {
 
   // Without gradients of the output, into places that hold something already.
   void without_some() {
-    Case c(cell_, {5, 17, 6, 3, 2, 1, {6, 2, 4}});
-    const Gradients<T> expected = reference(c, T(0.25));
-    const Gradients<T> got = computed(c, *available_tables().back(), alone(c), alone(c), {}, T(0.25));
-    CHECK_NOTHING_WRONG(expected.difference(got, has_fused_multiply_add(*available_tables().back()) ? 0 : tolerance(c)),
-                        "accumulated, " + c.problem.name());
+    for (const Shape& shape : {Shape{5, 17, 6, 3, 2, 1, {6, 2, 4}}, kSeveralGroups}) {
+      Case c(cell_, shape);
+      const Gradients<T> expected = reference(c, T(0.25));
+      const Gradients<T> got = computed(c, *available_tables().back(), alone(c), alone(c), {}, T(0.25));
+      const double allowed = has_fused_multiply_add(*available_tables().back()) ? 0 : tolerance(c);
+      CHECK_NOTHING_WRONG(expected.difference(got, allowed), "accumulated, " + c.problem.name());
+    }
   }
 
   void plans(const std::vector<Shape>& shapes) {

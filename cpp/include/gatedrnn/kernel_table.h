@@ -7,8 +7,8 @@
 //     panel[k][gate][unit vector][lane]          with `lanes` lanes in a vector of this instruction set
 //
 // Before the recurrence, `project` leaves bias + x W_ih in the gates buffer, [panel][row][slot][unit vector][lane];
-// `step` continues the same chain of fused multiply-adds with h W_hh. The buffer is the only meeting point of the two, so
-// how many time steps are projected ahead can never change a bit.
+// `step` adds h W_hh, block by block (sums.h). The buffer is the only meeting point of the two, so how many time steps are
+// projected ahead can never change a bit.
 #pragma once
 
 #include "gatedrnn/spec.h"
@@ -101,8 +101,9 @@ template <class T>
 struct BackStepArgs {
   const Core* core;
   Index rows;
-  Index depth;  // of the product; 0 where there is no step after
-  Index units;  // units that exist; the last panel may cover more
+  Index depth;       // of the product; 0 where there is no step after
+  Index slot_units;  // of each slot that the product reads
+  Index units;       // units that exist; the last panel may cover more
   Index first_panel, last_panel;
   bool panels_reversed;  // visit the panels from the last to the first
   const T* weights;      // [panel][depth][kBackVectors][lanes]
@@ -129,14 +130,15 @@ struct BackStepArgs {
   bool add;       // linear: to what is there
 };
 
-// sums[column][k] += the sum over n of d[n][column] x[n][k], in the order of n: the gradient of a matrix of weights. x is packed
+// sums[column][k] += the sums over the n of each block of d[n][column] x[n][k]: the gradient of a matrix of weights. x is packed
 // in parts of up to kOuterVectors vectors; d may be packed in groups of kOuterColumns columns, or rows as they are.
 constexpr int kOuterVectors = 3;
 constexpr Index kOuterColumns = 8;
 
 template <class T>
 struct OuterArgs {
-  Index count;                     // of n
+  const Index* ends;               // of the blocks, counted like `first`
+  Index blocks, first;             // the n of the first of them
   Index columns;                   // the last group may cover more
   Index width;                     // of sums; the last vector may cover more
   const T* d;                      // the first group's first row of kOuterColumns values

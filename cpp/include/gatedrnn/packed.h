@@ -33,6 +33,7 @@ struct PackedLayer {
 template <class T>
 struct PackedTransposed {
   Index units = 0, panels = 0, depth = 0;
+  Index slot_units = 0;  // of each slot that the product reads
   Index first_slot = 0;  // of the gradients' slots
   Buffer<T> weights;
 };

@@ -6,9 +6,19 @@
 
 #include "gatedrnn/network.h"
 #include "gatedrnn/row_order.h"
+#include "gatedrnn/sums.h"
 #include "gatedrnn/tape_options.h"
 
 namespace gatedrnn {
+
+// Time steps in blocks: begins[i] .. begins[i + 1].
+struct StepBlocks {
+  std::vector<Index> begins;
+  std::vector<Index> pair_blocks;  // how many blocks of pairs (sums.h) come before its own, from the end of time on
+  Index most_pairs, most_steps;    // of the largest
+
+  Index count() const { return static_cast<Index>(pair_blocks.size()); }
+};
 
 // Rows are in the order of their rank: longest first. A track is one layer and direction.
 template <class T>
@@ -24,9 +34,8 @@ class Tape {
   const Index steps, batch;
   std::vector<Index> lengths;  // [B], by row
   std::vector<Index> rows;     // [B], by rank
-  // Backward goes through the steps in blocks: blocks[i] .. blocks[i + 1], from the last to the first (with mergers in shorter
-  // ones of its plan).
-  std::vector<Index> blocks;
+  // Backward goes through the steps in blocks (with mergers in shorter ones of its plan), and cuts them where a block of pairs ends.
+  StepBlocks blocks;
 
   PairOrder pairs;       // in `kept`, `outputs`, `inputs` and `masks`, as forward's plan wants it
   std::vector<T*> kept;  // by track: [(step, rank)][kept_width], see kept_offset; with `recompute` nowhere
@@ -38,18 +47,28 @@ class Tape {
   T* h_0 = nullptr;                  // [track][rank][P]
 
   Index length(Index rank) const { return lengths[rows[rank]]; }
+  Index longest() const { return batch > 0 ? length(0) : 0; }
   Index tracks() const { return spec.num_layers * spec.directions; }
   Index kept_width() const { return spec.description().kept * spec.hidden_size; }
   bool recomputing() const { return options.recompute && kept_width() > 0; }
-  Index most_block_pairs() const { return most_block_pairs_; }  // (step, row) pairs of the largest block
-  Index most_block_steps() const { return most_block_steps_; }
+  // In blocks of at most so many pairs and steps, as far as blocks of pairs are no larger.
+  StepBlocks cut(Index most_pairs, Index most_steps) const;
+  // How many groups the sums over all pairs have.
+  Index groups() const { return cuts_.empty() ? 0 : ceil_div(cuts_.back().pair_blocks, kGroupBlocks); }
   Index bytes() const { return bytes_; }
 
  private:
-  void make_blocks();
+  // A block of pairs ends with this step, after so many pairs and blocks from the end of time on.
+  struct Cut {
+    Index step, pairs, pair_blocks;
+  };
+
+  void list_cuts();
+  StepBlocks default_blocks() const;
   void carve(Arena& arena);
 
-  Index most_block_pairs_ = 0, most_block_steps_ = 0, bytes_ = 0;
+  std::vector<Cut> cuts_;  // from the last step to the first
+  Index bytes_ = 0;
 };
 
 // Where the gradients of one layer's and direction's parameters go, in the layout of the parameters.

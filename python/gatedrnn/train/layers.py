@@ -1,7 +1,8 @@
 """What stands before and after a recurrent module: `Embedding` and `Linear`; `Modules` holds them together.
 
 The matrix products of `Linear` are NumPy's own. The same call on the same machine gives the same bits, but,
-unlike in the engine, a row's bits may depend on the rows beside it and on the BLAS library and its threads.
+unlike in the engine, a row's bits may depend on the rows beside it and on the BLAS library. Sums over rows
+are added up in blocks of a fixed number of them, so that their errors hardly grow with the number of rows.
 """
 
 from __future__ import annotations
@@ -23,6 +24,12 @@ if TYPE_CHECKING:
     Gradients = dict[str, Array]
 
 _T = TypeVar("_T")
+
+# Rows whose sum is a block's. Of products more: each is a pass over all sums, and 700 rows of a vocabulary of
+# 10000 in two blocks took 1.3 times as long as in one. And blocks whose sum is a group's.
+_BLOCK_ROWS = 128
+_BLOCK_PRODUCTS = 1024
+_GROUP = 128
 
 __all__ = ["Embedding", "Linear", "Module", "Modules", "Tape"]
 
@@ -240,7 +247,8 @@ class Linear(_Layer):
         with np.errstate(under="ignore"):
             grads: Gradients = {"weight": _summed_products(d_rows, rows)}
             if self._has_bias:
-                grads["bias"] = d_rows.sum(axis=0)
+                grads["bias"] = np.empty_like(self._store.views["bias"])
+                _sum_rows(d_rows, grads["bias"])
             return (d_rows @ self._store.views["weight"]).reshape(x.shape), grads
 
     def _accept(self, name: str, value: object, width: int) -> Array:
@@ -263,12 +271,35 @@ def _summed_products(d_rows: Array, rows: Array) -> Array:
     Where d_rows[n] is 0 the product is 0, also with an infinite or NaN row, which BLAS would make NaN.
     """
     with np.errstate(invalid="ignore"):
-        products: Array = d_rows.T @ rows
+        products = _products_by_block(d_rows, rows)
     if np.isfinite(products).all():
         return products
     counts = d_rows.any(axis=1, keepdims=True)
-    products = d_rows.T @ np.where(counts, rows, rows.dtype.type(0))
-    return products
+    return _products_by_block(d_rows, np.where(counts, rows, rows.dtype.type(0)))
+
+
+def _products_by_block(d_rows: Array, rows: Array) -> Array:
+    """Return d_rows^T rows: the products of blocks of rows, added up in groups of blocks, and so on."""
+    count, part = len(rows), _BLOCK_PRODUCTS
+    if count <= part:
+        product: Array = d_rows.T @ rows
+        return product
+    while part * _GROUP < count:
+        part *= _GROUP
+    total = _products_by_block(d_rows[:part], rows[:part])
+    for first in range(part, count, part):
+        total += _products_by_block(d_rows[first : first + part], rows[first : first + part])
+    return total
+
+
+def _sum_rows(rows: Array, out: Array) -> None:
+    """Write the sum of the rows to `out`: sums of blocks of rows, added up in blocks, and so on."""
+    while len(rows) > _BLOCK_ROWS:
+        whole = len(rows) // _BLOCK_ROWS
+        blocks = rows[: whole * _BLOCK_ROWS].reshape(whole, _BLOCK_ROWS, -1).sum(axis=1)
+        rest = rows[whole * _BLOCK_ROWS :].sum(axis=0, keepdims=True)
+        rows = np.concatenate([blocks, rest]) if len(rows) % _BLOCK_ROWS else blocks
+    np.add.reduce(rows, axis=0, out=out)
 
 
 class Embedding(_Layer):
@@ -336,7 +367,7 @@ class Embedding(_Layer):
         return np.take(self._store.views["weight"], kept, axis=0), Tape(self, kept)
 
     def backward(self, tape: Tape, d_y: Array) -> tuple[None, Gradients]:
-        """Add up the derivatives of each row, in the order of the positions: the same bits every time.
+        """Add up the derivatives of each row, in blocks of positions in order: the same bits every time.
 
         Args:
             tape: What `forward` returned.
@@ -386,7 +417,7 @@ def _sum_by_index(indices: npt.NDArray[np.integer[Any]], rows: Array, sums: Arra
     starts = np.flatnonzero(np.diff(ordered, prepend=-1))
     ends = [*starts[1:].tolist(), ordered.size]
     for index, start, end in zip(ordered[starts].tolist(), starts.tolist(), ends, strict=True):
-        np.add.reduce(ordered_rows[start:end], axis=0, out=sums[index])
+        _sum_rows(ordered_rows[start:end], sums[index])
 
 
 def generators_of(module: Module) -> dict[str, np.random.Generator]:
