@@ -95,8 +95,8 @@ void back_step(const BackStepArgs<typename S::T>& a) noexcept {
   const EvenRows rows(a.operand_stride);
 
   for_each_tile<N, S>(
-      *a.core, a.rows, a.first_panel, a.last_panel, Terms(a.depth, a.slot_units, a.slot_stride), a.weights, a.panels_reversed,
-      [&](const TilePlace& at, TileArgs<T>& tile) {
+      *a.core, a.rows, a.first_panel, a.last_panel, Terms(a.depth, a.slot_units, a.slot_stride), a.weights,
+      a.panels_reversed, [&](const TilePlace& at, TileArgs<T>& tile) {
         T* z = a.products + at.panel * a.products_panel_stride + at.row * row_size;
         tile.x = a.operand + at.row * a.operand_stride + at.begin;
         tile.row_at = rows.at;

@@ -288,6 +288,7 @@ class BackwardMerge : protected BackwardPlaces<T> {
 
   void add_peephole(const MergePart& part, const Block& block, const Index* offsets, Index peephole, const Slice& slice,
                     T* sums) const {
+    const PeepholeDescription& from = cell_.peepholes[peephole];
     const Index steps = block.end - block.begin, last = slice.first + slice.count;
     for (Index i = std::upper_bound(offsets, offsets + steps, slice.first) - offsets - 1;
          i < steps && offsets[i] < last; ++i) {

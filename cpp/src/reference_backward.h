@@ -217,7 +217,7 @@ class ReferenceBackward {
     for (Index p = 0; p < spec_.proj_size; ++p)
       for (Index u = 0; u < spec_.hidden_size; ++u)
         add(to.weight_hr, p * spec_.hidden_size + u, pairs,
-              [&](const Pair& pair, T s) { return S::madd(pair.d.d_h[p], pair.d.operand[u], s); });
+            [&](const Pair& pair, T s) { return S::madd(pair.d.d_h[p], pair.d.operand[u], s); });
     for (int i = 0; i < cell_.peephole_count; ++i) sum_up_peephole(pairs, cell_.peepholes[i], to.peephole[i]);
   }
 
@@ -229,8 +229,7 @@ class ReferenceBackward {
       const auto d = [slot, u](const Pair& pair) { return pair.d.slots[slot][u]; };
       if (slot < cell_.gates) {
         for (Index k = 0; k < I; ++k)
-          add(to.weight_ih, row * I + k, pairs,
-                [&](const Pair& pair, T s) { return S::madd(d(pair), pair.x[k], s); });
+          add(to.weight_ih, row * I + k, pairs, [&](const Pair& pair, T s) { return S::madd(d(pair), pair.x[k], s); });
         add(to.bias_ih, row, pairs, [&](const Pair& pair, T s) { return s + d(pair); });
       }
       if (slot < cell_.first_recurrent_slot()) continue;

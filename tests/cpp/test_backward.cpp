@@ -82,14 +82,28 @@ class BackwardTest {
  public:
   explicit BackwardTest(const NamedCell& cell) : cell_(cell) {}
 
+  void small() {
+    for (Index hidden = 1; hidden <= 17; ++hidden)
+      for (const Index rows : {1, 7, 9, 15, 17, 31, 33, 129, 300})
+        compare({rows % 3 == 0 ? 21 : hidden, hidden, 3, rows});
+    for (const Index hidden : {1, 2, 3, 5, 9})
+      for (const Index directions : {1, 2})
+        for (const bool states : {false, true}) {
+          compare({hidden, hidden, 10, 67, 2, directions, ragged(67, 10), true, states});
+          compare({20, hidden, 10, 167, 2, directions, ragged(167, 10), states, states});
+        }
+  }
+
   void run() {
+    small();
     constexpr Index sizes[] = {1, 7, 9, 15, 17, 31, 33, 129};
     for (int i = 0; i < 8; ++i)
       compare({sizes[(3 * i + 1) % 8], sizes[i], 2, std::min<Index>(sizes[(5 * i + 2) % 8], 33)});
     for (const Index hidden : {47, 65, 127, 260}) compare({3, hidden, 2, 2});
     compare({5, 9, 300, 9});  // several blocks of steps
     compare({5, 17, 20, 33, 2, 2, ragged(33, 20)});
-    for (const Index batch : {64, 65, 129}) compare({3, 5, 4, batch, 1, 1, ragged(batch, 4)});  // steps of several blocks
+    for (const Index batch : {64, 65, 129})
+      compare({3, 5, 4, batch, 1, 1, ragged(batch, 4)});  // steps of several blocks
     compare(kSeveralGroups);
     for (const bool bias : {false, true})
       for (const bool states : {false, true})
@@ -99,7 +113,10 @@ class BackwardTest {
     compare({9, 17, 3, 0});
     compare({9, 17, 3, 4, 1, 2, {0, 0, 0, 0}});
     without_some();
-    plans({{9, 129, 7, 5, 2, 1, {7, 0, 3, 7, 2}}, {33, 70, 20, 33, 1, 2, ragged(33, 20)}, {20, 17, 120, 3, 2, 2}, kSeveralGroups});
+    plans({{9, 129, 7, 5, 2, 1, {7, 0, 3, 7, 2}},
+           {33, 70, 20, 33, 1, 2, ragged(33, 20)},
+           {20, 17, 120, 3, 2, 2},
+           kSeveralGroups});
     large_tapes();
     in_used_memory();
     ring();
@@ -176,7 +193,7 @@ class BackwardTest {
     Workspace workspace, memory;
     Results<T> results, inference;
     const Sequence<T> sequence = c.problem.sequence(results);
-    Tape<T> tape(c.problem.spec, sequence, options, memory);
+    Tape<T> tape(network, sequence, options, memory);
     CHECK(network.forward(sequence, workspace, tape, forward));
     CHECK(network.run(c.problem.sequence(inference), workspace, forward));
     CHECK_NOTHING_WRONG(inference.difference(results), "forward with a tape, " + c.problem.name());

@@ -27,6 +27,7 @@ class KernelTest {
   explicit KernelTest(const NamedCell& cell) : cell_(cell) {}
 
   void run() {
+    small();
     odd_sizes();
     panel_counts();
     weights_beyond(kNearBytes, kNearRows, 2);
@@ -38,6 +39,20 @@ class KernelTest {
   }
 
  private:
+  void small() {
+    for (Index hidden = 1; hidden <= 17; ++hidden)
+      for (const Index rows : {1, 7, 9, 15, 17, 31, 33, 129, 1000})
+        compare({rows % 2 == 0 ? 131 : hidden, hidden, 3, rows});
+    std::vector<Index> lengths;
+    for (Index i = 0; i < 67; ++i) lengths.push_back(i * 7 % 11);
+    for (const Index hidden : {1, 2, 3, 5, 9})
+      for (const Index directions : {1, 2})
+        for (const bool states : {false, true}) {
+          compare({hidden, hidden, 10, 67, 2, directions, lengths, true, states});
+          compare({20, hidden, 10, 67, 2, directions, {}, states, states});
+        }
+  }
+
   // Each size as I and as H and as B, and every tile height: 1 to 9 rows, and more in several tiles.
   void odd_sizes() {
     constexpr int count = static_cast<int>(std::size(kOddSizes));
