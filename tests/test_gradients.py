@@ -803,3 +803,18 @@ def test_everything_dropped(cell):
         assert np.isfinite(g).all()
         if name == "x" or name.endswith("_l0"):
             assert not g.any()
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn_tanh"])
+def test_gradients_of_a_million_equal_steps(cell):
+    """Silence, or a sensor at rest: added one by one, a million equal terms drift by a percent."""
+    steps, rows = 1000, 1000
+    module, wide = (make(cell, 2, 4, dtype=dtype) for dtype in (np.float32, np.float64))
+    wide.load_state_dict(module.state_dict())
+    gradients = []
+    for m, batch in ((wide, 1), (module, rows)):
+        tape = m.forward(np.full((steps, batch, 2), 0.25, m.dtype))[2]
+        d_output = np.full((steps, batch, 4), np.float32(1 / (steps * rows)), m.dtype)
+        gradients.append(m.backward(tape, d_output, input_gradient=False)[2])
+    exact = {name: rows * g for name, g in gradients[0].items()}  # all rows are alike
+    assert_close_gradients(gradients[1], exact, 1e-5)

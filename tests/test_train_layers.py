@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -108,35 +105,12 @@ def test_a_million_equal_rows_are_added_up_in_blocks(out_features):
     rows = np.full((count, 2), value)
     d_rows = np.full((count, out_features), value)
     _, grads = linear.backward(linear.forward(rows)[1], d_rows)
-    np.testing.assert_allclose(grads["weight"], count * float(value) ** 2, rtol=(1024 + 128 + 8) * eps / 4)
+    np.testing.assert_allclose(grads["weight"], count * float(value) ** 2, rtol=(512 + 128 + 16) * eps / 4)
     np.testing.assert_allclose(grads["bias"], count * float(value), rtol=(128 + 128 + 64) * eps / 4)
     embedding = train.Embedding(3, out_features)
     _, grads = embedding.backward(embedding.forward(np.ones(count, int))[1], d_rows)
     expected = np.multiply.outer([0, 1, 0], np.full(out_features, count * float(value)))
     np.testing.assert_allclose(grads["weight"], expected, rtol=(128 + 128 + 64) * eps / 4)
-
-
-# The gradients of several blocks of rows, of sizes on either side of those from which BLAS uses threads.
-LINEAR_BITS = """
-import hashlib
-import numpy as np
-from gatedrnn import train
-for i, o in ((1, 1), (300, 1), (1, 300), (7, 9), (65, 129), (512, 512)):
-    rng = np.random.default_rng(0)
-    layer = train.Linear(i, o, seed=0)
-    tape = layer.forward(rng.standard_normal((2500, i), np.float32))[1]
-    grads = layer.backward(tape, rng.standard_normal((2500, o), np.float32))[1]
-    print(i, o, *(hashlib.sha256(g.tobytes()).hexdigest() for g in grads.values()))
-"""
-
-
-def test_linear_gradients_have_the_same_bits_with_any_number_of_threads():
-    limits = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
-    seen = set()
-    for threads in ("1", "2", "3"):
-        environment = os.environ | dict.fromkeys(limits, threads)
-        seen.add(subprocess.check_output([sys.executable, "-c", LINEAR_BITS], env=environment, text=True))
-    assert len(seen) == 1, seen
 
 
 # ---- Embedding ----

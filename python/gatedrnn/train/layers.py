@@ -1,8 +1,9 @@
 """What stands before and after a recurrent module: `Embedding` and `Linear`; `Modules` holds them together.
 
 The matrix products of `Linear` are NumPy's own. The same call on the same machine gives the same bits, but,
-unlike in the engine, a row's bits may depend on the rows beside it and on the BLAS library. Sums over rows
-are added up in blocks of a fixed number of them, so that their errors hardly grow with the number of rows.
+unlike in the engine, a row's bits may depend on the rows beside it and on the BLAS library and its threads.
+Sums over rows are added up in blocks of a fixed number of them, so that their errors hardly grow with that of
+the rows.
 """
 
 from __future__ import annotations
@@ -25,10 +26,10 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 
-# Rows whose sum is a block's. Of products more: each is a pass over all sums, and 700 rows of a vocabulary of
-# 10000 in two blocks took 1.3 times as long as in one. And blocks whose sum is a group's.
+# Rows whose sum is a block's. Of products more, since each block is a pass over all sums; but no more than
+# OpenBLAS adds up in the same order on any number of threads. And blocks whose sum is a group's.
 _BLOCK_ROWS = 128
-_BLOCK_PRODUCTS = 1024
+_BLOCK_PRODUCTS = 512
 _GROUP = 128
 
 __all__ = ["Embedding", "Linear", "Module", "Modules", "Tape"]
