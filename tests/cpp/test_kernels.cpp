@@ -27,7 +27,7 @@ class KernelTest {
   explicit KernelTest(const NamedCell& cell) : cell_(cell) {}
 
   void run() {
-    small();
+    smaller_than_a_vector();
     odd_sizes();
     panel_counts();
     weights_beyond(kNearBytes, kNearRows, 2);
@@ -39,16 +39,15 @@ class KernelTest {
   }
 
  private:
-  void small() {
+  // Fewer units than a vector has lanes, and around that, with rows in a part of a block and in many.
+  void smaller_than_a_vector() {
     for (Index hidden = 1; hidden <= 17; ++hidden)
       for (const Index rows : {1, 7, 9, 15, 17, 31, 33, 129, 1000})
         compare({rows % 2 == 0 ? 131 : hidden, hidden, 3, rows});
-    std::vector<Index> lengths;
-    for (Index i = 0; i < 67; ++i) lengths.push_back(i * 7 % 11);
     for (const Index hidden : {1, 2, 3, 5, 9})
       for (const Index directions : {1, 2})
         for (const bool states : {false, true}) {
-          compare({hidden, hidden, 10, 67, 2, directions, lengths, true, states});
+          compare({hidden, hidden, 10, 67, 2, directions, ragged(67, 10), true, states});
           compare({20, hidden, 10, 67, 2, directions, {}, states, states});
         }
   }
