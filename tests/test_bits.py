@@ -34,7 +34,7 @@ needs_fma = pytest.mark.skipif(not HAS_FMA, reason="the baseline kernels promise
 @needs_fma
 @cells
 @dtypes
-@pytest.mark.parametrize(("input_size", "hidden_size"), [(9, 33), (16, 7)])
+@pytest.mark.parametrize(("input_size", "hidden_size"), [(9, 33), (16, 7), (3, 2)])
 def test_row_alone_equals_row_in_any_batch(cell, dtype, input_size, hidden_size):
     module = build(cell, input_size, hidden_size, dtype=dtype)
     x, state = normal((3, 67, input_size), dtype=dtype), state_of(module, 67)
@@ -74,6 +74,36 @@ def test_ragged_batch_in_any_order(cell, dtype):
     shuffled = module(x[:, order], rows_of(state, order), lengths=lengths[order])
     for actual, expected in zip(flat(shuffled), flat(result), strict=True):
         assert_same_bits(actual, expected[:, order])
+
+
+@needs_fma
+@cells
+@dtypes
+@pytest.mark.parametrize("batch", [16, 37, 200])
+def test_fewer_units_than_lanes(cell, dtype, batch):
+    """Large batches of the smallest modules are computed in another layout than a row alone."""
+    module = build(cell, 3, 2, dtype=dtype, bidirectional=True, num_layers=2)
+    rng = np.random.default_rng(batch)
+    lengths = rng.integers(0, 8, batch)
+    x, state = normal((7, batch, 3), dtype=dtype), state_of(module, batch)
+    d_output, results = normal((7, batch, module(x)[0].shape[-1]), seed=1, dtype=dtype), []
+    for threads in (1, 2, 3):
+        with gr.num_threads(threads):
+            output, state_n, tape = module.forward(x, state, lengths=lengths)
+            d_x, d_state, gradients = module.backward(tape, d_output)
+            results.append([*flat((output, state_n)), *flat((d_x, d_state)), *gradients.values()])
+            assert_same_bits(module(x, state, lengths=lengths), (output, state_n))
+    for result in results[1:]:
+        for several, one in zip(result, results[0], strict=True):
+            assert_same_bits(several, one)
+    for b in range(0, batch, 7):
+        row = slice(b, b + 1)
+        output, state_n, tape = module.forward(x[:, row], rows_of(state, row), lengths=lengths[row])
+        d_x, d_state, _ = module.backward(tape, d_output[:, row])
+        for alone, together in zip(
+            [*flat((output, state_n)), *flat((d_x, d_state))], results[0], strict=False
+        ):
+            assert_same_bits(mine, together[:, row])
 
 
 @cells

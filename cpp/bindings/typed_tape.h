@@ -25,7 +25,7 @@ class TypedTape final : public BoundTape {
         x(call.sequence.x),
         x_step(call.sequence.x_step),
         x_row(call.sequence.x_row),
-        tape(this->network->spec(), call.sequence, options, memory_) {}
+        tape(*this->network, call.sequence, options, memory_) {}
 
   // Comes before anybody can write into the caller's x.
   void copy_x() {
@@ -33,6 +33,10 @@ class TypedTape final : public BoundTape {
     const Index width = network->spec().input_size, step = tape.batch * width;
     own_x_ = Buffer<T>(tape.steps * step, kHugeBlock, Fit::loose);
     share_out(tape.steps, tape.steps * step * static_cast<Index>(sizeof(T)), [&](Index t) {
+      if (x_row == width) {
+        std::copy_n(x + t * x_step, step, own_x_.data() + t * step);
+        return;
+      }
       for (Index row = 0; row < tape.batch; ++row)
         std::copy_n(x + t * x_step + row * x_row, width, own_x_.data() + t * step + row * width);
     });

@@ -5,6 +5,7 @@
 #include "pack.h"
 #include "probe.h"
 #include "project.h"
+#include "rows_in_lanes.h"
 #include "step.h"
 
 namespace gatedrnn::GATEDRNN_ISA {
@@ -62,6 +63,7 @@ constexpr Kernels<T> kernels() {
           pack_columns<S>,
           outer<S>,
           sum_columns<S>,
+          lane_kernels<T>(std::make_integer_sequence<int, kCellCount>()),
           map<S, cells::Activations<S>::sigmoid>,
           map<S, cells::Activations<S>::tanh>,
           fma_chain<S>,

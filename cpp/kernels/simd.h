@@ -29,6 +29,9 @@ struct Simd {
   static GATEDRNN_INLINE V set(T value) { return packet::pset1<V>(value); }
   static GATEDRNN_INLINE V load(const T* p) { return packet::ploadu<V>(p); }
   static GATEDRNN_INLINE void store(T* p, V v) { packet::pstoreu<T>(p, v); }
+  // Values that far apart, fewer than 2^31 between the first and the last.
+  static GATEDRNN_INLINE V gather(const T* p, Index stride) { return packet::pgather<T, V>(p, stride); }
+  static GATEDRNN_INLINE void scatter(T* p, V v, Index stride) { packet::pscatter<T, V>(p, v, stride); }
   // Past the caches, where the machine can; `p` is aligned. Others see it once it is published (streaming_stores.h).
   static GATEDRNN_INLINE void stream(T* p, V v) {
 #ifdef __AVX512F__

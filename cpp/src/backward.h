@@ -48,11 +48,7 @@ class BackwardRun : private BackwardMerge<T> {
   // A thread's part of the call.
   void work(Member& member) {
     const FlushDenormals flush;
-    for (Index layer = spec_.num_layers - 1; layer >= 0; --layer) {
-      for (Index direction = 0; direction < spec_.directions; ++direction) run_direction(member, layer, direction);
-      if (layer > 0 && !tape_.masks.empty()) member.phase([&](int part) { undrop(part, layer - 1); });
-    }
-    if (call_.d_x && batch_ > 0) member.phase([&](int part) { clear_past_lengths(part); });
+    this->go_through_layers(member, [&](const Track& track) { run_direction(member, track); });
   }
 
  private:
@@ -71,8 +67,7 @@ class BackwardRun : private BackwardMerge<T> {
     return {track, member, this->row_group_of(group), this->groups_[group]};
   }
 
-  void run_direction(Member& member, Index layer, Index direction) {
-    const Track track{layer, direction};
+  void run_direction(Member& member, const Track& track) {
     this->for_groups(member, [&](int group) { load_state(share_of(member, group, track)); });
     if (plan_.mergers > 0)
       go_back_beside_mergers(member, track);
@@ -333,28 +328,6 @@ class BackwardRun : private BackwardMerge<T> {
     const Index H = spec_.hidden_size;
     for (Index i = 0; i < row_count(share); ++i)
       std::copy_n(share.group.d_c + i * network_.state_stride(), H, call_.d_c_0 + state_at(share, i, H));
-  }
-
-  // What was dropped had no part in the loss.
-  void undrop(int part, Index layer) const {
-    const T scale = static_cast<T>(1 / (1 - tape_.options.dropout.rate));
-    const Index width = spec_.output_size();
-    for (Index rank = part; rank < batch_; rank += plan_.threads())
-      for (Index t = 0; t < order_.length(rank); ++t) {
-        const Index at = tape_.pairs.at(t, rank) * width;
-        T* d = between_[layer % 2] + at;
-        const std::uint8_t* mask = tape_.masks[layer] + at;
-        for (Index k = 0; k < width; ++k) d[k] = mask[k] ? d[k] * scale : T(0);
-      }
-  }
-
-  void clear_past_lengths(int part) const {
-    const Rows<T> d_x = d_input_of(0);
-    const Index values = tape_.steps * batch_ * spec_.input_size;
-    for (Index t = part; t < tape_.steps; t += plan_.threads())
-      for (Index rank = this->running_ranks(t); rank < batch_; ++rank)
-        this->pad(d_x.at(t, rank), spec_.input_size, values);
-    publish_streamed();
   }
 
   Index* offsets_ = nullptr;  // [thread][2, in turns][offsets_size]

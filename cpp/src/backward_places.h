@@ -49,9 +49,13 @@ class BackwardPlaces : protected Run<T> {
     operand_of_weights_ = arena.take<T>(has_operand_of_weights() ? ring_pairs() * slot() : 0);
     d_h_ = arena.take<T>(spec_.proj_size > 0 ? ring_pairs() * d_h_stride() : 0);
     kept_ = arena.take<T>(tape_.recomputing() ? blocks_.most_steps * batch_ * tape_.kept_width() : 0);
+    carve_between(arena);
+    lists_ = arena.take<const T*>(plan_.threads() * kLists * list_size());
+  }
+
+  void carve_between(Arena& arena) {
     for (T*& between : between_)
       between = arena.take<T>(spec_.num_layers > 1 ? tape_.steps * batch_ * spec_.output_size() : 0);
-    lists_ = arena.take<const T*>(plan_.threads() * kLists * list_size());
   }
 
   // ---- Sizes -------------------------------------------------------------------------------------------------------------
@@ -112,6 +116,7 @@ class BackwardPlaces : protected Run<T> {
 
   Index running_ranks(Index step) const {
     const Index *lengths = order_.lengths, *rows = order_.rows;
+    if (batch_ > 0 && lengths[rows[batch_ - 1]] > step) return batch_;
     return std::partition_point(rows, rows + batch_, [&](Index row) { return lengths[row] > step; }) - rows;
   }
 
@@ -187,6 +192,17 @@ class BackwardPlaces : protected Run<T> {
     return {kept(track, block, step), kept_stride(), cell_.kept};
   }
 
+  // ---- Layers ------------------------------------------------------------------------------------------------------------
+  // `run_direction(track)` for all tracks, from the last layer on.
+  template <class RunDirection>
+  void go_through_layers(Member& member, RunDirection&& run_direction) {
+    for (Index layer = spec_.num_layers - 1; layer >= 0; --layer) {
+      for (Index direction = 0; direction < spec_.directions; ++direction) run_direction(Track{layer, direction});
+      if (layer > 0 && !tape_.masks.empty()) member.phase([&](int part) { undrop(part, layer - 1); });
+    }
+    if (call_.d_x && batch_ > 0) member.phase([&](int part) { clear_past_lengths(part); });
+  }
+
   const Tape<T>& tape_;
   const BackwardCall<T>& call_;
   T* kept_ = nullptr;   // with recomputing: of one block
@@ -199,6 +215,27 @@ class BackwardPlaces : protected Run<T> {
   const StepBlocks& blocks_;
 
  private:
+  // What was dropped had no part in the loss.
+  void undrop(int part, Index layer) const {
+    const T scale = static_cast<T>(1 / (1 - tape_.options.dropout.rate));
+    const Index width = spec_.output_size();
+    for (Index rank = part; rank < batch_; rank += plan_.threads())
+      for (Index t = 0; t < order_.length(rank); ++t) {
+        const Index at = tape_.pairs.at(t, rank) * width;
+        T* d = between_[layer % 2] + at;
+        const std::uint8_t* mask = tape_.masks[layer] + at;
+        for (Index k = 0; k < width; ++k) d[k] = mask[k] ? d[k] * scale : T(0);
+      }
+  }
+
+  void clear_past_lengths(int part) const {
+    const Rows<T> d_x = d_input_of(0);
+    const Index values = tape_.steps * batch_ * spec_.input_size;
+    for (Index t = part; t < tape_.steps; t += plan_.threads())
+      for (Index rank = running_ranks(t); rank < batch_; ++rank) this->pad(d_x.at(t, rank), spec_.input_size, values);
+    publish_streamed();
+  }
+
   // Mergers would need recomputed values for longer than these last.
   static Plan usable(Plan plan, const Tape<T>& tape) {
     if (tape.recomputing()) plan.mergers = 0;

@@ -3,6 +3,7 @@
 
 #include <memory>
 
+#include "forward_in_lanes.h"
 #include "gatedrnn/tape.h"
 #include "run.h"
 
@@ -17,17 +18,23 @@ class ForwardRun : private Run<T> {
  public:
   // `tape` may be null.
   ForwardRun(const Network<T>& network, const Sequence<T>& sequence, const Plan& plan, int first_turn, Tape<T>* tape)
-      : Base(network, plan, sequence.batch, {nullptr, sequence.lengths, sequence.steps}, sequence.poll),
+      : Base(network, usable(plan, in_lanes(network, sequence, tape)), sequence.batch,
+             {nullptr, sequence.lengths, sequence.steps}, sequence.poll),
         sequence_(sequence),
         tape_(tape),
-        first_turn_(first_turn) {}
+        first_turn_(first_turn),
+        in_lanes_(in_lanes(network, sequence, tape)) {}
 
   void carve(Arena& arena) {
     places_ = arena.take<Place>(overlapping() ? plan_.threads() * plan_.layer_groups : 0);
     sorted_ = arena.take<Index>(sequence_.lengths ? sequence_.batch : 0);
     const bool in_place = tape_ || spec_.directions == 1 || spec_.num_layers == 1;
     between_ = arena.take<T>(in_place ? 0 : sequence_.steps * sequence_.batch * spec_.output_size());
-    this->carve_groups(arena, Base::Forward::walk, [](Group<T>&) {});
+    if (!in_lanes_) return this->carve_groups(arena, Base::Forward::walk, [](Group<T>&) {});
+    const Index blocks =
+        overlapping() ? ceil_div(ceil_div(sequence_.batch, network_.kernels().lanes), plan_.row_groups) : 1;
+    this->carve_groups(arena, Base::Forward::no,
+                       [&](Group<T>& group) { ForwardInLanes<T>::carve(arena, network_, blocks, group); });
   }
 
   // False where run_team is.
@@ -36,6 +43,7 @@ class ForwardRun : private Run<T> {
       RowOrder::sort(sequence_.lengths, sequence_.batch, sorted_);
       this->order_.rows = sorted_;
     }
+    if (in_lanes_) lanes_ = ForwardInLanes<T>(network_, sequence_, tape_, order_);
     // Processors fetch ahead of what they write. Threads with rows of their own write each a part of the tape of its own, so that
     // they do not take each other's next lines away.
     if (tape_)
@@ -51,7 +59,7 @@ class ForwardRun : private Run<T> {
       work_on_overlapping_layers(member);
     else
       work_on_layers(member);
-    if (tape_) member.phase([&](int part) { deliver(part); });
+    if (tape_ && (sequence_.lengths || !in_lanes_)) member.phase([&](int part) { deliver(part); });
   }
 
  private:
@@ -69,6 +77,15 @@ class ForwardRun : private Run<T> {
   bool layers_meet() const { return (plan_.direction_groups > 1 && spec_.num_layers > 1) || dropping(); }
 
   bool overlapping() const { return plan_.layer_groups > 1; }
+
+  static bool in_lanes(const Network<T>& network, const Sequence<T>& sequence, const Tape<T>* tape) {
+    return tape ? tape->in_lanes() : has_rows_in_lanes(network.spec(), network.kernels().lanes, sequence.batch);
+  }
+  // With rows in lanes nobody shares units.
+  static Plan usable(Plan plan, bool in_lanes) {
+    if (in_lanes) plan.row_groups *= std::exchange(plan.unit_groups, 1);
+    return plan;
+  }
 
   // What one thread writes in the way of another, or for all of them, goes past the caches.
   Write output_write() const {
@@ -125,7 +142,7 @@ class ForwardRun : private Run<T> {
   // memory, since a block's inputs are projected before its outputs are written; two directions take turns between the
   // caller's output and scratch.
   Rows<T> output_of(Index layer) const {
-    if (tape_) return dense(tape_->outputs[layer]);
+    if (tape_ && !(in_lanes_ && layer + 1 == spec_.num_layers)) return dense(tape_->outputs[layer]);
     const bool last_or_in_place = (spec_.num_layers - 1 - layer) % 2 == 0 || spec_.directions == 1;
     return last_or_in_place ? caller_output() : dense(between_);
   }
@@ -185,6 +202,13 @@ class ForwardRun : private Run<T> {
 
   void run_segment(const Share& share, Index segment) {
     const Index begin = segment_begin(segment), end = segment_begin(segment + 1);
+    if (in_lanes_) {
+      lanes_.run({share.layer, share.direction, input_of(share.layer), output_of(share.layer), begin, end,
+                  overlapping(), tape_ && kept_write() == Write::streamed},
+                 share.group, share.row_group, plan_.row_groups,
+                 [&](double work) { this->look_up(share.member, work); });
+      return deliver_zeros(share, end);
+    }
     if (segment == 0)
       for_units(share, [&](int part) {
         if (part == 0) load_state(share);
@@ -201,6 +225,11 @@ class ForwardRun : private Run<T> {
     }
     this->walk(share, passage, begin, end, first_turn_ ^ static_cast<int>(begin & 1),
                [&](int part, Index, const T* h, Index next, Index rows) { store_state(share, part, h, next, rows); });
+    deliver_zeros(share, end);
+  }
+
+  // Past the rows' lengths, where what a layer has computed up to `end` is the caller's output.
+  void deliver_zeros(const Share& share, Index end) const {
     const bool delivered = !tape_ && share.layer == spec_.num_layers - 1 && end == sequence_.steps;
     if (delivered && sequence_.lengths)
       for_units(share, [&](int part) {
@@ -270,10 +299,10 @@ class ForwardRun : private Run<T> {
     const Index steps = sequence_.steps, parts = plan_.threads();
     for (Index t = steps * part / parts; t < steps * (part + 1) / parts; ++t)
       for (Index rank = 0; rank < sequence_.batch; ++rank)
-        if (t < order_.length(rank))
-          std::copy_n(from.at(t, rank), spec_.output_size(), to.at(t, rank));
-        else
+        if (t >= order_.length(rank))
           this->pad(to.at(t, rank), spec_.output_size(), output_values());
+        else if (!in_lanes_)
+          std::copy_n(from.at(t, rank), spec_.output_size(), to.at(t, rank));
     publish_streamed();
   }
 
@@ -292,6 +321,8 @@ class ForwardRun : private Run<T> {
   const Sequence<T>& sequence_;
   Tape<T>* tape_;
   const int first_turn_;
+  const bool in_lanes_;
+  ForwardInLanes<T> lanes_;
   Index* sorted_ = nullptr;  // [B] rows by rank
   T* between_ = nullptr;
   Place* places_ = nullptr;  // [thread][layer group]

@@ -1,6 +1,7 @@
 #include "gatedrnn/network.h"
 
 #include "backward.h"
+#include "backward_in_lanes.h"
 #include "forward.h"
 #include "gatedrnn/tape.h"
 
@@ -127,6 +128,10 @@ void Network<T>::backward(const Tape<T>& tape, const BackwardCall<T>& call, Work
 template <class T>
 bool Network<T>::backward(const Tape<T>& tape, const BackwardCall<T>& call, Workspace& workspace,
                           const Plan& plan) const {
+  if (tape.in_lanes()) {
+    BackwardInLanes<T> run(*this, tape, call, plan);
+    return start(run, workspace);
+  }
   BackwardRun<T> run(*this, tape, call, plan);
   return start(run, workspace);
 }

@@ -87,6 +87,33 @@ void pack_projection(const Spec& spec, const LayerParameters<T>& from, const Ker
   pack_panels(from.weight_hr, to, kernels, {0}, to.recurrent_depth, to.recurrent);
 }
 
+// In the order in which a step with rows in lanes reads them.
+template <class T>
+void pack_in_lanes(const Spec& spec, Index I, const LayerParameters<T>& from, Buffer<T>& packed) {
+  const CellDescription& cell = spec.description();
+  const Index H = spec.hidden_size;
+  packed = Buffer<T>(H * (cell.slots + cell.gates * (I + H) + cell.stage_count * cell.peephole_count));
+  T* to = packed.data();
+  for (int s = 0; s < cell.stage_count; ++s) {
+    const StageDescription& stage = cell.stages[s];
+    for (Index unit = 0, count; unit < H; unit += count) {
+      count = lane_tile(H - unit, stage.gates);
+      const auto product = [&](const T* matrix, Index depth, int first) {
+        for (Index k = 0; k < depth; ++k)
+          for (Index u = unit; u < unit + count; ++u)
+            for (const Index gate : gates_of_slots(cell, stage.first_slot + first, stage.gates))
+              *to++ = matrix[(gate * H + u) * depth + k];
+      };
+      for (Index u = unit; u < unit + count; ++u)
+        for (Index slot = 0; slot < stage.slots; ++slot) *to++ = slot_bias(from, cell, stage.first_slot + slot, H, u);
+      product(from.weight_ih, I, 0);
+      product(from.weight_hh, H, stage.first_operand_slot());
+      for (Index u = unit; u < unit + count; ++u)
+        for (int i = 0; i < cell.peephole_count; ++i) *to++ = from.peephole[i][u];
+    }
+  }
+}
+
 }  // namespace
 
 template <class T>
@@ -97,6 +124,7 @@ void pack_layer(const Spec& spec, Index layer, const LayerParameters<T>& from, c
   for (int stage = 0; stage < stages; ++stage)
     pack_stage(stage, spec, spec.layer_input_size(layer), from, kernels, to.stages[stage]);
   if (spec.proj_size > 0) pack_projection(spec, from, kernels, to.stages.back());
+  if (has_rows_in_lanes(spec, kernels.lanes)) pack_in_lanes(spec, spec.layer_input_size(layer), from, to.in_lanes);
 }
 
 namespace {
@@ -123,6 +151,28 @@ void pack_transposed(const T* matrix, Index units, Index H, const Gates& gates, 
   });
 }
 
+// The transposed weights in the order in which a step backward with rows in lanes reads them.
+template <class T>
+void pack_back_in_lanes(const Spec& spec, Index I, const LayerParameters<T>& from, PackedBackLayer<T>& to) {
+  const CellDescription& cell = spec.description();
+  const Index H = spec.hidden_size;
+  to.in_lanes = Buffer<T>(cell.gates * H * (H + I));
+  T* out = to.in_lanes.data();
+  const auto product = [&](const T* matrix, Index outputs, Index first_slot, Index slots) {
+    for (Index output = 0, count; output < outputs; output += count) {
+      count = lane_tile(outputs - output, 1);
+      for (const Index gate : gates_of_slots(cell, first_slot, slots))
+        for (Index row = gate * H; row < (gate + 1) * H; ++row, out += count)
+          std::copy_n(matrix + row * outputs + output, count, out);
+    }
+  };
+  product(from.weight_hh, H, cell.first_recurrent_slot(), cell.recurrent_slots());
+  if (cell.two_stages()) product(from.weight_hh, H, cell.stages[1].first_slot, cell.stages[1].gates);
+  product(from.weight_ih, I, 0, cell.gates);
+  to.peepholes_in_lanes = Buffer<T>(cell.peephole_count * H);
+  for (int i = 0; i < cell.peephole_count; ++i) std::copy_n(from.peephole[i], H, to.peepholes_in_lanes.data() + i * H);
+}
+
 }  // namespace
 
 template <class T>
@@ -140,6 +190,7 @@ void pack_back_layer(const Spec& spec, Index layer, const LayerParameters<T>& fr
   to.peephole = Buffer<T>(cell.peephole_count * slot);
   std::fill_n(to.peephole.data(), to.peephole.size(), T(0));
   for (Index p = 0; p < cell.peephole_count; ++p) std::copy_n(from.peephole[p], H, to.peephole.data() + p * slot);
+  if (has_rows_in_lanes(spec, lanes)) pack_back_in_lanes(spec, I, from, to);
 }
 
 template void pack_back_layer(const Spec&, Index, const LayerParameters<float>&, int, PackedBackLayer<float>&);

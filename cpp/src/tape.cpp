@@ -7,11 +7,13 @@
 namespace gatedrnn {
 
 template <class T>
-Tape<T>::Tape(const Spec& spec, const Sequence<T>& sequence, const TapeOptions& options, Workspace& memory)
-    : spec(spec),
+Tape<T>::Tape(const Network<T>& network, const Sequence<T>& sequence, const TapeOptions& options, Workspace& memory)
+    : spec(network.spec()),
       options(options),
       steps(sequence.steps),
       batch(sequence.batch),
+      lanes_of_rows(!recomputing() && has_rows_in_lanes(spec, network.kernels().lanes, batch) ? network.kernels().lanes
+                                                                                              : 0),
       lengths(batch, steps),
       rows(batch),
       pairs(PairOrder::by_step(batch)) {
@@ -29,20 +31,23 @@ void Tape<T>::carve(Arena& arena) {
   kept.clear();
   c.clear();
   for (Index track = 0; track < tracks(); ++track) {
-    kept.push_back(arena.take<T>(options.recompute ? 0 : pair_count * kept_width()));
-    c.push_back(arena.take<T>(spec.description().has_c ? checkpoints * batch * H : 0));
+    const Index rows = in_lanes() ? lane_blocks() * lanes_of_rows : batch;
+    const Index width = in_lanes() ? kept_width() + H : options.recompute ? 0 : kept_width();
+    kept.push_back(arena.take<T>(steps * rows * width));
+    c.push_back(arena.take<T>(spec.description().has_c ? checkpoints * rows * H : 0));
   }
   outputs.clear();
   inputs.clear();
   masks.clear();
   const bool dropping = options.dropout.rate > 0;
   for (Index layer = 0; layer < spec.num_layers; ++layer) {
-    outputs.push_back(arena.take<T>(outputs_size));
-    if (!dropping || layer + 1 == spec.num_layers) continue;
+    const bool last = layer + 1 == spec.num_layers;
+    outputs.push_back(arena.take<T>(in_lanes() && last ? 0 : outputs_size));
+    if (!dropping || last) continue;
     inputs.push_back(arena.take<T>(outputs_size));
     masks.push_back(arena.take<std::uint8_t>(outputs_size));
   }
-  h_0 = arena.take<T>(tracks() * batch * spec.state_size());
+  h_0 = arena.take<T>(tracks() * (in_lanes() ? lane_blocks() * lanes_of_rows : batch) * spec.state_size());
 }
 
 template <class T>

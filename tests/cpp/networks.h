@@ -52,6 +52,13 @@ struct Shape {
   bool states = true;  // initial states are given
 };
 
+// So many lengths in 0 .. steps.
+inline std::vector<Index> ragged(Index batch, Index steps) {
+  std::vector<Index> lengths;
+  for (Index b = 0; b < batch; ++b) lengths.push_back((b * 97 + 5) % (steps + 1));
+  return lengths;
+}
+
 template <class T>
 constexpr const char* type_name() {
   return sizeof(T) == 4 ? "float" : "double";

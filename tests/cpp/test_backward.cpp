@@ -82,7 +82,21 @@ class BackwardTest {
  public:
   explicit BackwardTest(const NamedCell& cell) : cell_(cell) {}
 
+  // Fewer units than a vector has lanes, and around that, with rows in a part of a block and in many.
+  void smaller_than_a_vector() {
+    for (Index hidden = 1; hidden <= 17; ++hidden)
+      for (const Index rows : {1, 7, 9, 15, 17, 31, 33, 129}) compare({rows % 3 == 0 ? 21 : hidden, hidden, 2, rows});
+    for (const Index hidden : {1, 3, 9})
+      for (const Index directions : {1, 2}) {
+        compare({hidden, hidden, 9, 67, 2, directions, ragged(67, 9)});
+        compare({20, hidden, 9, 167, 1, directions, ragged(167, 9), directions == 1, directions == 1});
+      }
+    compare({131, 2, 2, 1000});
+    compare({2, 1, 100, 90});  // more than a group of blocks
+  }
+
   void run() {
+    smaller_than_a_vector();
     constexpr Index sizes[] = {1, 7, 9, 15, 17, 31, 33, 129};
     for (int i = 0; i < 8; ++i)
       compare({sizes[(3 * i + 1) % 8], sizes[i], 2, std::min<Index>(sizes[(5 * i + 2) % 8], 33)});
@@ -111,7 +125,7 @@ class BackwardTest {
   }
 
   void run_threads() {
-    plans({{9, 129, 7, 5, 2, 1, {7, 0, 3, 7, 2}}});
+    plans({{9, 129, 7, 5, 2, 1, {7, 0, 3, 7, 2}}, {5, 3, 7, 150, 2, 1, ragged(150, 7)}});
     large_tapes();
     ring();
   }
@@ -119,12 +133,6 @@ class BackwardTest {
  private:
   // More blocks of pairs than a group has.
   static inline const Shape kSeveralGroups{2, 3, kGroupBlocks + 12, 1 + kBlockPairs / 2};
-
-  static std::vector<Index> ragged(Index batch, Index steps) {
-    std::vector<Index> lengths;
-    for (Index b = 0; b < batch; ++b) lengths.push_back((b * 97 + 5) % (steps + 1));
-    return lengths;
-  }
 
   // A problem with gradients of its results.
   struct Case {
@@ -180,7 +188,7 @@ class BackwardTest {
     Workspace workspace, memory;
     Results<T> results, inference;
     const Sequence<T> sequence = c.problem.sequence(results);
-    Tape<T> tape(c.problem.spec, sequence, options, memory);
+    Tape<T> tape(network, sequence, options, memory);
     CHECK(network.forward(sequence, workspace, tape, forward));
     CHECK(network.run(c.problem.sequence(inference), workspace, forward));
     CHECK_NOTHING_WRONG(inference.difference(results), "forward with a tape, " + c.problem.name());
@@ -211,7 +219,8 @@ class BackwardTest {
 
   // Without gradients of the output, into places that hold something already.
   void without_some() {
-    for (const Shape& shape : {Shape{5, 17, 6, 3, 2, 1, {6, 2, 4}}, kSeveralGroups}) {
+    for (const Shape& shape :
+         {Shape{5, 17, 6, 3, 2, 1, {6, 2, 4}}, Shape{5, 2, 6, 67, 2, 2, ragged(67, 6)}, kSeveralGroups}) {
       Case c(cell_, shape);
       const Gradients<T> expected = reference(c, T(0.25));
       const Gradients<T> got = computed(c, *available_tables().back(), alone(c), alone(c), {}, T(0.25));
@@ -258,7 +267,8 @@ class BackwardTest {
   void large_tapes() {
     Core small = core();
     small.l2 = small.l3 = 1;
-    for (const Shape& shape : {Shape{7, 64, 5, 6, 2, 1}, Shape{9, 129, 7, 5, 2, 2, {7, 0, 3, 7, 2}}}) {
+    for (const Shape& shape :
+         {Shape{7, 64, 5, 6, 2, 1}, Shape{9, 129, 7, 5, 2, 2, {7, 0, 3, 7, 2}}, Shape{3, 2, 5, 67, 2, 2}}) {
       const Case c(cell_, shape);
       const KernelTable& table = *available_tables().back();
       const Network<T> network(c.problem.spec, c.problem.parameters, table, small);

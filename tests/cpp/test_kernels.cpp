@@ -41,6 +41,7 @@ class KernelTest {
   explicit KernelTest(const NamedCell& cell) : cell_(cell) {}
 
   void run() {
+    smaller_than_a_vector();
     odd_sizes();
     unit_tails();
     panel_counts();
@@ -54,6 +55,19 @@ class KernelTest {
   }
 
  private:
+  // Fewer units than a vector has lanes, and around that, with rows in a part of a block and in many.
+  void smaller_than_a_vector() {
+    for (Index hidden = 1; hidden <= 17; ++hidden)
+      for (const Index rows : {1, 7, 9, 15, 17, 31, 33, 129, 1000})
+        compare({rows % 2 == 0 ? 131 : hidden, hidden, 3, rows});
+    for (const Index hidden : {1, 2, 3, 5, 9})
+      for (const Index directions : {1, 2})
+        for (const bool states : {false, true}) {
+          compare({hidden, hidden, 10, 67, 2, directions, ragged(67, 10), true, states});
+          compare({20, hidden, 10, 67, 2, directions, {}, states, states});
+        }
+  }
+
   // Each size as I and as H and as B, and every tile height: 1 to 9 rows, and more in several tiles.
   void odd_sizes() {
     constexpr int count = static_cast<int>(std::size(kOddSizes));

@@ -77,6 +77,7 @@ void compare_plans(const NamedCell& cell, const Scope& scope) {
     for (const Index directions : {1, 2}) {
       compare_plans<T>(cell, scope, {9, 67, 6, 5, layers, directions, {6, 0, 1, 3, 6}});
       compare_plans<T>(cell, scope, {17, 33, 3, 4, layers, directions});
+      compare_plans<T>(cell, scope, {5, 2, 6, 37, layers, directions, ragged(37, 6)});  // rows in lanes
     }
   compare_plans<T>(cell, scope, {7, 33, 5, 1, 2, 2});
   compare_plans<T>(cell, scope, {7, 9, 5, 2, 2, 1, {2, 5}});

@@ -28,6 +28,12 @@ struct Simd {
   static V load(const T* p) {
     return each([&](int i) { return p[i]; });
   }
+  static V gather(const T* p, Index stride) {
+    return each([&](int i) { return p[i * stride]; });
+  }
+  static void scatter(T* p, V v, Index stride) {
+    for (int i = 0; i < lanes; ++i) p[i * stride] = v.lane[i];
+  }
   static void stream(T* p, V v) { store(p, v); }
   static void store(T* p, V v) {
     for (int i = 0; i < lanes; ++i) p[i] = v.lane[i];

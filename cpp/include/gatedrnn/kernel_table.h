@@ -12,6 +12,7 @@
 #pragma once
 
 #include "gatedrnn/core.h"
+#include "gatedrnn/rows_in_lanes.h"
 #include "gatedrnn/spec.h"
 
 namespace gatedrnn {
@@ -210,6 +211,7 @@ struct Kernels {
   void (*pack_columns)(const PackColumnsArgs<T>&) noexcept;
   void (*outer)(const OuterArgs<T>&) noexcept;
   void (*sum_columns)(const ColumnArgs<T>&) noexcept;
+  LaneKernels<T> rows_in_lanes;
   // Elementwise, n values: the activations exactly as the cells compute them.
   void (*sigmoid)(const T* x, T* y, Index n) noexcept;
   void (*tanh)(const T* x, T* y, Index n) noexcept;

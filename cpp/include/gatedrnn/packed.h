@@ -26,6 +26,7 @@ struct PackedStage {
 template <class T>
 struct PackedLayer {
   std::vector<PackedStage<T>> stages;  // in the order of a time step: the cell's, then the projection
+  Buffer<T> in_lanes;                  // the same weights for rows in lanes, where these may be
 };
 
 // The transposed weights of one product of the backward pass: [panel][depth][kBackVectors][lanes], the depth being the slots that
@@ -45,6 +46,7 @@ struct PackedBackLayer {
   PackedTransposed<T> projection;  // from the projected h to the one before
   PackedTransposed<T> input;
   Buffer<T> peephole;  // [peephole][slot_stride]
+  Buffer<T> in_lanes, peepholes_in_lanes;
 };
 
 // Width of a slot in a row of gradients.

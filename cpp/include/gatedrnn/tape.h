@@ -25,13 +25,15 @@ template <class T>
 class Tape {
  public:
   // Lives in `memory`, which grows where it is too small.
-  Tape(const Spec& spec, const Sequence<T>& sequence, const TapeOptions& options, Workspace& memory);
+  Tape(const Network<T>& network, const Sequence<T>& sequence, const TapeOptions& options, Workspace& memory);
   Tape(const Tape&) = delete;
   Tape& operator=(const Tape&) = delete;
 
   const Spec spec;
   const TapeOptions options;
   const Index steps, batch;
+  // 0: lanes of what is kept hold units. Else so many hold rows; recomputing stays with units, as what it saves is time's price.
+  const int lanes_of_rows;
   std::vector<Index> lengths;  // [B], by row
   std::vector<Index> rows;     // [B], by rank
   // Backward goes through the steps in blocks (with mergers in shorter ones of its plan), and cuts them where a block of pairs ends.
@@ -41,10 +43,16 @@ class Tape {
   std::vector<T*> kept;  // by track: [(step, rank)][kept_width], see kept_offset; with `recompute` nowhere
   std::vector<T*>
       c;  // by track, where there is c: [checkpoint][rank][H]: c before each block, or with all kept before the first
-  std::vector<T*> outputs;           // by layer: [(t, rank)][D * P]
+  std::vector<T*> outputs;           // by layer: [(t, rank)][D * P]; with rows in lanes not of the last one
   std::vector<T*> inputs;            // by layer from the second on, with dropout: what is left of the outputs below
   std::vector<std::uint8_t*> masks;  // the same places: 1 where a value was left
   T* h_0 = nullptr;                  // [track][rank][P]
+  // With rows in lanes `kept` is [step][block of rows][kept values, then h][unit][lane], `c` and `h_0` [block][unit][lane].
+  bool in_lanes() const { return lanes_of_rows > 0; }
+  Index lane_blocks() const { return ceil_div(batch, lanes_of_rows); }
+  T* kept_in_lanes(Index track, Index block, Index step) const {
+    return kept[track] + (step * lane_blocks() + block) * (kept_width() + spec.hidden_size) * lanes_of_rows;
+  }
 
   Index length(Index rank) const { return lengths[rows[rank]]; }
   Index longest() const { return batch > 0 ? length(0) : 0; }

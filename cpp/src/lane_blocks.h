@@ -1,0 +1,48 @@
+// Blocks of as many rows as lanes, by rank, for the layout of rows_in_lanes.h.
+#pragma once
+
+#include <algorithm>
+
+#include "gatedrnn/memory.h"
+#include "gatedrnn/rows_in_lanes.h"
+#include "run.h"
+
+namespace gatedrnn {
+
+class LaneBlocks {
+ public:
+  LaneBlocks() = default;
+  LaneBlocks(const RowOrder& order, Index batch, int lanes) : order_(order), batch_(batch), lanes_(lanes) {
+    for (Index rank = 0; in_order_ && order.rows && rank < batch; ++rank) in_order_ = order.rows[rank] == rank;
+  }
+
+  Index count() const { return ceil_div(batch_, lanes_); }
+  Index lanes() const { return lanes_; }
+  Index first(Index block) const { return block * lanes_; }
+  Index rows(Index block) const { return std::min<Index>(lanes_, batch_ - first(block)); }
+  Index length(Index rank) const { return order_.length(rank); }
+  // How many of `count` ranks run in a step.
+  Index running(Index first, Index count, Index step) const {
+    while (count > 0 && length(first + count - 1) <= step) --count;
+    return count;
+  }
+
+  // Of `count` ranks, in a step of a direction. Has to be kept where `at` stays, which has room for them.
+  template <class Value>
+  LaneRows<Value> place(const Rows<Value>& rows, Index direction, Index step, Index first, Index count,
+                        Index* at) const {
+    const auto offset = [&](Index rank) { return rows.offset(direction == 0 ? step : length(rank) - 1 - step, rank); };
+    const bool same_time = direction == 0 || length(first) == length(first + count - 1);
+    if (same_time && (in_order_ || !rows.order)) return {rows.data + offset(first), rows.row_stride, nullptr};
+    for (Index i = 0; i < count; ++i) at[i] = offset(first + i);
+    return {rows.data, 0, at};
+  }
+
+ private:
+  RowOrder order_;
+  Index batch_ = 0;
+  int lanes_ = 1;
+  bool in_order_ = true;
+};
+
+}  // namespace gatedrnn
