@@ -3,8 +3,8 @@
 
 #include <algorithm>
 
-#include "gatedrnn/memory.h"
 #include "gatedrnn/rows_in_lanes.h"
+#include "gatedrnn/sizes.h"
 #include "run.h"
 
 namespace gatedrnn {
