@@ -18,6 +18,8 @@ from tolerance import assert_close, wide
 CLASSES = {
     "lstm": (gr.LSTM, {}),
     "lstm_peephole": (gr.LSTM, {"peephole": True}),
+    "lstm_coupled": (gr.LSTM, {"coupled": True}),
+    "lstm_coupled_peephole": (gr.LSTM, {"coupled": True, "peephole": True}),
     "gru": (gr.GRU, {}),
     "gru_reset_before": (gr.GRU, {"reset_after": False}),
     "rnn_tanh": (gr.RNN, {}),

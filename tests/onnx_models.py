@@ -6,11 +6,13 @@ import numpy as np
 import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
-# Where torch's gates stand in ONNX's order: LSTM i,f,g,o -> i,o,f,c; GRU r,z,n -> z,r,h.
-GATES = {"LSTM": (0, 3, 1, 2), "GRU": (1, 0, 2), "RNN": (0,)}
+# Our gates and ONNX's order of them. Coupled LSTMs have no f, where ONNX has rows that it does not use.
+GATES = {"LSTM": "ifgo iofg", "COUPLED": "igo iofg", "GRU": "rzn zrn", "RNN": "h h"}
 OPERATORS = {
     "lstm": ("LSTM", {}),
     "lstm_peephole": ("LSTM", {}),
+    "lstm_coupled": ("LSTM", {"input_forget": 1}),
+    "lstm_coupled_peephole": ("LSTM", {"input_forget": 1}),
     "gru": ("GRU", {"linear_before_reset": 1}),
     "gru_reset_before": ("GRU", {"linear_before_reset": 0}),
     "rnn_tanh": ("RNN", {"activations": ["Tanh"]}),
@@ -21,12 +23,14 @@ OPERATORS = {
 def run(cell, parameters, x, state=None, lengths=None, *, bidirectional=False):
     """`output, state_n` of one layer in this library's layout. x is (T, B, I)."""
     operator, attributes = OPERATORS[cell]
+    ours, theirs = GATES["COUPLED" if "coupled" in cell else operator].split()
     suffixes = ("_l0", "_l0_reverse")[: 1 + bidirectional]
     hidden_size = parameters["weight_hh_l0"].shape[1]
 
     def gates(name):
-        rows = [parameters[name + s].reshape(len(GATES[operator]), hidden_size, -1) for s in suffixes]
-        return np.stack([r[list(GATES[operator])].reshape(parameters[name + "_l0"].shape) for r in rows])
+        rows = [dict(zip(ours, np.split(parameters[name + s], len(ours)), strict=True)) for s in suffixes]
+        absent = np.zeros_like(rows[0][ours[0]])
+        return np.stack([np.concatenate([r.get(gate, absent) for gate in theirs]) for r in rows])
 
     feeds = {"X": x, "W": gates("weight_ih"), "R": gates("weight_hh")}
     if "bias_ih_l0" in parameters:
@@ -36,9 +40,10 @@ def run(cell, parameters, x, state=None, lengths=None, *, bidirectional=False):
     if state is not None:
         parts = state if operator == "LSTM" else (state,)
         feeds |= dict(zip(("initial_h", "initial_c"), parts, strict=False))
-    if cell == "lstm_peephole":
+    if "weight_ci_l0" in parameters:
+        absent = np.zeros(hidden_size, np.float32)
         feeds["P"] = np.stack(
-            [np.concatenate([parameters[f"weight_c{g}{s}"] for g in "iof"]) for s in suffixes]
+            [np.concatenate([parameters.get(f"weight_c{g}{s}", absent) for g in "iof"]) for s in suffixes]
         )
 
     slots = ["X", "W", "R", "B", "sequence_lens", "initial_h", "initial_c", "P"]

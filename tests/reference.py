@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import numpy as np
 
-CELLS = ("lstm", "lstm_peephole", "gru", "gru_reset_before", "rnn_tanh", "rnn_relu")
-
 
 def sigmoid(x):
     e = np.exp(-np.abs(x))  # never overflows
@@ -24,6 +22,16 @@ def lstm(p, x, state):
         x @ p["weight_ih"].T + p["bias_ih"] + h @ p["weight_hh"].T + p["bias_hh"], 4, axis=1
     )
     c_new = sigmoid(f + p.get("weight_cf", 0) * c) * c + sigmoid(i + p.get("weight_ci", 0) * c) * np.tanh(g)
+    h_new = sigmoid(o + p.get("weight_co", 0) * c_new) * np.tanh(c_new)
+    return (h_new @ p["weight_hr"].T if "weight_hr" in p else h_new), c_new
+
+
+def coupled_lstm(p, x, state):
+    """Gates i, g, o. The forget gate is 1 - s(i) = s(-i)."""
+    h, c = state
+    i, g, o = np.split(x @ p["weight_ih"].T + p["bias_ih"] + h @ p["weight_hh"].T + p["bias_hh"], 3, axis=1)
+    i = i + p.get("weight_ci", 0) * c
+    c_new = sigmoid(-i) * c + sigmoid(i) * np.tanh(g)
     h_new = sigmoid(o + p.get("weight_co", 0) * c_new) * np.tanh(c_new)
     return (h_new @ p["weight_hr"].T if "weight_hr" in p else h_new), c_new
 
@@ -50,6 +58,8 @@ def rnn(p, x, state, activation=np.tanh):
 STEP = {
     "lstm": lstm,
     "lstm_peephole": lstm,
+    "lstm_coupled": coupled_lstm,
+    "lstm_coupled_peephole": coupled_lstm,
     "gru": gru,
     "gru_reset_before": lambda p, x, state: gru(p, x, state, reset_after=False),
     "rnn_tanh": rnn,
@@ -110,7 +120,9 @@ def forward(
                 "bias_hh": np.zeros(len(p["weight_ih"]), dtype),
             } | p
             if state is None:
-                sizes = (p["weight_hh"].shape[1], p["weight_hh"].shape[0] // 4)[: 1 + is_lstm]
+                sizes = (p["weight_hh"].shape[1], p["weight_hh"].shape[0] // (3 if "coupled" in cell else 4))[
+                    : 1 + is_lstm
+                ]
                 start = tuple(np.zeros((x.shape[1], size), dtype) for size in sizes)
             else:
                 start = tuple(s[layer * directions + reverse] for s in state)

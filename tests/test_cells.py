@@ -23,7 +23,7 @@ SIZES = [
 ]
 cells = pytest.mark.parametrize("cell", CELLS)
 dtypes = pytest.mark.parametrize("dtype", DTYPES)
-LSTMS = ("lstm", "lstm_peephole")
+LSTMS = ("lstm", "lstm_peephole", "lstm_coupled", "lstm_coupled_peephole")
 
 
 def check_bits(module, x, state=None, lengths=None):

@@ -245,7 +245,7 @@ def no_registers(monkeypatch):
 
 
 @on_device
-@pytest.mark.parametrize("cell", ["lstm", "lstm_peephole", "gru", "gru_reset_before", "rnn_tanh"])
+@pytest.mark.parametrize("cell", [cell for cell in CELLS if cell != "rnn_relu" and "projected" not in cell])
 @pytest.mark.parametrize("ragged", [False, True])
 @pytest.mark.parametrize("shape", GROUPS)
 @pytest.mark.usefixtures("more_memory", "no_registers")

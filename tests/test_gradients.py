@@ -487,6 +487,8 @@ def test_results_belong_to_the_caller(cell):
 VALUES_PER_STEP = {
     "lstm": 5,
     "lstm_peephole": 5,
+    "lstm_coupled": 4,
+    "lstm_coupled_peephole": 4,
     "gru": 4,
     "gru_reset_before": 3,
     "rnn_tanh": 0,
@@ -509,7 +511,7 @@ def test_size_of_a_tape(cell, dtype, options):
     assert p.forward()[2].nbytes <= most
 
 
-@pytest.mark.parametrize("cell", ["lstm", "lstm_peephole", "gru", "gru_reset_before"])
+@pytest.mark.parametrize("cell", [cell for cell, values in VALUES_PER_STEP.items() if values > 0])
 def test_recomputing_needs_less_memory(cell):
     p = problem(cell, 64, 64, 4, 1000, dtype=np.float32)
     assert p.forward(recompute=True)[2].nbytes <= 0.3 * p.forward()[2].nbytes

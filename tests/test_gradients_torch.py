@@ -108,6 +108,15 @@ def lstm(w, x, state):
     return (h @ w["weight_hr"].T if "weight_hr" in w else h), c
 
 
+def coupled_lstm(w, x, state):
+    h, c = state
+    i, g, o = (x @ w["weight_ih"].T + w["bias_ih"] + h @ w["weight_hh"].T + w["bias_hh"]).chunk(3, 1)
+    i = i + w["weight_ci"] * c if "weight_ci" in w else i
+    c = torch.sigmoid(-i) * c + torch.sigmoid(i) * torch.tanh(g)
+    h = torch.sigmoid(o + w["weight_co"] * c if "weight_co" in w else o) * torch.tanh(c)
+    return (h @ w["weight_hr"].T if "weight_hr" in w else h), c
+
+
 def gru(w, x, state, reset_after):
     (h,) = state
     x_r, x_z, x_n = (x @ w["weight_ih"].T + w["bias_ih"]).chunk(3, 1)
@@ -126,6 +135,8 @@ def rnn(w, x, state, activation):
 STEP = {
     "lstm": lstm,
     "lstm_peephole": lstm,
+    "lstm_coupled": coupled_lstm,
+    "lstm_coupled_peephole": coupled_lstm,
     "gru": lambda w, x, state: gru(w, x, state, True),
     "gru_reset_before": lambda w, x, state: gru(w, x, state, False),
     "rnn_tanh": lambda w, x, state: rnn(w, x, state, torch.tanh),

@@ -18,7 +18,17 @@ from helpers import CELLS, CLASSES, DTYPES, assert_same_bits, build, normal
 from test_errors import INTERNAL, refused
 
 cells = pytest.mark.parametrize("cell", CELLS)
-GATES = {"lstm": 4, "lstm_peephole": 4, "gru": 3, "gru_reset_before": 3, "rnn_tanh": 1, "rnn_relu": 1}
+# Gates, and those that peepholes lead to.
+GATES = {
+    "lstm": (4, ""),
+    "lstm_peephole": (4, "ifo"),
+    "lstm_coupled": (3, ""),
+    "lstm_coupled_peephole": (3, "io"),
+    "gru": (3, ""),
+    "gru_reset_before": (3, ""),
+    "rnn_tanh": (1, ""),
+    "rnn_relu": (1, ""),
+}
 WIDTH, H = 5, 7
 
 
@@ -50,7 +60,7 @@ BAD_OPTIONS = {
     "seed": [-1, 1.5, "1", True, [1]],
 }
 BAD_OWN_OPTIONS = {
-    "lstm": {"proj_size": [-1, H, H + 1, 2.5, "3", None, True, 2**70], "peephole": FLAGS},
+    "lstm": {"proj_size": [-1, H, H + 1, 2.5, "3", None, True, 2**70], "peephole": FLAGS, "coupled": FLAGS},
     "gru": {"reset_after": FLAGS},
     "rnn_tanh": {"nonlinearity": ["sigmoid", "TANH", "", None, 3, ["tanh"]]},
 }
@@ -188,7 +198,7 @@ def test_initial_weights_are_uniform(cell, dtype):
 # --- state dictionaries ---------------------------------------------------------------------------
 
 
-def expected_shapes(gates, layers, bidirectional, bias, proj_size, peephole):
+def expected_shapes(gates, peepholes, layers, bidirectional, bias, proj_size):
     """torch.nn's rule: layer by layer, direction by direction; our peepholes come last."""
     shapes = {}
     width = (proj_size or H) * (1 + bidirectional)
@@ -200,8 +210,7 @@ def expected_shapes(gates, layers, bidirectional, bias, proj_size, peephole):
             shapes["bias_ih" + end] = shapes["bias_hh" + end] = (gates * H,)
         if proj_size:
             shapes["weight_hr" + end] = (proj_size, H)
-        if peephole:
-            shapes |= {f"weight_c{gate}{end}": (H,) for gate in "ifo"}
+        shapes |= {f"weight_c{gate}{end}": (H,) for gate in peepholes}
     return shapes
 
 
@@ -219,7 +228,7 @@ def test_names_shapes_and_order(cell, layers, bidirectional, bias, proj_size):
         else:
             options["proj_size"] = proj_size
     module = constructor(WIDTH, H, **options)
-    expected = expected_shapes(GATES[cell], layers, bidirectional, bias, proj_size, cell == "lstm_peephole")
+    expected = expected_shapes(*GATES[cell], layers, bidirectional, bias, proj_size)
     assert [(k, v.shape) for k, v in module.state_dict().items()] == list(expected.items())
     assert [(k, v.shape) for k, v in module.parameters().items()] == list(expected.items())
 
@@ -440,7 +449,7 @@ def test_attributes_are_the_parameters(cell):
         assert np.shares_memory(getattr(module, name), value)
     x = normal((4, 3, WIDTH))
     before = module(x)
-    new = normal((GATES[cell] * H, H), seed=5)
+    new = normal((GATES[cell][0] * H, H), seed=5)
     module.weight_hh_l0 = new
     assert not np.array_equal(module(x)[0], before[0])
     np.testing.assert_array_equal(module.state_dict()["weight_hh_l0"], new)
@@ -539,6 +548,25 @@ def test_file_is_safetensors(tmp_path):
     assert values.keys() == module.state_dict().keys()
     for name, value in module.state_dict().items():
         np.testing.assert_array_equal(values[name], value)
+
+
+def test_files_and_pickles_from_before_an_argument(tmp_path):
+    """`coupled` came later: what does not name it has its default."""
+    from safetensors import safe_open
+    from safetensors.numpy import save_file
+
+    module = build("lstm_peephole")
+    module.save(tmp_path / "now.safetensors")
+    with safe_open(tmp_path / "now.safetensors", "np") as file:
+        metadata = dict(file.metadata())
+    config = json.loads(metadata["config"])
+    del config["coupled"]
+    save_file(module.state_dict(), tmp_path / "then.safetensors", metadata | {"config": json.dumps(config)})
+    assert_equal_modules(module, gr.load(tmp_path / "then.safetensors"))
+
+    rebuild, (cls, options, *rest) = module.__reduce__()[:2]
+    then = {name: value for name, value in options.items() if name != "coupled"}
+    assert_equal_modules(module, rebuild(cls, then, *rest))
 
 
 def test_save_replaces_a_file(tmp_path):

@@ -1,4 +1,4 @@
-"""Against ONNX Runtime, which knows both GRUs and the LSTM with peepholes."""
+"""Against ONNX Runtime, which knows both GRUs and the LSTM with peepholes and with coupled gates."""
 
 from __future__ import annotations
 

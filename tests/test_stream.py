@@ -48,7 +48,7 @@ def test_steps_against_the_reference(cell, dtype, batch, bias):
     assert_close(flat(result), flat(truth(module, cell, x)), cell=cell, accumulations=36, steps=7, layers=2)
 
 
-@pytest.mark.parametrize("cell", ["lstm", "lstm_peephole"])
+@pytest.mark.parametrize("cell", [cell for cell in CELLS if cell.startswith("lstm")])
 @dtypes
 def test_projection(cell, dtype):
     module = build(cell, 9, 17, dtype=dtype, num_layers=2, proj_size=3)

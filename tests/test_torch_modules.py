@@ -224,6 +224,7 @@ def test_constructor_takes_torchs_arguments_by_position(arguments):
 
 def test_repr():
     assert repr(gt.LSTM(5, 7, proj_size=3, peephole=True)) == "LSTM(5, 7, proj_size=3, peephole=True)"
+    assert repr(gt.LSTM(5, 7, coupled=True)) == "LSTM(5, 7, coupled=True)"
     assert repr(gt.GRU(5, 7, reset_after=False)) == "GRU(5, 7, reset_after=False)"
     assert repr(gt.RNN(5, 7, nonlinearity="relu")) == "RNN(5, 7, nonlinearity='relu')"
 

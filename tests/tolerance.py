@@ -18,6 +18,8 @@ ACTIVATION_ULP = 4
 POINTWISE = {
     "lstm": (5, 4),
     "lstm_peephole": (5, 7),
+    "lstm_coupled": (5, 4),
+    "lstm_coupled_peephole": (5, 6),
     "gru": (3, 4),
     "gru_reset_before": (3, 4),
     "rnn_tanh": (1, 0),

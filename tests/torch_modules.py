@@ -20,6 +20,8 @@ import gatedrnn.torch as gt  # noqa: E402
 CELLS = {
     "lstm": (gt.LSTM, torch.nn.LSTM, {}),
     "lstm_peephole": (gt.LSTM, None, {"peephole": True}),
+    "lstm_coupled": (gt.LSTM, None, {"coupled": True}),
+    "lstm_coupled_peephole": (gt.LSTM, None, {"coupled": True, "peephole": True}),
     "lstm_projected": (gt.LSTM, torch.nn.LSTM, {"proj_size": 4}),
     "gru": (gt.GRU, torch.nn.GRU, {}),
     "gru_reset_before": (gt.GRU, None, {"reset_after": False}),

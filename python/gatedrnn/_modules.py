@@ -24,15 +24,16 @@ class LSTM(_Recurrent["tuple[Array, Array]", "tuple[Array | None, Array | None]"
     With s the logistic function and * between vectors elementwise::
 
         i = s(W_ii x + b_ii + W_hi h + b_hi [+ w_ci * c])       input gate
-        f = s(W_if x + b_if + W_hf h + b_hf [+ w_cf * c])       forget gate
+        f = s(W_if x + b_if + W_hf h + b_hf [+ w_cf * c])       forget gate; coupled=True: f = 1 - i
         g = tanh(W_ig x + b_ig + W_hg h + b_hg)                 candidate
         c' = f * c + i * g
         o = s(W_io x + b_io + W_ho h + b_ho [+ w_co * c'])      output gate
         h' = o * tanh(c')                                       with proj_size: W_hr (o * tanh(c'))
 
-    The rows of a weight are the gates i, f, g, o. Sources: Hochreiter & Schmidhuber 1997; the forget gate:
-    Gers, Schmidhuber & Cummins 2000; the peepholes in brackets: Gers & Schmidhuber 2000; the projection: Sak,
-    Senior & Beaufays 2014. The state is the pair (h, c).
+    The rows of a weight are the gates i, f, g, o; coupled i, g, o. Sources: Hochreiter & Schmidhuber 1997;
+    the forget gate: Gers, Schmidhuber & Cummins 2000; the peepholes in brackets: Gers & Schmidhuber 2000; the
+    projection: Sak, Senior & Beaufays 2014; coupled gates: Greff et al. 2015, ONNX' ``input_forget``. The
+    state is the pair (h, c).
 
     Args:
         input_size: Width of one time step of the input, I.
@@ -45,6 +46,7 @@ class LSTM(_Recurrent["tuple[Array, Array]", "tuple[Array | None, Array | None]"
         proj_size: Width that h is projected to, below `hidden_size`; 0 for no projection.
         peephole: Whether the gates see the memory cell through ``weight_ci_l0``, ``weight_cf_l0``,
             ``weight_co_l0``.
+        coupled: Whether the forget gate is 1 - i, which leaves three gates and no ``weight_cf_l0``.
         dtype: float32 or float64, of parameters, states and all arithmetic.
         seed: Integer of at least 0 that decides the initial parameters, uniform in +-1/sqrt(H); None for new
             ones each time.
@@ -58,10 +60,11 @@ class LSTM(_Recurrent["tuple[Array, Array]", "tuple[Array | None, Array | None]"
     """
 
     __slots__ = ()
-    _defaults = _COMMON_DEFAULTS | {"proj_size": 0, "peephole": False}
+    _defaults = _COMMON_DEFAULTS | {"proj_size": 0, "peephole": False, "coupled": False}
 
     proj_size = _Option[int]("Width that h is projected to; 0: not projected.")
     peephole = _Option[bool]("Whether the gates see the memory cell.")
+    coupled = _Option[bool]("Whether the forget gate is 1 - i.")
 
     def __init__(
         self,
@@ -75,6 +78,7 @@ class LSTM(_Recurrent["tuple[Array, Array]", "tuple[Array | None, Array | None]"
         proj_size: int = 0,
         *,
         peephole: bool = False,
+        coupled: bool = False,
         dtype: npt.DTypeLike = np.float32,
         seed: int | None = None,
         device: str = "cpu",
@@ -93,12 +97,14 @@ class LSTM(_Recurrent["tuple[Array, Array]", "tuple[Array | None, Array | None]"
             bidirectional=bidirectional,
             proj_size=proj_size,
             peephole=peephole,
+            coupled=coupled,
             dtype=dtype,
         )
 
     @staticmethod
     def _cell_of(options: Mapping[str, Any]) -> str:
-        return "lstm_peephole" if options["peephole"] else "lstm"
+        coupled, peephole = options["coupled"], options["peephole"]
+        return f"lstm{'_coupled' if coupled else ''}{'_peephole' if peephole else ''}"
 
 
 class GRU(_Recurrent["Array", "Array"]):

@@ -40,6 +40,7 @@ _OPTION_CHECKS: dict[str, Callable[[str, object], Any]] = {
     "bidirectional": _checks.flag,
     "proj_size": lambda name, value: _checks.integer(name, value, 0),
     "peephole": _checks.flag,
+    "coupled": _checks.flag,
     "reset_after": _checks.flag,
     "dtype": _checks.float_dtype,
 }
@@ -372,7 +373,8 @@ class _Recurrent(Generic[_State, _Given]):
 
         For layer k: ``weight_ih_lk`` (G*H, I or D*S), ``weight_hh_lk`` (G*H, S), ``bias_ih_lk`` and
         ``bias_hh_lk`` (G*H), ``weight_hr_lk`` (P, H) with `proj_size`, ``weight_ci_lk``, ``weight_cf_lk`` and
-        ``weight_co_lk`` (H) with `peephole`; then the same with ``_reverse`` for the reverse direction.
+        ``weight_co_lk`` (H) with `peephole`, without ``weight_cf_lk`` where `coupled`; then the same with
+        ``_reverse`` for the reverse direction.
         """
         with self._lock:
             return {name: view.copy() for name, view in self._store.views.items()}
@@ -559,6 +561,14 @@ class _Recurrent(Generic[_State, _Given]):
         return _rebuild, (type(self), self._options, self.state_dict(), *place), state_of_subclass
 
 
+def _completed(cls: type[_Recurrent[Any, Any]], options: Mapping[str, object]) -> dict[str, object]:
+    """Add the arguments that came after the version which wrote a file or a pickle, at their defaults."""
+    return {
+        **options,
+        **{name: cls._defaults[name] for name in {"coupled"} & cls._defaults.keys() - options.keys()},
+    }
+
+
 def _rebuild(
     cls: type[_Recurrent[Any, Any]],
     options: Mapping[str, object],
@@ -569,7 +579,7 @@ def _rebuild(
 ) -> _Recurrent[Any, Any]:
     """Make a module of given parameters, without drawing any."""
     module = cls.__new__(cls)
-    module._build(options)
+    module._build(_completed(cls, options))
     if dropout_generator is not None:
         module._dropout_generator = dropout_generator
     module.load_state_dict(state)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from gatedrnn import _checks, _files
 from gatedrnn._modules import GRU, LSTM, RNN
 from gatedrnn._parameters import parameter_shapes
-from gatedrnn._recurrent import _rebuild
+from gatedrnn._recurrent import _completed, _rebuild
 
 if TYPE_CHECKING:
     import numpy as np
@@ -87,6 +87,7 @@ def _read_config(metadata: Mapping[str, str]) -> tuple[type[_Recurrent[Any, Any]
         raise ValueError(
             f"metadata config has class {_checks.shortened(name)}, not one of {sorted(_CLASSES)}"
         )
+    config = _completed(cls, config)
     wanted = {"input_size", "hidden_size", *cls._defaults}
     if set(config) != wanted:
         raise ValueError(f"metadata config has the keys {sorted(config)}, not {sorted(wanted)}")

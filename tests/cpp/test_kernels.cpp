@@ -18,6 +18,20 @@ constexpr Index kNearRows[] = {6}, kFarRows[] = {3};
 constexpr Index kNearRows[] = {1, 2, 3, 5, 6, 7, 9, 17}, kFarRows[] = {1, 3, 4, 7, 13};
 #endif
 
+// Descriptions that do not fit together would not compile.
+template <class Change>
+constexpr bool is_refused(Cell cell, Change&& change) {
+  CellDescription changed = description(cell);
+  change(changed);
+  return !is_consistent(changed);
+}
+static_assert(!is_refused(Cell::gru, [](CellDescription&) {}));
+static_assert(is_refused(Cell::lstm, [](CellDescription& d) { d.gates = 3; }));
+static_assert(is_refused(Cell::lstm, [](CellDescription& d) { d.gate_of_slot[1] = 2; }));
+static_assert(is_refused(Cell::lstm_peephole, [](CellDescription& d) { d.has_c = false; }));
+static_assert(is_refused(Cell::gru_reset_before, [](CellDescription& d) { d.has_c = true; }));
+static_assert(is_refused(Cell::rnn_tanh, [](CellDescription& d) { d.kept = kMostKept + 1; }));
+
 // The fewest weights that one stage of this cell has per unit and unit of depth.
 Index gates_in_narrowest_stage(Cell cell) { return description(cell).last_stage().gates; }
 

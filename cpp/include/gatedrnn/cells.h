@@ -25,17 +25,20 @@
 #include <type_traits>
 #include <utility>
 
+#include "gatedrnn/cells/coupled_lstm.h"
 #include "gatedrnn/cells/gru.h"
 #include "gatedrnn/cells/lstm.h"
 #include "gatedrnn/cells/rnn.h"
 
 // clang-format off
-#define GATEDRNN_CELLS(row)                    \
-  row(lstm, cells::Lstm<false>)                \
-  row(lstm_peephole, cells::Lstm<true>)        \
-  row(gru, cells::Gru)                         \
-  row(gru_reset_before, cells::GruResetBefore) \
-  row(rnn_tanh, cells::Rnn<false>)             \
+#define GATEDRNN_CELLS(row)                             \
+  row(lstm, cells::Lstm<false>)                         \
+  row(lstm_peephole, cells::Lstm<true>)                 \
+  row(lstm_coupled, cells::CoupledLstm<false>)          \
+  row(lstm_coupled_peephole, cells::CoupledLstm<true>)  \
+  row(gru, cells::Gru)                                  \
+  row(gru_reset_before, cells::GruResetBefore)          \
+  row(rnn_tanh, cells::Rnn<false>)                      \
   row(rnn_relu, cells::Rnn<true>)
 // clang-format on
 

@@ -12,10 +12,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from gatedrnn import _parameters
+
 Array = npt.NDArray[Any]
 
-CELLS = ("LSTM", "GRU", "GRU_BEFORE", "RNN", "RNN_RELU")
-GATES = {"LSTM": 4, "GRU": 3, "GRU_BEFORE": 3, "RNN": 1, "RNN_RELU": 1}
+# With the engine's names for them.
+_ENGINES = {
+    "LSTM": "lstm",
+    "GRU": "gru",
+    "GRU_BEFORE": "gru_reset_before",
+    "RNN": "rnn_tanh",
+    "RNN_RELU": "rnn_relu",
+}
+CELLS = tuple(_ENGINES)
 
 # (activations, other roundings) from the pre-activations to the new state.
 _POINTWISE = {"LSTM": (5, 4), "GRU": (3, 4), "GRU_BEFORE": (3, 4), "RNN": (1, 0), "RNN_RELU": (0, 0)}
@@ -53,7 +62,7 @@ class Shape:
     @property
     def gates(self) -> int:
         """How many gates the cell has."""
-        return GATES[self.cell]
+        return _parameters.CELLS[_ENGINES[self.cell]].gates
 
     def lengths(self) -> Array | None:
         """(B,) int64, the same at every call; None where all rows are full."""

@@ -9,7 +9,7 @@
     output.sum().backward()
 
 Constructors, parameters, state dictionaries, calls and results are those of ``torch.nn``. In addition there
-are ``lengths=`` for padded batches, ``GRU(reset_after=False)`` and ``LSTM(peephole=True)``. See
+are ``lengths=`` for padded batches, ``GRU(reset_after=False)`` and ``LSTM(peephole=True, coupled=True)``. See
 docs/pytorch.md.
 """
 

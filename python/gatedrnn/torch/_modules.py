@@ -275,6 +275,7 @@ class LSTM(_Recurrent):
         dtype: torch.float32 or torch.float64; None for torch's default.
         peephole: Whether the gates see the memory cell through ``weight_ci_l0``, ``weight_cf_l0``,
             ``weight_co_l0``, which torch.nn has not.
+        coupled: Whether the forget gate is 1 - i, which leaves the gates i, g, o; torch.nn has not.
 
     Raises:
         TypeError: An argument has the wrong type.
@@ -282,8 +283,9 @@ class LSTM(_Recurrent):
     """
 
     _numpy_class = gatedrnn.LSTM
-    _own_options = ("proj_size", "peephole")
+    _own_options = ("proj_size", "peephole", "coupled")
     peephole: bool
+    coupled: bool = False  # of pickles from before it, too
 
     def __init__(
         self,
@@ -299,6 +301,7 @@ class LSTM(_Recurrent):
         dtype: torch.dtype | None = None,
         *,
         peephole: bool = False,
+        coupled: bool = False,
     ) -> None:
         super().__init__(
             device,
@@ -312,6 +315,7 @@ class LSTM(_Recurrent):
             bidirectional=bidirectional,
             proj_size=proj_size,
             peephole=peephole,
+            coupled=coupled,
         )
 
     def forward(

@@ -22,16 +22,18 @@ struct LstmGates {
   using V = typename S::V;
   using A = Activations<S>;
 
-  // The activated gate and candidate, and their product, with one division for the two.
+  // The activated gate and candidate, and their product, with one division for the two; and 1 - i, right where that is small.
   struct Input {
-    V i, g, product;
+    V i, g, product, rest;
   };
   GATEDRNN_CELL Input input(V i, V g) {
-    const V i_denominator = A::sigmoid_denominator(i, A::C::smallest_for_ratio);
+    const auto e = A::exp_negated(i, A::C::smallest_for_ratio);
+    const V i_denominator = S::madd(e.scale, e.value, S::set(1));
     const auto candidate = A::tanh_ratio(g);
     const V shared = A::reciprocal(S::mul(i_denominator, candidate.denominator));
     const V product = S::mul(candidate.numerator, shared);
-    return {S::mul(candidate.denominator, shared), S::mul(i_denominator, product), product};
+    const V activated = S::mul(candidate.denominator, shared);
+    return {activated, S::mul(i_denominator, product), product, S::mul(S::mul(e.scale, e.value), activated)};
   }
 
   // h = sigmoid(o) tanh(c), likewise. Keeps the activated gate.
