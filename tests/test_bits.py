@@ -100,9 +100,8 @@ def test_fewer_units_than_lanes(cell, dtype, batch):
         row = slice(b, b + 1)
         output, state_n, tape = module.forward(x[:, row], rows_of(state, row), lengths=lengths[row])
         d_x, d_state, _ = module.backward(tape, d_output[:, row])
-        for alone, together in zip(
-            [*flat((output, state_n)), *flat((d_x, d_state))], results[0], strict=False
-        ):
+        alone = [*flat((output, state_n)), *flat((d_x, d_state))]
+        for mine, together in zip(alone, results[0], strict=False):
             assert_same_bits(mine, together[:, row])
 
 
