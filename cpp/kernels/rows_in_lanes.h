@@ -245,7 +245,7 @@ struct LaneBackPlace {
   GATEDRNN_INLINE V load(const T* array, Index slot = 0) const {
     return S::load(array + (slot * a.units + unit) * S::lanes);
   }
-  // What rows that have not begun yet wait for stays as it is.
+  // Rows whose last step comes before this one have yet to begin: what they wait with stays as it is.
   GATEDRNN_INLINE void store_running(T* array, V value) const {
     store_first<S>(array + unit * S::lanes, value, a.rows);
   }

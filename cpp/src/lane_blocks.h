@@ -27,7 +27,7 @@ class LaneBlocks {
     return count;
   }
 
-  // Of `count` ranks, in a step of a direction. Has to be kept where `at` stays, which has room for them.
+  // Where `count` ranks have their rows in a step of a direction. What it returns may point into `at`, which has room for so many.
   template <class Value>
   LaneRows<Value> place(const Rows<Value>& rows, Index direction, Index step, Index first, Index count,
                         Index* at) const {

@@ -32,7 +32,7 @@ class Tape {
   const Spec spec;
   const TapeOptions options;
   const Index steps, batch;
-  // 0: lanes of what is kept hold units. Else so many hold rows; recomputing stays with units, as what it saves is time's price.
+  // 0 where lanes hold units. Recomputing stays with those: it goes through blocks of steps of all rows.
   const int lanes_of_rows;
   std::vector<Index> lengths;  // [B], by row
   std::vector<Index> rows;     // [B], by rank
