@@ -131,8 +131,8 @@ class BackwardTest {
   }
 
  private:
-  // More blocks of pairs than a group has.
-  static inline const Shape kSeveralGroups{2, 3, kGroupBlocks + 12, 1 + kBlockPairs / 2};
+  // More blocks of pairs than a group has: three steps fill one.
+  static inline const Shape kSeveralGroups{2, 3, 3 * (kGroupBlocks + 12), kBlockPairs / 4 + 1};
 
   // A problem with gradients of its results.
   struct Case {

@@ -11,8 +11,8 @@ namespace gatedrnn {
 constexpr Index kBlockTerms = 128;
 
 // Gradients of parameters are sums over (step, row) pairs: most of a block, and the blocks of a group, whose sum starts from zero
-// too and goes to the gradient when it is complete. Blocks are no longer, because a thread merges none before all of it is there.
-constexpr Index kBlockPairs = 64;
+// too and goes to the gradient when it is complete.
+constexpr Index kBlockPairs = 128;
 constexpr Index kGroupBlocks = 128;
 
 // The terms of one product with weights. Gradients of pre-activations stand in slots that are padded to whole vectors; the padding
