@@ -104,10 +104,10 @@ std::uint64_t hash_of(const Bytes& bytes) {
 }
 
 template <class T>
-double fma_rate(const Kernels<T>& kernels, double milliseconds) {
-  Buffer<T> sink(kFmaChains * kernels.lanes);
+double fma_rate(const Probes<T>& probes, double milliseconds) {
+  Buffer<T> sink(kFmaChains * probes.lanes);
   std::fill_n(sink.data(), sink.size(), T(0.5));
-  return best_rate(milliseconds, [&] { return kernels.fma_chain(20000, sink.data()); });
+  return best_rate(milliseconds, [&] { return probes.fma_chain(20000, sink.data()); });
 }
 
 }  // namespace
@@ -169,30 +169,32 @@ void copy_all(const std::vector<std::pair<py::array, py::array>>& pairs) {
 }
 
 py::array sigmoid(const py::array& x) {
-  if (x.dtype().num() == py::dtype::num_of<double>()) return map<double>(active_table().f64.sigmoid, x);
-  return map<float>(active_table().f32.sigmoid, float_array("x", x));
+  if (x.dtype().num() == py::dtype::num_of<double>())
+    return map<double>(active_table().of_double.elementwise.sigmoid, x);
+  return map<float>(active_table().of_float.elementwise.sigmoid, float_array("x", x));
 }
 
 py::array tanh(const py::array& x) {
-  if (x.dtype().num() == py::dtype::num_of<double>()) return map<double>(active_table().f64.tanh, x);
-  return map<float>(active_table().f32.tanh, float_array("x", x));
+  if (x.dtype().num() == py::dtype::num_of<double>()) return map<double>(active_table().of_double.elementwise.tanh, x);
+  return map<float>(active_table().of_float.elementwise.tanh, float_array("x", x));
 }
 
 double measure_fma(const py::object& dtype, double milliseconds) {
   const bool wide = py::dtype::from_args(dtype).num() == py::dtype::num_of<double>();
-  return wide ? fma_rate(active_table().f64, milliseconds) : fma_rate(active_table().f32, milliseconds);
+  return wide ? fma_rate(active_table().of_double.probes, milliseconds)
+              : fma_rate(active_table().of_float.probes, milliseconds);
 }
 
 double measure_bandwidth(Index bytes, double milliseconds) {
-  const Kernels<float>& kernels = active_table().f32;
-  const Index round = kReadVectors * kernels.lanes;
+  const Probes<float>& probes = active_table().of_float.probes;
+  const Index round = kReadVectors * probes.lanes;
   const Index count = std::max<Index>(round, bytes / static_cast<Index>(sizeof(float)) / round * round);
   Buffer<float> data(count), sink(round);
   std::fill_n(data.data(), count, 1.0f);
   // Many short reads between two looks at the clock.
   const Index repeats = std::max<Index>(1, (1 << 20) / (count * static_cast<Index>(sizeof(float))));
   return best_rate(milliseconds, [&] {
-    for (Index i = 0; i < repeats; ++i) kernels.read(data.data(), count, sink.data());
+    for (Index i = 0; i < repeats; ++i) probes.read(data.data(), count, sink.data());
     return static_cast<double>(repeats * count) * sizeof(float);
   });
 }

@@ -85,29 +85,30 @@ GATEDRNN_INLINE void for_each_place(const BackStepArgs<typename S::T>& a, const 
       }
 }
 
-template <class S, class Stage>
-void back_step(const BackStepArgs<typename S::T>& a) noexcept {
-  using T = typename S::T;
+template <class Product, class Stage>
+void back_step(const BackStepArgs<typename Product::T>& a) noexcept {
+  using S = typename Product::S;
+  using T = typename Product::T;
   using Unit = BackPlace<S>;
   constexpr int N = kBackVectors;
   constexpr Index row_size = N * S::lanes;
   alignas(64) T zeros[row_size] = {};
   const EvenRows rows(a.operand_stride);
 
-  for_each_tile<N, S>(
+  for_each_tile<N, Product>(
       *a.core, a.rows, a.first_panel, a.last_panel, Terms(a.depth, a.slot_units, a.slot_stride), a.weights,
-      a.panels_reversed, [&](const TilePlace& at, TileArgs<T>& tile) {
+      a.panels_reversed, [&](const TilePlace& at, TileArgs<Product>& tile) {
         T* z = a.products + at.panel * a.products_panel_stride + at.row * row_size;
-        tile.x = a.operand + at.row * a.operand_stride + at.begin;
+        tile.x = static_cast<const typename Product::Operand*>(a.operand) + at.row * a.operand_stride + at.begin;
         tile.row_at = rows.at;
         tile.out = {z + at.vector * S::lanes, a.products_panel_stride, row_size};
-        start_from<S>(tile, {tile.out.data, a.products_panel_stride, row_size}, at.vectors);
-        if (at.begin == 0) start_from<S>(tile, {zeros, 0, 0}, at.vectors);
+        start_from<Product>(tile, {tile.out.data, a.products_panel_stride, row_size}, at.vectors);
+        if (at.begin == 0) start_from<Product>(tile, {zeros, 0, 0}, at.vectors);
         // What the cells will need from afar, while the product before them is computed; a single row's
         // tape is near. (All of it inlined: GCC takes a call that only prefetches for one without effect.)
         if (at.last && at.rows > 1)
           for_each_place<S>(a, at, z, [](const Unit& unit) __attribute__((always_inline)) { unit.prefetch(); });
-        multiply<S, N>(at.rows, at.panels, at.vectors, tile);
+        multiply<Product, N>(at.rows, at.panels, at.vectors, tile);
         if (at.last)
           for_each_place<S>(a, at, z, [](const Unit& unit) __attribute__((always_inline)) { Stage::backward(unit); });
       });

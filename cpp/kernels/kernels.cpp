@@ -1,6 +1,7 @@
 // The only translation unit of an instruction set. It exports one symbol, its table.
 #include "back_step.h"
 #include "fingerprint.h"
+#include "fma_product.h"
 #include "gradients.h"
 #include "pack.h"
 #include "probe.h"
@@ -22,58 +23,74 @@ void map(const typename S::T* x, typename S::T* y, Index n) noexcept {
 }
 
 // Stages of the same layout share a kernel. The linear stage starts from zero, so nothing projects into it.
-template <class S>
+template <class Product>
 struct ProjectOf {
   template <class Stage>
-  static constexpr auto of() -> typename StageKernels<ProjectArgs<typename S::T>>::Kernel {
+  static constexpr auto of() -> typename StageKernels<ProjectArgs<typename Product::T>>::Kernel {
     constexpr StageDescription stage = Stage::description;
     if constexpr (std::is_same_v<Stage, LinearStage>)
       return nullptr;
     else
-      return project<S, stage.gates, stage.slots, stage.unit_vectors()>;
+      return project<Product, stage.gates, stage.slots, stage.unit_vectors()>;
   }
 };
 
-template <class S, bool keeping>
+template <class Product, bool keeping>
 struct StepOf {
   template <class Stage>
   static constexpr auto of() {
-    return step < S, Stage, keeping && Stage::keeps > ;
+    return step < Product, Stage, keeping && Stage::keeps > ;
   }
 };
 
-template <class S>
+template <class Product>
 struct BackStepOf {
   template <class Stage>
   static constexpr auto of() {
-    return back_step<S, Stage>;
+    return back_step<Product, Stage>;
   }
 };
 
-template <class T>
-constexpr Kernels<T> kernels() {
-  using S = Simd<T>;
-  return {S::lanes,
-          by_stage<ProjectOf<S>, ProjectArgs<T>>(),
-          by_stage<StepOf<S, false>, StepArgs<T>>(),
-          by_stage<StepOf<S, true>, StepArgs<T>>(),
-          by_stage<BackStepOf<S>, BackStepArgs<T>>(),
-          pack_units<S>,
+template <class Product>
+constexpr Kernels<typename Product::T> kernels() {
+  using S = typename Product::S;
+  using T = typename Product::T;
+  return {Product::layout,
+          by_stage<ProjectOf<Product>, ProjectArgs<T>>(),
+          by_stage<StepOf<Product, false>, StepArgs<T>>(),
+          by_stage<StepOf<Product, true>, StepArgs<T>>(),
+          by_stage<BackStepOf<Product>, BackStepArgs<T>>(),
+          Product::pack,
           pack_rows<S>,
           pack_columns<S>,
           outer<S>,
           sum_columns<S>,
-          lane_kernels<T>(std::make_integer_sequence<int, kCellCount>()),
-          map<S, cells::Activations<S>::sigmoid>,
-          map<S, cells::Activations<S>::tanh>,
-          fma_chain<S>,
-          read<S>};
+          lane_kernels<T>(std::make_integer_sequence<int, kCellCount>())};
+}
+
+// Beside products: the activations by themselves, and the roofline's probes.
+template <class T>
+constexpr Elementwise<T> elementwise() {
+  using S = Simd<T>;
+  return {map<S, cells::Activations<S>::sigmoid>, map<S, cells::Activations<S>::tanh>};
+}
+template <class T>
+constexpr Probes<T> probes() {
+  return {Simd<T>::lanes, fma_chain<Simd<T>>, read<Simd<T>>};
 }
 
 #define GATEDRNN_STRING_(name) #name
 #define GATEDRNN_STRING(name) GATEDRNN_STRING_(name)
 
+constexpr Kernels<float> kFloat32 = kernels<FmaProduct<Simd<float>>>();
+constexpr Kernels<double> kFloat64 = kernels<FmaProduct<Simd<double>>>();
+
 extern const KernelTable table;
-constexpr KernelTable table = {GATEDRNN_STRING(GATEDRNN_ISA), kernels<float>(), kernels<double>(), hash_blocks};
+constexpr KernelTable table = {GATEDRNN_STRING(GATEDRNN_ISA),
+                               {{&kFloat32, nullptr}},  // by format
+                               {{nullptr, &kFloat64}},
+                               {elementwise<float>(), probes<float>()},
+                               {elementwise<double>(), probes<double>()},
+                               hash_blocks};
 
 }  // namespace gatedrnn::GATEDRNN_ISA

@@ -1,24 +1,9 @@
-// Rearranging what products read: weights, once, and both sides of the gradients of weights.
+// Rearranging both sides of the gradients of weights.
 #pragma once
 
 #include "partial.h"
 
 namespace gatedrnn::GATEDRNN_ISA {
-
-template <class S>
-void pack_units(const PackUnitsArgs<typename S::T>& a) noexcept {
-  for (Index k = 0; k < a.depth; k += S::lanes) {
-    const Index left = a.depth - k;
-    typename S::Block block;
-#pragma GCC unroll 16
-    for (int i = 0; i < S::lanes; ++i)
-      block.packet[i] = i < a.units ? load_first<S>(a.from + i * a.depth + k, left) : S::set(0);
-    S::transpose(block);
-#pragma GCC unroll 16
-    for (int i = 0; i < S::lanes; ++i)
-      if (i < left) S::store(a.to + (k + i) * a.to_stride, block.packet[i]);
-  }
-}
 
 template <class S>
 void pack_rows(const PackRowsArgs<typename S::T>& a) noexcept {

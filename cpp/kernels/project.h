@@ -5,23 +5,24 @@
 
 namespace gatedrnn::GATEDRNN_ISA {
 
-template <class S, int gates, int slots, int unit_vectors>
-void project(const ProjectArgs<typename S::T>& a) noexcept {
-  using T = typename S::T;
+template <class Product, int gates, int slots, int unit_vectors>
+void project(const ProjectArgs<typename Product::T>& a) noexcept {
+  using S = typename Product::S;
+  using T = typename Product::T;
   constexpr int N = gates * unit_vectors;
   constexpr Index row_size = slots * unit_vectors * S::lanes;
-  for_each_tile<N, S>(*a.core, a.rows, a.first_panel, a.last_panel, Terms(a.depth), a.weights, a.panels_reversed,
-                      [&](const TilePlace& at, TileArgs<T>& tile) {
-                        T* z = a.gates + at.panel * a.gates_panel_stride + at.row * row_size + at.vector * S::lanes;
-                        tile.x = a.x + at.begin;
-                        tile.row_at = a.x_at + at.row;
-                        tile.out = {z, a.gates_panel_stride, row_size};
-                        start_from<S>(tile, {z, a.gates_panel_stride, row_size}, at.vectors);
-                        if (at.begin == 0)
-                          start_from<S>(tile, {a.bias + at.panel * row_size + at.vector * S::lanes, row_size, 0},
-                                        at.vectors);
-                        multiply<S, N>(at.rows, at.panels, at.vectors, tile);
-                      });
+  for_each_tile<N, Product>(
+      *a.core, a.rows, a.first_panel, a.last_panel, Terms(a.depth), a.weights, a.panels_reversed,
+      [&](const TilePlace& at, TileArgs<Product>& tile) {
+        T* z = a.gates + at.panel * a.gates_panel_stride + at.row * row_size + at.vector * S::lanes;
+        tile.x = a.x + at.begin;
+        tile.row_at = a.x_at + at.row;
+        tile.out = {z, a.gates_panel_stride, row_size};
+        start_from<Product>(tile, {z, a.gates_panel_stride, row_size}, at.vectors);
+        if (at.begin == 0)
+          start_from<Product>(tile, {a.bias + at.panel * row_size + at.vector * S::lanes, row_size, 0}, at.vectors);
+        multiply<Product, N>(at.rows, at.panels, at.vectors, tile);
+      });
 }
 
 }  // namespace gatedrnn::GATEDRNN_ISA

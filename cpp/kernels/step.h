@@ -104,9 +104,10 @@ GATEDRNN_INLINE void fetch_written(const StepArgs<typename S::T>& a, const TileP
     }
 }
 
-template <class S, class Stage, bool keeping>
-void step(const StepArgs<typename S::T>& a) noexcept {
-  using T = typename S::T;
+template <class Product, class Stage, bool keeping>
+void step(const StepArgs<typename Product::T>& a) noexcept {
+  using S = typename Product::S;
+  using T = typename Product::T;
   constexpr StageDescription stage = Stage::description;
   constexpr int N = stage.vectors();
   constexpr Index row_size = stage.slots * stage.unit_vectors() * S::lanes;
@@ -114,24 +115,23 @@ void step(const StepArgs<typename S::T>& a) noexcept {
   alignas(64) T zeros[N * S::lanes] = {};
   const EvenRows rows(a.state_stride);
 
-  for_each_tile<N, S>(*a.core, a.rows, a.first_panel, a.last_panel, Terms(a.depth), a.weights, a.panels_reversed,
-                      [&](const TilePlace& at, TileArgs<T>& tile) {
-                        T* z = a.gates + at.panel * a.gates_panel_stride + at.row * row_size + step_slots +
-                               at.vector * S::lanes;
-                        tile.x = a.operand + at.row * a.state_stride + at.begin;
-                        tile.row_at = rows.at;
-                        tile.out = {z, a.gates_panel_stride, row_size};
-                        start_from<S>(tile, {z, a.gates_panel_stride, row_size}, at.vectors);
-                        if (at.begin == 0) {  // where nothing was projected
-                          if (std::is_same_v<Stage, LinearStage>) start_from<S>(tile, {zeros, 0, 0}, at.vectors);
-                          if (stage.slots > stage.gates)
-                            tile.last_in = {a.bias + (at.panel + 1) * row_size - S::lanes, row_size, 0};
-                        }
-                        if (keeping && at.last && a.rows > 1) fetch_written<S, Stage>(a, at);
-                        if (a.depth > 0) multiply<S, N>(at.rows, at.panels, at.vectors, tile);
-                        if (!at.last || a.product_only) return;
-                        finish<S, Stage, keeping>(a, at);
-                      });
+  for_each_tile<N, Product>(
+      *a.core, a.rows, a.first_panel, a.last_panel, Terms(a.depth), a.weights, a.panels_reversed,
+      [&](const TilePlace& at, TileArgs<Product>& tile) {
+        T* z = a.gates + at.panel * a.gates_panel_stride + at.row * row_size + step_slots + at.vector * S::lanes;
+        tile.x = static_cast<const typename Product::Operand*>(a.operand) + at.row * a.state_stride + at.begin;
+        tile.row_at = rows.at;
+        tile.out = {z, a.gates_panel_stride, row_size};
+        start_from<Product>(tile, {z, a.gates_panel_stride, row_size}, at.vectors);
+        if (at.begin == 0) {  // where nothing was projected
+          if (std::is_same_v<Stage, LinearStage>) start_from<Product>(tile, {zeros, 0, 0}, at.vectors);
+          if (stage.slots > stage.gates) tile.last_in = {a.bias + (at.panel + 1) * row_size - S::lanes, row_size, 0};
+        }
+        if (keeping && at.last && a.rows > 1) fetch_written<S, Stage>(a, at);
+        if (a.depth > 0) multiply<Product, N>(at.rows, at.panels, at.vectors, tile);
+        if (!at.last || a.product_only) return;
+        finish<S, Stage, keeping>(a, at);
+      });
 }
 
 }  // namespace gatedrnn::GATEDRNN_ISA

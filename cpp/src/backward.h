@@ -255,7 +255,7 @@ class BackwardRun : private BackwardMerge<T> {
 
   // The first `old` rows ran in the step after, whose gradients come through a product; for the others, up to `now`, this step
   // is the last one, and what comes is the gradient of their final state.
-  void from_step_after(const Share& share, int stage, const PackedTransposed<T>& product, BackStepArgs<T> args,
+  void from_step_after(const Share& share, int stage, const PackedTransposed& product, BackStepArgs<T> args,
                        const Strided& after, Index old, Index now) const {
     BackStepArgs<T> last = args;
     skip_rows(last, old);
@@ -269,16 +269,16 @@ class BackwardRun : private BackwardMerge<T> {
     });
   }
 
-  void run_stage(const Share& share, int stage, const PackedTransposed<T>& product, BackStepArgs<T> args,
+  void run_stage(const Share& share, int stage, const PackedTransposed& product, BackStepArgs<T> args,
                  const Strided& operand, Index rows) const {
     for_units(share, [&](int part) { multiply(part, stage, product, args, operand, rows); });
   }
 
-  void multiply(int part, int stage, const PackedTransposed<T>& product, BackStepArgs<T>& args, const Strided& operand,
+  void multiply(int part, int stage, const PackedTransposed& product, BackStepArgs<T>& args, const Strided& operand,
                 Index rows) const {
     if (rows == 0) return;
     args.rows = rows;
-    args.depth = product.depth;
+    args.depth = product.weights.depth;
     args.slot_units = product.slot_units;
     args.weights = product.weights.data();
     args.operand = operand.data + product.first_slot * slot();
@@ -287,9 +287,9 @@ class BackwardRun : private BackwardMerge<T> {
     network_.kernels().back_step(spec_.cell, stage, args);
   }
 
-  void set_panels(int part, const PackedTransposed<T>& product, BackStepArgs<T>& args) const {
+  void set_panels(int part, const PackedTransposed& product, BackStepArgs<T>& args) const {
     args.units = product.units;
-    std::tie(args.first_panel, args.last_panel) = this->panels(part, product.panels);
+    std::tie(args.first_panel, args.last_panel) = this->panels(part, product.weights.panels);
   }
 
   static void skip_rows(BackStepArgs<T>& args, Index rows) {

@@ -18,7 +18,7 @@ class BackwardInLanes : private BackwardPlaces<T> {
 
  public:
   BackwardInLanes(const Network<T>& network, const Tape<T>& tape, const BackwardCall<T>& call, const Plan& plan)
-      : Base(network, tape, call, plan), lane_blocks_(this->order_, tape.batch, network.kernels().lanes) {}
+      : Base(network, tape, call, plan), lane_blocks_(this->order_, tape.batch, network.kernels().lanes()) {}
 
   void carve(Arena& arena) {
     this->carve_between(arena);

@@ -301,7 +301,7 @@ class BackwardMerge : protected BackwardPlaces<T> {
 
   // A part of the block's pairs.
   void input_gradients(const MergePart& part, const Block& block) const {
-    const PackedTransposed<T>& product = network_.back_layer(part.layer, part.direction).input;
+    const PackedTransposed& product = network_.back_layer(part.layer, part.direction).input;
     const Rows<T> to = d_input_of(part.layer);
     const auto [begin, end] = part_of(part, block.pairs);
     T** out = list_of_places(part.member.thread(), 2);
@@ -310,11 +310,11 @@ class BackwardMerge : protected BackwardPlaces<T> {
     });
     BackStepArgs<T> args{};
     args.core = &network_.core();
-    args.depth = product.depth;
+    args.depth = product.weights.depth;
     args.slot_units = product.slot_units;
     args.slot_stride = slot();
     args.units = product.units;
-    args.last_panel = product.panels;
+    args.last_panel = product.weights.panels;
     args.weights = product.weights.data();
     args.operand_stride = d_a_stride();
     args.products = input_products_ + part.member.thread() * input_products_size();

@@ -59,7 +59,7 @@ class BackwardPlaces : protected Run<T> {
   }
 
   // ---- Sizes -------------------------------------------------------------------------------------------------------------
-  int lanes() const { return network_.kernels().lanes; }
+  int lanes() const { return network_.kernels().lanes(); }
   Index slot() const { return slot_stride(spec_.hidden_size, lanes()); }
   // A line more than the values, so that what reads on to a multiple of kOuterColumns stays in the row.
   Index d_a_stride() const { return odd_lines<T>(cell_.slots * slot()); }

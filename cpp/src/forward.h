@@ -32,7 +32,7 @@ class ForwardRun : private Run<T> {
     between_ = arena.take<T>(in_place ? 0 : sequence_.steps * sequence_.batch * spec_.output_size());
     if (!in_lanes_) return this->carve_groups(arena, Base::Forward::walk, [](Group<T>&) {});
     const Index blocks =
-        overlapping() ? ceil_div(ceil_div(sequence_.batch, network_.kernels().lanes), plan_.row_groups) : 1;
+        overlapping() ? ceil_div(ceil_div(sequence_.batch, network_.kernels().lanes()), plan_.row_groups) : 1;
     this->carve_groups(arena, Base::Forward::no,
                        [&](Group<T>& group) { ForwardInLanes<T>::carve(arena, network_, blocks, group); });
   }
@@ -79,7 +79,7 @@ class ForwardRun : private Run<T> {
   bool overlapping() const { return plan_.layer_groups > 1; }
 
   static bool in_lanes(const Network<T>& network, const Sequence<T>& sequence, const Tape<T>* tape) {
-    return tape ? tape->in_lanes() : has_rows_in_lanes(network.spec(), network.kernels().lanes, sequence.batch);
+    return tape ? tape->in_lanes() : has_rows_in_lanes(network.spec(), network.kernels().lanes(), sequence.batch);
   }
   // With rows in lanes nobody shares units.
   static Plan usable(Plan plan, bool in_lanes) {
@@ -100,7 +100,7 @@ class ForwardRun : private Run<T> {
   // A Xeon, which multiplies two vectors in a cycle, has no room for it: it lost 3 to 6 % of forward with up to 128 units.
   bool fetching_tape() const {
     const Core& core = network_.core();
-    const Index vector_bytes = network_.kernels().lanes * static_cast<Index>(sizeof(T));
+    const Index vector_bytes = network_.kernels().lanes() * static_cast<Index>(sizeof(T));
     return tape_->bytes() > core.l2 / 2 && core.takes_a_cycle(vector_bytes);
   }
 

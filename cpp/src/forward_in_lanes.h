@@ -15,12 +15,12 @@ class ForwardInLanes {
         sequence_(&sequence),
         tape_(tape),
         order_(order),
-        blocks_(order, sequence.batch, network.kernels().lanes) {}
+        blocks_(order, sequence.batch, network.kernels().lanes()) {}
 
   // What a group has: the states of its blocks where it leaves them and comes back, else of one.
   static void carve(Arena& arena, const Network<T>& network, Index blocks, Group<T>& group) {
     const Spec& spec = network.spec();
-    const Index lanes = network.kernels().lanes, state = (blocks * spec.hidden_size + 1) * lanes;
+    const Index lanes = network.kernels().lanes(), state = (blocks * spec.hidden_size + 1) * lanes;
     group.h[0] = arena.take<T>(state);
     group.c = arena.take<T>(spec.description().has_c ? state : 0);
     group.products =

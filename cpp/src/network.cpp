@@ -1,5 +1,8 @@
 #include "gatedrnn/network.h"
 
+#include <stdexcept>
+#include <string>
+
 #include "backward.h"
 #include "backward_in_lanes.h"
 #include "forward.h"
@@ -48,11 +51,19 @@ void run_planned(const Problem& problem, const Core& core, PlanCache& cache, Run
   if (missed) miss_team(wanted.threads(), begun);
 }
 
+template <class T>
+const Kernels<T>& kernels_of(const KernelTable& table, Format format) {
+  const Kernels<T>* const kernels = table.find<T>(format);
+  if (!kernels) throw std::invalid_argument(std::string("format: one that ") + table.name + " has no kernels for");
+  return *kernels;
+}
+
 }  // namespace
 
 template <class T>
-Network<T>::Network(const Spec& spec, const Parameters<T>& parameters, const KernelTable& table, const Core& core)
-    : spec_(spec), kernels_(table.of<T>()), core_(core), layers_(parameters.size()) {
+Network<T>::Network(const Spec& spec, const Parameters<T>& parameters, const KernelTable& table, const Core& core,
+                    Format format)
+    : spec_(spec), kernels_(kernels_of<T>(table, format)), core_(core), layers_(parameters.size()) {
   for (std::size_t i = 0; i < parameters.size(); ++i)
     pack_layer(spec_, static_cast<Index>(i) / spec_.directions, parameters[i], kernels_, layers_[i]);
 }
@@ -61,12 +72,12 @@ template <class T>
 Index Network<T>::state_stride() const {
   // A line more than whole panels: rows a power of two apart would fall into the same few cache sets.
   constexpr Index line = static_cast<Index>(kAlignment / sizeof(T));
-  return round_up(std::max(spec_.hidden_size, spec_.state_size()), kMostUnitVectors * kernels_.lanes) + line;
+  return round_up(std::max(spec_.hidden_size, spec_.state_size()), kMostUnitVectors * kernels_.lanes()) + line;
 }
 
 template <class T>
 Problem Network<T>::problem(Index steps, Index batch, Index valid) const {
-  return {spec_, steps, batch, valid, static_cast<int>(sizeof(T)), kernels_.lanes, spec_.directions == 1};
+  return {spec_, steps, batch, valid, kernels_.layout, spec_.directions == 1};
 }
 
 template <class T>
@@ -143,7 +154,7 @@ void Network<T>::pack_for_backward(const Parameters<T>& parameters) const {
   if (packed_for_backward()) return;
   auto packed = std::make_unique<BackLayers>(parameters.size());
   for (std::size_t i = 0; i < parameters.size(); ++i)
-    pack_back_layer(spec_, static_cast<Index>(i) / spec_.directions, parameters[i], kernels_.lanes, (*packed)[i]);
+    pack_back_layer(spec_, static_cast<Index>(i) / spec_.directions, parameters[i], kernels_, (*packed)[i]);
   BackLayers* expected = nullptr;
   if (back_layers_.compare_exchange_strong(expected, packed.get(), std::memory_order_acq_rel)) packed.release();
 }

@@ -9,30 +9,31 @@ namespace {
 
 using Gates = std::vector<Index>;  // positions in torch.nn's gate order
 
+// Packs `count` units of one gate, from the first that the panel's vectors from `vector` on cover. `from` is the gate's first unit;
+// strides go from unit to unit and from term to term.
 template <class T>
-Index bytes_of(const Buffer<T>& buffer) {
-  return buffer.size() * static_cast<Index>(sizeof(T));
+void pack_gate(const Kernels<T>& kernels, const T* from, Index unit_stride, Index term_stride, Index units, Index depth,
+               Index panel, Index vector, Index vectors, Index first_term, PackedMatrix& to) {
+  const Index lanes = to.layout.lanes;
+  for (Index v = 0; v < vectors; ++v) {
+    const Index first = std::min((panel * vectors + v) * lanes, units);
+    kernels.pack_weights({from + first * unit_stride, unit_stride, term_stride, std::min(lanes, units - first), depth,
+                          to.at(panel, vector + v, first_term), to.vectors});
+  }
 }
 
-// One panel of a (gates * units, depth) matrix: [k][gate][unit vector][lane], zero where there is no unit.
+// A (gates * units, depth) matrix, zero where there is no unit.
 template <class T>
-void pack_panel(const T* matrix, const PackedStage<T>& to, const Kernels<T>& kernels, const Gates& gates, Index depth,
-                Index panel, T* out) {
-  const Index stride = static_cast<Index>(gates.size()) * to.units_per_panel();
-  for (const Index gate : gates)
-    for (int v = 0; v < to.layout.unit_vectors(); ++v, out += to.lanes) {
-      const Index first = std::min(panel * to.units_per_panel() + v * to.lanes, to.units);
-      kernels.pack_units({matrix + (gate * to.units + first) * depth, to.units - first, depth, out, stride});
-    }
-}
-
-template <class T>
-void pack_panels(const T* matrix, const PackedStage<T>& to, const Kernels<T>& kernels, const Gates& gates, Index depth,
-                 Buffer<T>& packed) {
-  const Index size = depth * static_cast<Index>(gates.size()) * to.units_per_panel();
-  packed = Buffer<T>(to.panels * size);
-  share_out(to.panels, bytes_of(packed),
-            [&](Index panel) { pack_panel(matrix, to, kernels, gates, depth, panel, packed.data() + panel * size); });
+PackedMatrix pack_panels(const T* matrix, const PackedStage<T>& stage, const Kernels<T>& kernels, const Gates& gates,
+                         Index depth) {
+  const Index unit_vectors = stage.layout.unit_vectors();
+  PackedMatrix to(kernels.layout, static_cast<Index>(gates.size()) * unit_vectors, stage.panels, depth);
+  share_out(to.panels, to.bytes.size(), [&](Index panel) {
+    for (std::size_t g = 0; g < gates.size(); ++g)
+      pack_gate(kernels, matrix + gates[g] * stage.units * depth, depth, 1, stage.units, depth, panel,
+                static_cast<Index>(g) * unit_vectors, unit_vectors, 0, to);
+  });
+  return to;
 }
 
 // [panel][vector set][lane] of values that `value(set, unit)` gives.
@@ -67,12 +68,10 @@ void pack_stage(int stage, const Spec& spec, Index input_size, const LayerParame
                 const Kernels<T>& kernels, PackedStage<T>& to) {
   const CellDescription& cell = spec.description();
   const StageDescription& layout = cell.stages[stage];
-  set_up_stage(stage, layout, kernels.lanes, spec.hidden_size, to);
-  to.input_depth = input_size;
-  to.recurrent_depth = spec.state_size();
+  set_up_stage(stage, layout, kernels.lanes(), spec.hidden_size, to);
   const auto gates = [&](int first) { return gates_of_slots(cell, layout.first_slot + first, layout.gates); };
-  pack_panels(from.weight_ih, to, kernels, gates(0), to.input_depth, to.input);
-  pack_panels(from.weight_hh, to, kernels, gates(layout.first_operand_slot()), to.recurrent_depth, to.recurrent);
+  to.input = pack_panels(from.weight_ih, to, kernels, gates(0), input_size);
+  to.recurrent = pack_panels(from.weight_hh, to, kernels, gates(layout.first_operand_slot()), spec.state_size());
   pack_vectors(to, layout.slots, to.bias, [&](Index slot, Index unit) {
     return slot_bias(from, cell, layout.first_slot + slot, spec.hidden_size, unit);
   });
@@ -82,9 +81,8 @@ void pack_stage(int stage, const Spec& spec, Index input_size, const LayerParame
 
 template <class T>
 void pack_projection(const Spec& spec, const LayerParameters<T>& from, const Kernels<T>& kernels, PackedStage<T>& to) {
-  set_up_stage(kLinear, kLinearStage, kernels.lanes, spec.proj_size, to);
-  to.recurrent_depth = spec.hidden_size;
-  pack_panels(from.weight_hr, to, kernels, {0}, to.recurrent_depth, to.recurrent);
+  set_up_stage(kLinear, kLinearStage, kernels.lanes(), spec.proj_size, to);
+  to.recurrent = pack_panels(from.weight_hr, to, kernels, {0}, spec.hidden_size);
 }
 
 // In the order in which a step with rows in lanes reads them.
@@ -124,31 +122,29 @@ void pack_layer(const Spec& spec, Index layer, const LayerParameters<T>& from, c
   for (int stage = 0; stage < stages; ++stage)
     pack_stage(stage, spec, spec.layer_input_size(layer), from, kernels, to.stages[stage]);
   if (spec.proj_size > 0) pack_projection(spec, from, kernels, to.stages.back());
-  if (has_rows_in_lanes(spec, kernels.lanes)) pack_in_lanes(spec, spec.layer_input_size(layer), from, to.in_lanes);
+  if (has_rows_in_lanes(spec, kernels.lanes())) pack_in_lanes(spec, spec.layer_input_size(layer), from, to.in_lanes);
 }
 
 namespace {
 
 // The transposed weights of these gates of a (gates * H, units) matrix. A slot's rows past H are zero.
 template <class T>
-void pack_transposed(const T* matrix, Index units, Index H, const Gates& gates, Index first_slot, int lanes,
-                     PackedTransposed<T>& to) {
-  const Index width = kBackVectors * lanes, slot = slot_stride(H, lanes);
+PackedTransposed pack_transposed(const T* matrix, Index units, Index H, const Gates& gates, Index first_slot,
+                                 const Kernels<T>& kernels) {
+  const Index slot = slot_stride(H, kernels.lanes()), slots = static_cast<Index>(gates.size());
+  PackedTransposed to;
   to.units = units;
-  to.panels = ceil_div(units, width);
-  to.depth = (static_cast<Index>(gates.size()) - 1) * slot + H;
   to.slot_units = H;
   to.first_slot = first_slot;
-  to.weights = Buffer<T>(to.panels * to.depth * width);
-  share_out(to.panels, bytes_of(to.weights), [&](Index panel) {
-    T* const out = to.weights.data() + panel * to.depth * width;
-    const Index first = panel * width, count = std::min(width, units - first);
-    if (count < width || slot != H) std::fill_n(out, to.depth * width, T(0));
-    for (std::size_t g = 0; g < gates.size(); ++g)
-      for (Index row = 0; row < H; ++row)
-        std::copy_n(matrix + (gates[g] * H + row) * units + first, count,
-                    out + (static_cast<Index>(g) * slot + row) * width);
+  to.weights = PackedMatrix(kernels.layout, kBackVectors, ceil_div(units, kBackVectors * kernels.lanes()),
+                            (slots - 1) * slot + H);
+  share_out(to.weights.panels, to.weights.bytes.size(), [&](Index panel) {
+    if (slot != H) std::fill_n(to.weights.at(panel, 0, 0), to.weights.panel_bytes(), static_cast<unsigned char>(0));
+    for (Index g = 0; g < slots; ++g)
+      pack_gate(kernels, matrix + gates[g] * H * units, 1, units, units, H, panel, 0, kBackVectors, g * slot,
+                to.weights);
   });
+  return to;
 }
 
 // The transposed weights in the order in which a step backward with rows in lanes reads them.
@@ -176,26 +172,29 @@ void pack_back_in_lanes(const Spec& spec, Index I, const LayerParameters<T>& fro
 }  // namespace
 
 template <class T>
-void pack_back_layer(const Spec& spec, Index layer, const LayerParameters<T>& from, int lanes, PackedBackLayer<T>& to) {
+void pack_back_layer(const Spec& spec, Index layer, const LayerParameters<T>& from, const Kernels<T>& kernels,
+                     PackedBackLayer<T>& to) {
   const CellDescription& cell = spec.description();
   const Index H = spec.hidden_size, P = spec.state_size(), I = spec.layer_input_size(layer);
-  const auto pack = [&](const T* matrix, Index units, Index first, Index count, PackedTransposed<T>& packed) {
-    pack_transposed(matrix, units, H, gates_of_slots(cell, first, count), first, lanes, packed);
+  const auto pack = [&](const T* matrix, Index units, Index first, Index count) {
+    return pack_transposed(matrix, units, H, gates_of_slots(cell, first, count), first, kernels);
   };
-  pack(from.weight_hh, P, cell.first_recurrent_slot(), cell.recurrent_slots(), to.recurrent);
-  pack(from.weight_ih, I, 0, cell.gates, to.input);
-  if (cell.two_stages()) pack(from.weight_hh, P, cell.stages[1].first_slot, cell.stages[1].gates, to.second);
-  if (spec.proj_size > 0) pack_transposed(from.weight_hr, H, P, {0}, 0, lanes, to.projection);
-  const Index slot = slot_stride(H, lanes);
+  to.recurrent = pack(from.weight_hh, P, cell.first_recurrent_slot(), cell.recurrent_slots());
+  to.input = pack(from.weight_ih, I, 0, cell.gates);
+  if (cell.two_stages()) to.second = pack(from.weight_hh, P, cell.stages[1].first_slot, cell.stages[1].gates);
+  if (spec.proj_size > 0) to.projection = pack_transposed(from.weight_hr, H, P, {0}, 0, kernels);
+  const Index slot = slot_stride(H, kernels.lanes());
   to.peephole = Buffer<T>(cell.peephole_count * slot);
   std::fill_n(to.peephole.data(), to.peephole.size(), T(0));
   for (Index p = 0; p < cell.peephole_count; ++p) std::copy_n(from.peephole[p], H, to.peephole.data() + p * slot);
-  if (has_rows_in_lanes(spec, lanes)) pack_back_in_lanes(spec, I, from, to);
+  if (has_rows_in_lanes(spec, kernels.lanes())) pack_back_in_lanes(spec, I, from, to);
 }
 
-template void pack_back_layer(const Spec&, Index, const LayerParameters<float>&, int, PackedBackLayer<float>&);
+template void pack_back_layer(const Spec&, Index, const LayerParameters<float>&, const Kernels<float>&,
+                              PackedBackLayer<float>&);
 template void pack_layer(const Spec&, Index, const LayerParameters<float>&, const Kernels<float>&, PackedLayer<float>&);
-template void pack_back_layer(const Spec&, Index, const LayerParameters<double>&, int, PackedBackLayer<double>&);
+template void pack_back_layer(const Spec&, Index, const LayerParameters<double>&, const Kernels<double>&,
+                              PackedBackLayer<double>&);
 template void pack_layer(const Spec&, Index, const LayerParameters<double>&, const Kernels<double>&,
                          PackedLayer<double>&);
 

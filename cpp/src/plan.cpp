@@ -50,7 +50,7 @@ int stage_count(const Spec& spec) { return spec.description().stage_count + (spe
 
 // Two vectors in a cycle, where the core can.
 double macs_per_cycle(const Problem& p, const Core& core) {
-  return std::min(2.0 * p.lanes, static_cast<double>(core.madd_bytes) / p.value_size);
+  return std::min(2.0 * p.layout.lanes, static_cast<double>(core.madd_bytes) / static_cast<double>(p.layout.sum_bytes));
 }
 
 // Of one group of threads.
@@ -64,11 +64,11 @@ double step_cycles(const Problem& p, const Plan& plan, const Machine& machine) {
   const double gates = static_cast<double>(spec.description().gates);
   const double recurrent_weights =
       gates * units * static_cast<double>(spec.state_size()) + units * static_cast<double>(spec.proj_size);
-  const double bytes = recurrent_weights * p.value_size;
+  const double bytes = recurrent_weights * static_cast<double>(p.layout.weight_bytes);
 
   const double multiply = rows * recurrent_weights / macs_per_cycle(p, machine.core);
   const double stream = bytes / bytes_per_cycle(bytes, machine.core);
-  const double activate = rows * units / p.lanes * kActivationCycles;
+  const double activate = rows * units / p.layout.lanes * kActivationCycles;
   const double meet = plan.unit_groups > 1 ? machine.meeting : 0;
   return std::max(multiply, stream) + activate + stage_count(spec) * (kStageCycles + meet);
 }
@@ -84,7 +84,8 @@ double pair_cycles(const Problem& p, Index input_size, const Core& core) {
 double project_cycles(const Problem& p, const Plan& plan, Index input_size, const Core& core) {
   const auto rows = static_cast<double>(most_rows(p, plan)), groups = static_cast<double>(plan.unit_groups);
   const double bytes =
-      static_cast<double>(p.spec.description().gates * p.spec.hidden_size * input_size * p.value_size) / groups;
+      static_cast<double>(p.spec.description().gates * p.spec.hidden_size * input_size * p.layout.weight_bytes) /
+      groups;
   const double steps = std::clamp(static_cast<double>(plan.block_pairs) / rows, 1.0, static_cast<double>(p.steps));
   return std::max(rows * pair_cycles(p, input_size, core) / groups, bytes / bytes_per_cycle(bytes, core) / steps);
 }
@@ -111,7 +112,7 @@ Index choose_block_pairs(const Problem& p, const Plan& plan, const Core& core) {
   constexpr Index most = 128, fewest = 64, fewest_overlapping = 12, overlapping_blocks = 12;
   constexpr Index most_merged = 256, fewest_merged = kBlockPairs;  // which is not cut
   const Index rows = most_rows(p, plan);
-  const Index row_bytes = (p.spec.description().gates + 1) * p.spec.hidden_size * p.value_size;
+  const Index row_bytes = (p.spec.description().gates + 1) * p.spec.hidden_size * p.layout.sum_bytes;
   Index wanted = most * row_bytes <= core.l2 ? most : fewest;
   if (plan.layer_groups > 1)
     wanted = std::min(wanted, std::max(fewest_overlapping, rows * p.steps / overlapping_blocks));
@@ -143,9 +144,9 @@ int enough_mergers(const Problem& p, const Plan& plan, int most, const Machine& 
 // So that every thread has a whole panel, however wide the panel. Where all panels are one vector of units, two threads may also
 // share fewer units: those of the smallest networks, which gain most where threads are near each other.
 Index most_unit_groups(const Problem& p) {
-  const Index most = std::max<Index>(1, p.spec.state_size() / (kMostUnitVectors * p.lanes));
+  const Index most = std::max<Index>(1, p.spec.state_size() / (kMostUnitVectors * p.layout.lanes));
   const bool narrow_panels = !p.backward && p.spec.proj_size == 0 && p.spec.description().stages[0].unit_vectors() == 1;
-  return narrow_panels ? std::max(most, std::min<Index>(2, p.spec.hidden_size / (2 * p.lanes))) : most;
+  return narrow_panels ? std::max(most, std::min<Index>(2, p.spec.hidden_size / (2 * p.layout.lanes))) : most;
 }
 
 // The best plan with several threads, if it is enough better than one.
@@ -190,7 +191,8 @@ Plan make_plan(const Problem& p, int max_threads, const Core& core, Awake team, 
                            p.backward, p.mergers_allowed, team,    meeting};
   if (cache && cache->find(key, plan)) return plan;
   plan = plan_for_several(p, plan, max_threads, machine);
-  plan.far = plan.threads() > 1 && team == Awake::yes && p.lanes * p.value_size == kAlignment &&  // whole lines
+  plan.far = plan.threads() > 1 && team == Awake::yes &&
+             p.layout.lanes * p.layout.sum_bytes == kAlignment &&  // whole lines
              meeting > kFarCycles * plan.threads();
   if (cache) cache->keep(key, plan);
   return plan;

@@ -367,7 +367,7 @@ class Run {
       const auto [first, last] = panels(part, stage.panels);
       network_.kernels().project(
           spec_.cell, stage.stage,
-          {&network_.core(), x, x_at, rows, stage.input_depth, first, last, turn == 1, stage.input.data(),
+          {&network_.core(), x, x_at, rows, stage.input.depth, first, last, turn == 1, stage.input.data(),
            stage.bias.data(), gates(share, stage), gates_panel_stride(stage)});
     }
   }
@@ -405,7 +405,7 @@ class Run {
     StepArgs<T> args;
     args.core = &network_.core();
     args.rows = rows;
-    args.depth = stage.recurrent_depth;
+    args.depth = stage.recurrent.depth;
     args.units = stage.units;
     args.product_only = false;
     args.panels_reversed = turn == 1;  // what the last step left in the cache comes first in this one

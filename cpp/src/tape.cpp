@@ -12,8 +12,8 @@ Tape<T>::Tape(const Network<T>& network, const Sequence<T>& sequence, const Tape
       options(options),
       steps(sequence.steps),
       batch(sequence.batch),
-      lanes_of_rows(!recomputing() && has_rows_in_lanes(spec, network.kernels().lanes, batch) ? network.kernels().lanes
-                                                                                              : 0),
+      lanes_of_rows(
+          !recomputing() && has_rows_in_lanes(spec, network.kernels().lanes(), batch) ? network.kernels().lanes() : 0),
       lengths(batch, steps),
       rows(batch),
       pairs(PairOrder::by_step(batch)) {

@@ -23,7 +23,7 @@ bool same_bits(T a, T b) {
 }
 
 template <class T>
-void check_special_values(const Kernels<T>& k) {
+void check_special_values(const Elementwise<T>& k) {
   constexpr T infinity = std::numeric_limits<T>::infinity(), nan = std::numeric_limits<T>::quiet_NaN();
   constexpr T largest = std::numeric_limits<T>::max(), smallest = std::numeric_limits<T>::min();
   for (const T zero : {T(0), T(-0.0)}) {
@@ -105,7 +105,7 @@ void check_same_bits(Function<T> expected, Function<T> got) {
 
 template <class T>
 void check_table(const KernelTable& table) {
-  const Kernels<T>& k = table.of<T>();
+  const Elementwise<T>& k = table.of<T>().elementwise;
   check_special_values(k);
   check_tails(k.sigmoid);
   check_tails(k.tanh);
@@ -113,8 +113,8 @@ void check_table(const KernelTable& table) {
   check_accuracy(k.tanh, [](long double x) { return std::tanh(x); }, kTanhUlp, "tanh");
   for (const KernelTable* other : available_tables())
     if (has_fused_multiply_add(table) && has_fused_multiply_add(*other)) {
-      check_same_bits(k.sigmoid, other->of<T>().sigmoid);
-      check_same_bits(k.tanh, other->of<T>().tanh);
+      check_same_bits(k.sigmoid, other->of<T>().elementwise.sigmoid);
+      check_same_bits(k.tanh, other->of<T>().elementwise.tanh);
     }
 }
 

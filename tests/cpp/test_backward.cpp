@@ -287,7 +287,7 @@ class BackwardTest {
     const Case c(cell_, {33, 65, 5, 7, 2, 2});
     const Problem<T> before(cell_, c.shape, 2);
     for (const KernelTable* table : tested_tables()) {
-      const T *weights, *transposed;
+      const void *weights, *transposed;
       {
         const Network<T> first(before.spec, before.parameters, *table);
         first.pack_for_backward(before.parameters);
@@ -296,7 +296,7 @@ class BackwardTest {
       }
       const Network<T> second(c.problem.spec, c.problem.parameters, *table);
       second.pack_for_backward(c.problem.parameters);
-      const auto is_used = [&](const T* data) { return data == weights || data == transposed; };
+      const auto is_used = [&](const void* data) { return data == weights || data == transposed; };
       bool used = false;
       for (Index layer = 0; layer < 2; ++layer)
         for (Index direction = 0; direction < 2; ++direction)

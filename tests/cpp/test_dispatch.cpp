@@ -35,7 +35,12 @@ void check_tables() {
   const std::vector<std::string> compiled = names(compiled_tables()), available = names(available_tables());
   CHECK(!available.empty());
   for (const std::string& name : available) CHECK(contains(compiled, name));
-  for (const KernelTable* table : compiled_tables()) CHECK(table->f32.lanes == 2 * table->f64.lanes);
+  for (const KernelTable* table : compiled_tables()) {
+    const auto* const single = table->find<float>(Format::float32);
+    const auto* const twice = table->find<double>(Format::float64);
+    CHECK(single && twice && single->lanes() == 2 * twice->lanes());
+    CHECK(!table->find<float>(Format::float64) && !table->find<double>(Format::float32));
+  }
   CHECK_EQUAL(compiled.front(), available.front());  // the plainest runs anywhere
 }
 

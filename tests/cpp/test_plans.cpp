@@ -87,6 +87,9 @@ void compare_plans(const NamedCell& cell, const Scope& scope) {
 
 // ---- make_plan ------------------------------------------------------------------------------------------------------------
 
+constexpr PanelLayout floats(int lanes) { return {4, 4, 4, 1, lanes}; }
+constexpr PanelLayout kFloats = floats(16);  // of AVX-512
+
 constexpr Core kCores[] = {
     {32 << 10, 512 << 10, 8 << 20, 64}, {48 << 10, 2 << 20, 32 << 20, 128}, {16 << 10, 16 << 10, 16 << 10, 16}};
 
@@ -106,7 +109,7 @@ void check_promises(const gatedrnn::Problem& problem, int threads, const Core& c
   CHECK(plan.direction_groups <= problem.spec.directions);
   CHECK(plan.row_groups <= batch);
   // Every thread has a whole panel, however wide the panel; two share what is one vector wide.
-  const Index vectors = problem.spec.state_size() / problem.lanes;
+  const Index vectors = problem.spec.state_size() / problem.layout.lanes;
   const bool one_vector = problem.spec.description().stages[0].unit_vectors() == 1;
   const bool small = plan.unit_groups == 2 && one_vector && !problem.backward && vectors >= 4;
   CHECK(plan.unit_groups == 1 || plan.unit_groups * kMostUnitVectors <= vectors || small);
@@ -137,10 +140,11 @@ void check_make_plan() {
                 for (const int lanes : {4, 16}) {
                   const Spec spec{cell.cell, hidden, hidden, 2, directions, cell.projection ? (hidden + 1) / 2 : 0};
                   for (const Index valid : {steps * batch, steps * batch / 3}) {
-                    check_promises({spec, steps, batch, valid, 4, lanes, directions == 1}, threads, core, seen);
+                    check_promises({spec, steps, batch, valid, floats(lanes), directions == 1}, threads, core, seen);
                     if (directions > 1) continue;  // backward goes through one at a time
                     for (const bool mergers : {false, true})
-                      check_promises({spec, steps, batch, valid, 4, lanes, false, true, mergers}, threads, core, seen);
+                      check_promises({spec, steps, batch, valid, floats(lanes), false, true, mergers}, threads, core,
+                                     seen);
                   }
                 }
   // The sweep reached plans of every kind.
@@ -150,30 +154,30 @@ void check_make_plan() {
   const Core& core = kCores[1];
   for (const NamedCell& cell : all_cells()) {
     const Spec small{cell.cell, 16, 16, 1, 1, cell.projection ? 8 : 0};
-    CHECK_EQUAL(1, make_plan({small, 1, 1, 1, 4, 8}, 64, core).threads());
-    CHECK_EQUAL(1, make_plan({small, 2, 4, 8, 4, 8}, 64, core).threads());
+    CHECK_EQUAL(1, make_plan({small, 1, 1, 1, floats(8)}, 64, core).threads());
+    CHECK_EQUAL(1, make_plan({small, 2, 4, 8, floats(8)}, 64, core).threads());
     const Spec large{cell.cell, 1024, 1024, 1, 1, cell.projection ? 512 : 0};
-    CHECK_EQUAL(2, make_plan({large, 25, 64, 25 * 64, 4, 8}, 2, core).threads());
-    CHECK_EQUAL(2, make_plan({large, 25, 1, 25, 4, 8}, 2, core).unit_groups);
+    CHECK_EQUAL(2, make_plan({large, 25, 64, 25 * 64, floats(8)}, 2, core).threads());
+    CHECK_EQUAL(2, make_plan({large, 25, 1, 25, floats(8)}, 2, core).unit_groups);
   }
   // One step of some microseconds: not worth waking threads for, but worth those that are awake.
-  const gatedrnn::Problem step{Spec{Cell::lstm, 256, 256, 1, 1, 0}, 1, 1, 1, 4, 16};
+  const gatedrnn::Problem step{Spec{Cell::lstm, 256, 256, 1, 1, 0}, 1, 1, 1, kFloats};
   CHECK_EQUAL(1, make_plan(step, 2, core).threads());
   CHECK_EQUAL(2, make_plan(step, 2, core, Awake::yes, 700).threads());
   // A small network's row, where threads are near each other.
   for (const Cell cell : {Cell::lstm, Cell::gru}) {
-    const gatedrnn::Problem small_row{Spec{cell, 64, 64, 1, 1, 0}, 100, 1, 100, 4, 16};
+    const gatedrnn::Problem small_row{Spec{cell, 64, 64, 1, 1, 0}, 100, 1, 100, kFloats};
     CHECK_EQUAL(1, make_plan(small_row, 2, kCores[0], Awake::yes, 2600).threads());
     CHECK_EQUAL(2, make_plan(small_row, 2, kCores[0], Awake::yes, 700).unit_groups);
     CHECK_EQUAL(2, make_plan(small_row, 64, kCores[0], Awake::yes, 700).unit_groups);
   }
   // Backward, one long row of a small layer is merged by others, many rows are shared.
-  gatedrnn::Problem long_row{Spec{Cell::lstm, 64, 64, 1, 1, 0}, 1000, 1, 1000, 4, 16, false, true, true};
+  gatedrnn::Problem long_row{Spec{Cell::lstm, 64, 64, 1, 1, 0}, 1000, 1, 1000, kFloats, false, true, true};
   CHECK_EQUAL(1, make_plan(long_row, 2, core).mergers);
   CHECK_EQUAL(1, make_plan(long_row, 64, core).mergers);  // who keeps up
   long_row.mergers_allowed = false;
   CHECK_EQUAL(1, make_plan(long_row, 2, core).threads());
-  const gatedrnn::Problem rows{Spec{Cell::lstm, 64, 64, 1, 1, 0}, 100, 64, 6400, 4, 16, false, true, true};
+  const gatedrnn::Problem rows{Spec{Cell::lstm, 64, 64, 1, 1, 0}, 100, 64, 6400, kFloats, false, true, true};
   CHECK_EQUAL(2, make_plan(rows, 2, core).row_groups);
   // Threads are far from each other where their meetings say so, and whole lines can be written past the caches.
   CHECK(make_plan(rows, 2, core, Awake::yes, 2600).far);
@@ -181,7 +185,7 @@ void check_make_plan() {
   CHECK(!make_plan(rows, 1, core, Awake::yes, 2600).far);
   CHECK(!make_plan(rows, 2, core, Awake::no, 2600).far);
   gatedrnn::Problem half_lines = rows;
-  half_lines.lanes = 8;
+  half_lines.layout.lanes = 8;
   CHECK(!make_plan(half_lines, 2, core, Awake::yes, 2600).far);
 }
 
@@ -196,8 +200,8 @@ void check_plan_cache() {
             for (const Awake team : {Awake::no, Awake::yes})
               for (const double meeting : {700.0, 2600.0}) {
                 const Spec spec{Cell::lstm, 512, 512, 2, 1, 0};
-                const gatedrnn::Problem problem{spec, steps,     batch,    steps * batch, 4,
-                                                16,   !backward, backward, backward};
+                const gatedrnn::Problem problem{spec,    steps,     batch,    steps * batch,
+                                                kFloats, !backward, backward, backward};
                 const Plan plan = make_plan(problem, threads, kCores[1], team, meeting);
                 const Plan kept = make_plan(problem, threads, kCores[1], team, meeting, &cache);
                 CHECK_EQUAL(text(plan), text(kept));

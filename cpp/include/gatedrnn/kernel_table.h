@@ -4,7 +4,7 @@
 // A cell's time step is one or two stages, and each stage is one matrix product over packed panels followed by
 // pointwise mathematics. Weights are interleaved, so that one panel yields every gate of the units it covers:
 //
-//     panel[k][gate][unit vector][lane]          with `lanes` lanes in a vector of this instruction set
+//     panel[k][gate][unit vector][lane]          with `lanes` lanes in a vector of this instruction set, see format.h
 //
 // Before the recurrence, `project` leaves bias + x W_ih in the gates buffer, [panel][row][slot][unit vector][lane];
 // `step` adds h W_hh, block by block (sums.h). The buffer is the only meeting point of the two, so how many time steps are
@@ -12,6 +12,7 @@
 #pragma once
 
 #include "gatedrnn/core.h"
+#include "gatedrnn/format.h"
 #include "gatedrnn/rows_in_lanes.h"
 #include "gatedrnn/spec.h"
 
@@ -27,7 +28,7 @@ struct ProjectArgs {
   Index depth;
   Index first_panel, last_panel;
   bool panels_reversed;  // visit the panels from the last to the first
-  const T* weights;      // [panel][depth][vectors][lanes]
+  const void* weights;   // panels of the format
   const T* bias;         // [panel][slots * unit_vectors][lanes]
   T* gates;              // [panel][row][slots * unit_vectors][lanes]; a slot without a gate stays as it is
   Index gates_panel_stride;
@@ -47,19 +48,19 @@ struct StepArgs {
   Index first_panel, last_panel;
   bool product_only;     // leave the cell for a call of depth 0
   bool panels_reversed;  // visit the panels from the last to the first
-  const T* weights;      // [panel][depth][vectors][lanes]
+  const void* weights;   // panels of the format
   const T* bias;         // [panel][slots * unit_vectors][lanes]: the reset-after GRU's n_h starts from it
   T* gates;              // as left by project; used up
   Index gates_panel_stride;
-  Index state_stride;  // of every [rows][state_stride] array below
-  const T* operand;    // left side of the product: h[t-1]; the second operand; what is projected
-  const T* h;          // h[t-1]
-  T* h_next;           // h[t]
-  T* c;                // c[t-1] on entry, c[t] on exit; or null
-  T* second_operand;   // of a cell of two stages: what the first one makes for the second
-  T* carried;          // likewise, beside it
-  const T* peephole;   // [panel][peephole][unit vector][lane]
-  T* const* y;         // [rows] pointers to the output rows of this step, or null
+  Index state_stride;   // of every [rows][state_stride] array below
+  const void* operand;  // of the format, left side of the product: h[t-1]; the second operand; what is projected
+  const T* h;           // h[t-1]
+  T* h_next;            // h[t]
+  T* c;                 // c[t-1] on entry, c[t] on exit; or null
+  T* second_operand;    // of a cell of two stages: what the first one makes for the second
+  T* carried;           // likewise, beside it
+  const T* peephole;    // [panel][peephole][unit vector][lane]
+  T* const* y;          // [rows] pointers to the output rows of this step, or null
   Write y_write;
   T* kept;  // for training: [rows][kept_stride], each row as kept_offset says
   Write kept_write;
@@ -99,8 +100,8 @@ struct BackStepArgs {
   Index units;       // units that exist; the last panel may cover more
   Index first_panel, last_panel;
   bool panels_reversed;  // visit the panels from the last to the first
-  const T* weights;      // [panel][depth][kBackVectors][lanes]
-  const T* operand;      // left side of the product: [rows][operand_stride]
+  const void* weights;   // panels of the format
+  const void* operand;   // of the format, left side of the product: [rows][operand_stride]
   Index operand_stride;
   T* products;  // scratch: [panel][row][kBackVectors][lanes]
   Index products_panel_stride;
@@ -172,19 +173,15 @@ struct ColumnArgs {
   T* sums;  // whole vectors
 };
 
-// Of the roofline's probes: independent chains, which hide the latency of a fused multiply-add on every machine known to us, and
-// vectors read in one round. A sink has room for as many vectors.
-constexpr int kFmaChains = 12;
-constexpr int kReadVectors = 8;
-
-// Packs the weights of the units of one vector, for one gate of a panel.
+// Packs the weights of the units of one vector, for one gate of a panel. Either units or terms are side by side.
 template <class T>
-struct PackUnitsArgs {
-  const T* from;  // [units][depth]
-  Index units;    // that exist, the rest of the lanes being zero
+struct PackWeightsArgs {
+  const T* from;
+  Index unit_stride, term_stride;
+  Index units;  // that exist, the rest of the lanes being zero
   Index depth;
-  T* to;  // [depth][to_stride], one vector each
-  Index to_stride;
+  void* to;       // the gate's first vector in the panel
+  Index vectors;  // of the panel
 };
 
 // For each cell one of each stage, in their order; and kLinear, backward for all products without a cell's mathematics.
@@ -199,47 +196,79 @@ struct StageKernels {
   void operator()(Cell cell, int stage, const Args& args) const { cells[static_cast<int>(cell)].stages[stage](args); }
 };
 
+// The kernels of one format, whose states and sums are of T.
 template <class T>
 struct Kernels {
-  int lanes;
+  PanelLayout layout;
   StageKernels<ProjectArgs<T>> project;
   StageKernels<StepArgs<T>> step;
   StageKernels<StepArgs<T>> step_keeping;  // the same for training
   StageKernels<BackStepArgs<T>> back_step;
-  void (*pack_units)(const PackUnitsArgs<T>&) noexcept;
+  void (*pack_weights)(const PackWeightsArgs<T>&) noexcept;
   void (*pack_rows)(const PackRowsArgs<T>&) noexcept;
   void (*pack_columns)(const PackColumnsArgs<T>&) noexcept;
   void (*outer)(const OuterArgs<T>&) noexcept;
   void (*sum_columns)(const ColumnArgs<T>&) noexcept;
   LaneKernels<T> rows_in_lanes;
-  // Elementwise, n values: the activations exactly as the cells compute them.
+
+  int lanes() const { return layout.lanes; }
+};
+
+// n values: the activations exactly as the cells compute them.
+template <class T>
+struct Elementwise {
   void (*sigmoid)(const T* x, T* y, Index n) noexcept;
   void (*tanh)(const T* x, T* y, Index n) noexcept;
-  // Roofline probes: `fma_chain` does `count` rounds and returns the floating-point operations of one round times count.
-  double (*fma_chain)(Index count, T* sink) noexcept;
+};
+
+// What the roofline measures: independent chains, which hide the latency of a fused multiply-add on every machine known to us, and
+// vectors read in one round. A sink has room for as many vectors.
+constexpr int kFmaChains = 12;
+constexpr int kReadVectors = 8;
+
+template <class T>
+struct Probes {
+  int lanes;
+  double (*fma_chain)(Index count, T* sink) noexcept;  // `count` rounds; returns their floating-point operations
   void (*read)(const T* data, Index n, T* sink) noexcept;
 };
 
 constexpr int kHashBlock = 512;  // bytes
 
 struct KernelTable {
+  template <class T>
+  struct ByFormat {
+    const Kernels<T>* kernels[kFormatCount];  // null where the table, or T, has none
+  };
+  template <class T>
+  struct OfType {
+    Elementwise<T> elementwise;
+    Probes<T> probes;
+  };
+
   const char* name;
-  Kernels<float> f32;
-  Kernels<double> f64;
+  ByFormat<float> with_float;
+  ByFormat<double> with_double;
+  OfType<float> of_float;
+  OfType<double> of_double;
   // Goes on with the hashes of a block's 32-bit words; the same on every machine.
   void (*hash_blocks)(const unsigned char* data, Index blocks, std::uint32_t* lanes) noexcept;
 
+  // Null where there are none.
   template <class T>
-  const Kernels<T>& of() const;
+  const Kernels<T>* find(Format format) const {
+    if constexpr (sizeof(T) == sizeof(float))
+      return with_float.kernels[static_cast<int>(format)];
+    else
+      return with_double.kernels[static_cast<int>(format)];
+  }
+  template <class T>
+  const OfType<T>& of() const {
+    if constexpr (sizeof(T) == sizeof(float))
+      return of_float;
+    else
+      return of_double;
+  }
 };
-
-template <>
-inline const Kernels<float>& KernelTable::of<float>() const {
-  return f32;
-}
-template <>
-inline const Kernels<double>& KernelTable::of<double>() const {
-  return f64;
-}
 
 }  // namespace gatedrnn

@@ -46,8 +46,9 @@ struct BackwardCall;
 template <class T>
 class Network {
  public:
+  // Throws std::invalid_argument where the table has no kernels of that format for T.
   Network(const Spec& spec, const Parameters<T>& parameters, const KernelTable& table,
-          const Core& core = gatedrnn::core());
+          const Core& core = gatedrnn::core(), Format format = plain_format<T>);
   ~Network();
   Network(const Network&) = delete;
   Network& operator=(const Network&) = delete;

@@ -9,6 +9,24 @@
 
 namespace gatedrnn {
 
+// A matrix in the panels of a format: each has some vectors of units, for each of `depth` terms.
+struct PackedMatrix {
+  PanelLayout layout{};
+  Index vectors = 0, panels = 0, depth = 0;
+  Buffer<unsigned char> bytes;
+
+  PackedMatrix() = default;
+  PackedMatrix(const PanelLayout& layout, Index vectors, Index panels, Index depth)
+      : layout(layout), vectors(vectors), panels(panels), depth(depth), bytes(panels * panel_bytes()) {}
+
+  Index panel_bytes() const { return layout.panel_bytes(depth, vectors); }
+  // Where a vector of a panel begins, at a term.
+  unsigned char* at(Index panel, Index vector, Index term) {
+    return bytes.data() + panel * panel_bytes() + (term / layout.terms * vectors + vector) * layout.vector_bytes();
+  }
+  const void* data() const { return bytes.data(); }
+};
+
 template <class T>
 struct PackedStage {
   int stage = 0;  // of the cell, or kLinear
@@ -16,8 +34,8 @@ struct PackedStage {
   int lanes = 0;
   Index units = 0;   // that exist
   Index panels = 0;  // that cover them
-  Index input_depth = 0, recurrent_depth = 0;
-  Buffer<T> input, recurrent, bias, peephole;
+  PackedMatrix input, recurrent;
+  Buffer<T> bias, peephole;
 
   Index units_per_panel() const { return Index(layout.unit_vectors()) * lanes; }
   Index slots_size() const { return layout.slots * units_per_panel(); }  // of one row in one panel's gates
@@ -29,22 +47,21 @@ struct PackedLayer {
   Buffer<T> in_lanes;                  // the same weights for rows in lanes, where these may be
 };
 
-// The transposed weights of one product of the backward pass: [panel][depth][kBackVectors][lanes], the depth being the slots that
-// the product reads, [slot][unit], each as wide as in a row of gradients.
-template <class T>
+// The transposed weights of one product of the backward pass. Its terms are the slots that it reads, [slot][unit], each as wide as in
+// a row of gradients.
 struct PackedTransposed {
-  Index units = 0, panels = 0, depth = 0;
-  Index slot_units = 0;  // of each slot that the product reads
+  PackedMatrix weights;
+  Index units = 0;       // that exist
+  Index slot_units = 0;  // of each slot
   Index first_slot = 0;  // of the gradients' slots
-  Buffer<T> weights;
 };
 
 template <class T>
 struct PackedBackLayer {
-  PackedTransposed<T> recurrent;   // from the gradients of pre-activations to h[t-1]
-  PackedTransposed<T> second;      // from those of the second stage to its operand
-  PackedTransposed<T> projection;  // from the projected h to the one before
-  PackedTransposed<T> input;
+  PackedTransposed recurrent;   // from the gradients of pre-activations to h[t-1]
+  PackedTransposed second;      // from those of the second stage to its operand
+  PackedTransposed projection;  // from the projected h to the one before
+  PackedTransposed input;
   Buffer<T> peephole;  // [peephole][slot_stride]
   Buffer<T> in_lanes, peepholes_in_lanes;
 };
@@ -57,6 +74,7 @@ void pack_layer(const Spec& spec, Index layer, const LayerParameters<T>& from, c
                 PackedLayer<T>& to);
 
 template <class T>
-void pack_back_layer(const Spec& spec, Index layer, const LayerParameters<T>& from, int lanes, PackedBackLayer<T>& to);
+void pack_back_layer(const Spec& spec, Index layer, const LayerParameters<T>& from, const Kernels<T>& kernels,
+                     PackedBackLayer<T>& to);
 
 }  // namespace gatedrnn

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "gatedrnn/core.h"
+#include "gatedrnn/format.h"
 #include "gatedrnn/spec.h"
 #include "gatedrnn/threads.h"
 
@@ -15,9 +16,8 @@ struct Problem {
   Spec spec;
   Index steps;  // of the longest row
   Index batch;
-  Index valid;     // sum of the rows' lengths
-  int value_size;  // bytes
-  int lanes;       // values in a vector
+  Index valid;  // sum of the rows' lengths
+  PanelLayout layout;
   // Each layer needs only the steps of the one before that it has come to, so that several may be under way.
   bool layers_overlap = false;
   bool backward = false;
