@@ -69,7 +69,7 @@ class TypedNetwork final : public BoundNetwork {
     without_gil([&](const Poll& poll) {
       tape->copy_x();
       call.sequence.poll = poll;
-      network_->forward(call.sequence, *Scratch(), tape->tape);
+      network_->forward(call.sequence, *Scratch(), &tape->tape);
     });
     const py::tuple pair = results(call);
     return py::make_tuple(pair[0], pair[1], std::unique_ptr<BoundTape>(std::move(tape)));
@@ -127,7 +127,7 @@ class TypedNetwork final : public BoundNetwork {
   }
 
  private:
-  void run(const Sequence<T>& sequence) { network_->run(sequence, *Scratch()); }
+  void run(const Sequence<T>& sequence) { network_->forward(sequence, *Scratch()); }
 
   // The array as the engine can read it, or no object for None.
   static py::object output_gradient(py::handle d_output, const Shape& shape) {

@@ -55,10 +55,10 @@ class TypedStream final : public BoundStream {
       sequence.c_n = next.c.data();
     }
     if (work_ < kWorkWorthReleasing) {
-      network_->run(sequence, workspace_);
+      network_->forward(sequence, workspace_);
     } else {
       const GilRelease release;
-      network_->run(sequence, workspace_);
+      network_->forward(sequence, workspace_);
     }
     current_ = 1 - current_;
     return deliver(y, given);

@@ -101,50 +101,36 @@ Plan Network<T>::backward_plan(Index steps, Index batch, Index valid, bool recom
 }
 
 template <class T>
-void Network<T>::run(const Sequence<T>& sequence, Workspace& workspace) const {
-  if (sequence.batch == 0) return;
-  const Index valid = valid_steps(sequence.steps, sequence.batch, sequence.lengths);
-  run_planned(problem(sequence.steps, sequence.batch, valid), core_, plans_,
-              [&](const Plan& plan) { return run(sequence, workspace, plan); });
-}
-
-template <class T>
-bool Network<T>::run(const Sequence<T>& sequence, Workspace& workspace, const Plan& plan) const {
-  ForwardRun<T> run(*this, sequence, plan, next_turn(), nullptr);
-  return start(run, workspace);
-}
-
-template <class T>
-void Network<T>::forward(const Sequence<T>& sequence, Workspace& workspace, Tape<T>& tape) const {
-  if (sequence.batch == 0) return;
+bool Network<T>::forward(const Sequence<T>& sequence, Workspace& workspace, Tape<T>* tape,
+                         const std::optional<Plan>& plan) const {
+  const auto run_with = [&](const Plan& chosen) {
+    ForwardRun<T> run(*this, sequence, chosen, next_turn(), tape);
+    return start(run, workspace);
+  };
+  if (plan) return run_with(*plan);
+  if (sequence.batch == 0) return true;
   Problem problem =
       this->problem(sequence.steps, sequence.batch, valid_steps(sequence.steps, sequence.batch, sequence.lengths));
-  if (tape.options.dropout.rate > 0) problem.layers_overlap = false;  // its masks are applied to whole layers
-  run_planned(problem, core_, plans_, [&](const Plan& plan) { return forward(sequence, workspace, tape, plan); });
-}
-
-template <class T>
-bool Network<T>::forward(const Sequence<T>& sequence, Workspace& workspace, Tape<T>& tape, const Plan& plan) const {
-  ForwardRun<T> run(*this, sequence, plan, next_turn(), &tape);
-  return start(run, workspace);
-}
-
-template <class T>
-void Network<T>::backward(const Tape<T>& tape, const BackwardCall<T>& call, Workspace& workspace) const {
-  const Index valid = valid_steps(tape.steps, tape.batch, tape.lengths.data());
-  run_planned(backward_problem(tape.steps, tape.batch, valid, tape.recomputing()), core_, plans_,
-              [&](const Plan& plan) { return backward(tape, call, workspace, plan); });
+  if (tape && tape->options.dropout.rate > 0) problem.layers_overlap = false;  // its masks are applied to whole layers
+  run_planned(problem, core_, plans_, run_with);
+  return true;
 }
 
 template <class T>
 bool Network<T>::backward(const Tape<T>& tape, const BackwardCall<T>& call, Workspace& workspace,
-                          const Plan& plan) const {
-  if (tape.in_lanes()) {
-    BackwardInLanes<T> run(*this, tape, call, plan);
+                          const std::optional<Plan>& plan) const {
+  const auto run_with = [&](const Plan& chosen) {
+    if (tape.in_lanes()) {
+      BackwardInLanes<T> run(*this, tape, call, chosen);
+      return start(run, workspace);
+    }
+    BackwardRun<T> run(*this, tape, call, chosen);
     return start(run, workspace);
-  }
-  BackwardRun<T> run(*this, tape, call, plan);
-  return start(run, workspace);
+  };
+  if (plan) return run_with(*plan);
+  const Index valid = valid_steps(tape.steps, tape.batch, tape.lengths.data());
+  run_planned(backward_problem(tape.steps, tape.batch, valid, tape.recomputing()), core_, plans_, run_with);
+  return true;
 }
 
 // Threads that come here at once may pack more than once; the first one's pack is kept. Nobody waits for anybody, so that a

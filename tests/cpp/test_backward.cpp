@@ -189,8 +189,8 @@ class BackwardTest {
     Results<T> results, inference;
     const Sequence<T> sequence = c.problem.sequence(results);
     Tape<T> tape(network, sequence, options, memory);
-    CHECK(network.forward(sequence, workspace, tape, forward));
-    CHECK(network.run(c.problem.sequence(inference), workspace, forward));
+    CHECK(network.forward(sequence, workspace, &tape, forward));
+    CHECK(network.forward(c.problem.sequence(inference), workspace, nullptr, forward));
     CHECK_NOTHING_WRONG(inference.difference(results), "forward with a tape, " + c.problem.name());
     Gradients<T> gradients = c.gradients(sequence, initial), again = c.gradients(sequence, initial);
     CHECK(network.backward(tape, gradients.call, workspace, backward));

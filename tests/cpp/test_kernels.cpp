@@ -150,8 +150,8 @@ class KernelTest {
     const Network<T> network(problem.spec, problem.parameters, table, core_);
     Workspace workspace;
     Results<T> results;
-    CHECK(
-        network.run(problem.sequence(results), workspace, network.plan(shape.steps, shape.batch, problem.valid(), 1)));
+    CHECK(network.forward(problem.sequence(results), workspace, nullptr,
+                          network.plan(shape.steps, shape.batch, problem.valid(), 1)));
     return results;
   }
 

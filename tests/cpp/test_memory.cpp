@@ -329,19 +329,20 @@ void check_steady_state(const NamedCell& cell, const Shape& shape, const Plan& p
   const Sequence<T> cold = problem.sequence(first), warm = problem.sequence(second);
   blocks().clear();
   const long before = allocations;
-  CHECK(network.run(cold, workspace, plan));
+  CHECK(network.forward(cold, workspace, nullptr, plan));
   CHECK(allocations > before);
   const Index size = workspace.size();
   CHECK(size > 0);
   const long after = allocations;
-  CHECK(network.run(warm, workspace, plan));
+  CHECK(network.forward(warm, workspace, nullptr, plan));
   CHECK_EQUAL(after, allocations.load());
   CHECK_EQUAL(size, workspace.size());
   CHECK_NOTHING_WRONG(first.difference(second), problem.name());
-  network.run(warm, workspace);  // with a plan of its own, which is the same each time as long as there is one thread
+  network.forward(warm,
+                  workspace);  // with a plan of its own, which is the same each time as long as there is one thread
   const Index grown = workspace.size();
   const long settled = allocations;
-  network.run(warm, workspace);
+  network.forward(warm, workspace);
   CHECK_EQUAL(settled, allocations.load());
   CHECK_EQUAL(grown, workspace.size());
 }
@@ -352,7 +353,7 @@ Index scratch(Index steps, Index batch, Index directions) {
   const Network<float> network(problem.spec, problem.parameters, *available_tables().back());
   Workspace workspace;
   Results<float> results;
-  CHECK(network.run(problem.sequence(results), workspace, network.plan(steps, batch, steps * batch, 1)));
+  CHECK(network.forward(problem.sequence(results), workspace, nullptr, network.plan(steps, batch, steps * batch, 1)));
   return workspace.size();
 }
 

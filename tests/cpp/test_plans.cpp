@@ -55,18 +55,18 @@ void compare_plans(const NamedCell& cell, const Scope& scope, const Shape& shape
     const Network<T> network(problem.spec, problem.parameters, *table);
     Workspace workspace;
     Results<T> expected;
-    CHECK(network.run(problem.sequence(expected), workspace, Plan{1, 1, 1, 1, 1001, 0}));
+    CHECK(network.forward(problem.sequence(expected), workspace, nullptr, Plan{1, 1, 1, 1, 1001, 0}));
     if (has_fused_multiply_add(*table))
       CHECK_NOTHING_WRONG(problem.reference().difference(expected), std::string(table->name) + ", " + problem.name());
     for (const Plan& plan : plans_for(shape)) {
       if (plan.threads() < scope.fewest_threads || plan.threads() > scope.most_threads) continue;
       Results<T> got;
-      CHECK(network.run(problem.sequence(got), workspace, plan));
+      CHECK(network.forward(problem.sequence(got), workspace, nullptr, plan));
       CHECK_NOTHING_WRONG(expected.difference(got),
                           std::string(table->name) + ", " + problem.name() + ", " + text(plan));
     }
     Results<T> chosen;
-    network.run(problem.sequence(chosen), workspace);
+    network.forward(problem.sequence(chosen), workspace);
     CHECK_NOTHING_WRONG(expected.difference(chosen), "the plan of its own choice, " + problem.name());
   }
 }
@@ -241,7 +241,7 @@ void check_without_threads() {
   const Network<float> network(problem.spec, problem.parameters, *available_tables().back());
   Workspace workspace;
   Results<float> expected, untouched;
-  CHECK(network.run(problem.sequence(expected), workspace, Plan{1, 1, 1, 1, 6, 0}));
+  CHECK(network.forward(problem.sequence(expected), workspace, nullptr, Plan{1, 1, 1, 1, 6, 0}));
   problem.sequence(untouched);
   const int before = num_threads();
   set_num_threads(4);
@@ -250,16 +250,16 @@ void check_without_threads() {
     const ThreadsTaken taken;
     for (const Plan& plan : {Plan{1, 2, 1, 1, 6, kPatientCycles}, Plan{1, 1, 2, 1, 3, 0}, Plan{1, 1, 1, 2, 6, 0}}) {
       Results<float> got;
-      CHECK(!network.run(problem.sequence(got), workspace, plan));
+      CHECK(!network.forward(problem.sequence(got), workspace, nullptr, plan));
       CHECK_NOTHING_WRONG(untouched.difference(got), "after a refused " + text(plan));
     }
     Results<float> got;
-    network.run(problem.sequence(got), workspace);
+    network.forward(problem.sequence(got), workspace);
     CHECK_NOTHING_WRONG(expected.difference(got), "without threads");
   }
   for (int i = 0; i < 200; ++i) {  // without patience others' parts are done by whoever is there
     Results<float> got;
-    CHECK(network.run(problem.sequence(got), workspace, Plan{1, 1, 1, 3, 6, -1e9}));
+    CHECK(network.forward(problem.sequence(got), workspace, nullptr, Plan{1, 1, 1, 3, 6, -1e9}));
     CHECK_NOTHING_WRONG(expected.difference(got), "without patience");
     if (i % 4 == 0) std::this_thread::sleep_for(std::chrono::microseconds(300));  // workers have gone to sleep
   }

@@ -412,7 +412,8 @@ void check_mode_after_run() {
   Results<float> results;
   const Sequence<float> sequence = problem.sequence(results);
   for (const int threads : {1, 2, 3}) {
-    CHECK(network.run(sequence, workspace, Plan{1, 1, 1, threads, 6, 2e12}));  // cycles: it waits for its threads
+    CHECK(network.forward(sequence, workspace, nullptr,
+                          Plan{1, 1, 1, threads, 6, 2e12}));  // cycles: it waits for its threads
     CHECK(denormals_live());
     std::atomic<int> live{0};
     CHECK(
@@ -440,7 +441,7 @@ struct Child {
   }
 
   bool right(const Plan& plan, Room& room) const {
-    return network.run(problem.sequence(room.results), room.workspace, plan) &&
+    return network.forward(problem.sequence(room.results), room.workspace, nullptr, plan) &&
            expected.difference(room.results).empty();
   }
 
@@ -469,7 +470,7 @@ void check_fork() {
   const Results<float> expected = [&] {
     Results<float> results;
     Workspace workspace;
-    CHECK(network.run(problem.sequence(results), workspace, Plan{1, 1, 1, 1, 6, 0}));
+    CHECK(network.forward(problem.sequence(results), workspace, nullptr, Plan{1, 1, 1, 1, 6, 0}));
     return results;
   }();
   const Child child{network, problem, expected};

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <atomic>
+#include <optional>
 #include <vector>
 
 #include "gatedrnn/core.h"
@@ -56,21 +57,18 @@ class Network {
   // For threads that are asleep.
   Plan plan(Index steps, Index batch, Index valid, int max_threads) const;
   Plan backward_plan(Index steps, Index batch, Index valid, bool recomputing, int max_threads) const;
-  // Runs with as many threads as pay; with a plan of one's own, returns false where run_team does.
-  void run(const Sequence<T>& sequence, Workspace& workspace) const;
-  bool run(const Sequence<T>& sequence, Workspace& workspace, const Plan& plan) const;
-
   // Packs what backward needs of the parameters, which have to be those that the network was made of. Comes before the
-  // first forward; does nothing after that.
+  // first forward with a tape; does nothing after that.
   void pack_for_backward(const Parameters<T>& parameters) const;
   bool packed_for_backward() const { return back_layers_.load(std::memory_order_acquire) != nullptr; }
 
-  // The same as run, with a tape.
-  void forward(const Sequence<T>& sequence, Workspace& workspace, Tape<T>& tape) const;
-  bool forward(const Sequence<T>& sequence, Workspace& workspace, Tape<T>& tape, const Plan& plan) const;
+  // One call, for training with a tape. It takes as many threads as pay, and returns true; with a plan of the caller's, false
+  // where run_team does.
+  bool forward(const Sequence<T>& sequence, Workspace& workspace, Tape<T>* tape = nullptr,
+               const std::optional<Plan>& plan = std::nullopt) const;
   // The gradients of what forward computed. The tape stays as it is.
-  void backward(const Tape<T>& tape, const BackwardCall<T>& call, Workspace& workspace) const;
-  bool backward(const Tape<T>& tape, const BackwardCall<T>& call, Workspace& workspace, const Plan& plan) const;
+  bool backward(const Tape<T>& tape, const BackwardCall<T>& call, Workspace& workspace,
+                const std::optional<Plan>& plan = std::nullopt) const;
 
   const Spec& spec() const { return spec_; }
   const Kernels<T>& kernels() const { return kernels_; }
