@@ -257,7 +257,7 @@ def test_a_batch_is_the_sum_of_its_rows(cell, bidirectional):
 
 # --- the same bits --------------------------------------------------------------------------------
 
-# (I, H, B, T, options): shared out by rows, by units, by both, to mergers; one block and several; and on one
+# (I, H, B, T, options): shared out by rows, by units, by both, to gradient threads; one block and several; and on one
 # thread.
 THREADED = [
     (9, 17, 5, 6, {}),
@@ -294,8 +294,8 @@ def test_these_shapes_are_split_in_every_way(cell):
         for threads in (2, 3):
             plan = network.plan(steps, batch, threads, backward=True)
             splits |= {split for split in ("row_groups", "unit_groups") if plan[split] > 1}
-            splits |= {"mergers"} if plan["mergers"] > 0 else set()
-    assert splits == {"row_groups", "unit_groups", "mergers"}
+            splits |= {"gradient_threads"} if plan["gradient_threads"] > 0 else set()
+    assert splits == {"row_groups", "unit_groups", "gradient_threads"}
 
 
 DIGESTS = "import gradients, json; print(json.dumps(gradients.digests()))"

@@ -124,7 +124,7 @@ def gradients():
 with gr.num_threads(1):
     expected = gradients()
 equal = [gradients() == expected for _ in range(100)]
-print(json.dumps([plan["row_groups"] > 1, plan["mergers"] > 0, all(equal)]))
+print(json.dumps([plan["row_groups"] > 1, plan["gradient_threads"] > 0, all(equal)]))
 """
     )
     assert run_python(code) == [True, True, True]

@@ -40,7 +40,7 @@ py::dict plan_dict(const BoundNetwork& network, Index steps, Index batch, int th
   d["direction_groups"] = plan.direction_groups;
   d["row_groups"] = plan.row_groups;
   d["unit_groups"] = plan.unit_groups;
-  d["mergers"] = plan.mergers;
+  d["gradient_threads"] = plan.gradient_threads;
   d["block_pairs"] = plan.block_pairs;
   d["cycles"] = plan.cycles;
   return d;

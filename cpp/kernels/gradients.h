@@ -8,7 +8,7 @@ namespace gatedrnn::GATEDRNN_ISA {
 
 // R columns of d by V vectors of x, whose sums stay in registers.
 template <class S, int R, int V, bool fetch>
-void outer_tile(const OuterArgs<typename S::T>& a, Index column) {
+void gemm_tile(const TransposedGemmArgs<typename S::T>& a, Index column) {
   using T = typename S::T;
   T* sums = a.sums + column * a.sums_stride;
   const Index rows = a.columns - column;
@@ -16,7 +16,7 @@ void outer_tile(const OuterArgs<typename S::T>& a, Index column) {
   for (int r = R; r < 2 * R && r < rows; ++r)
     for (int v = 0; v < V; ++v) __builtin_prefetch(sums + r * a.sums_stride + v * S::lanes, 1, 3);
 
-  const T *d = a.d + column / kOuterColumns * a.d_group_stride + column % kOuterColumns, *x = a.x;
+  const T *d = a.d + column / kGemmColumns * a.d_group_stride + column % kGemmColumns, *x = a.x;
   Index n = a.first;
   for (Index block = 0; block < a.blocks; ++block) {
     typename S::V acc[R][V];
@@ -54,22 +54,22 @@ void outer_tile(const OuterArgs<typename S::T>& a, Index column) {
 }
 
 template <class S, int V>
-void outer_columns(const OuterArgs<typename S::T>& a) {
-  constexpr int R = kAccumulators / kOuterVectors;
-  static_assert(kOuterColumns % R == 0);
+void gemm_columns(const TransposedGemmArgs<typename S::T>& a) {
+  constexpr int R = kAccumulators / kGemmVectors;
+  static_assert(kGemmColumns % R == 0);
   for (Index column = 0; column < a.columns; column += R)
     if (a.d_ahead > 0 && column % line<typename S::T> == 0)
-      outer_tile<S, R, V, true>(a, column);
+      gemm_tile<S, R, V, true>(a, column);
     else
-      outer_tile<S, R, V, false>(a, column);
+      gemm_tile<S, R, V, false>(a, column);
 }
 
 template <class S>
-void outer(const OuterArgs<typename S::T>& a) noexcept {
+void transposed_gemm(const TransposedGemmArgs<typename S::T>& a) noexcept {
   switch (a.vectors) {
-    case 1: return outer_columns<S, 1>(a);
-    case 2: return outer_columns<S, 2>(a);
-    case 3: return outer_columns<S, 3>(a);
+    case 1: return gemm_columns<S, 1>(a);
+    case 2: return gemm_columns<S, 2>(a);
+    case 3: return gemm_columns<S, 3>(a);
   }
 }
 

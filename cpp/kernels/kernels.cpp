@@ -3,9 +3,9 @@
 #include "fingerprint.h"
 #include "fma_product.h"
 #include "gradients.h"
+#include "input_gemm.h"
 #include "pack.h"
 #include "probe.h"
-#include "project.h"
 #include "rows_in_lanes.h"
 #include "step.h"
 
@@ -22,16 +22,16 @@ void map(const typename S::T* x, typename S::T* y, Index n) noexcept {
   }
 }
 
-// Stages of the same layout share a kernel. The linear stage starts from zero, so nothing projects into it.
+// Stages of the same layout share a kernel. The linear stage starts from zero, so no inputs are multiplied for it.
 template <class Product>
-struct ProjectOf {
+struct InputGemmOf {
   template <class Stage>
-  static constexpr auto of() -> typename StageKernels<ProjectArgs<typename Product::T>>::Kernel {
+  static constexpr auto of() -> typename StageKernels<InputGemmArgs<typename Product::T>>::Kernel {
     constexpr StageDescription stage = Stage::description;
     if constexpr (std::is_same_v<Stage, LinearStage>)
       return nullptr;
     else
-      return project<Product, stage.gates, stage.slots, stage.unit_vectors()>;
+      return input_gemm<Product, stage.gates, stage.slots, stage.unit_vectors()>;
   }
 };
 
@@ -56,14 +56,14 @@ constexpr Kernels<typename Product::T> kernels() {
   using S = typename Product::S;
   using T = typename Product::T;
   return {Product::layout,
-          by_stage<ProjectOf<Product>, ProjectArgs<T>>(),
+          by_stage<InputGemmOf<Product>, InputGemmArgs<T>>(),
           by_stage<StepOf<Product, false>, StepArgs<T>>(),
           by_stage<StepOf<Product, true>, StepArgs<T>>(),
           by_stage<BackStepOf<Product>, BackStepArgs<T>>(),
           Product::pack,
           pack_rows<S>,
           pack_columns<S>,
-          outer<S>,
+          transposed_gemm<S>,
           sum_columns<S>,
           lane_kernels<T>(std::make_integer_sequence<int, kCellCount>())};
 }

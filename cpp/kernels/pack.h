@@ -17,9 +17,9 @@ template <class S>
 void pack_columns(const PackColumnsArgs<typename S::T>& a) noexcept {
   typename S::T* to = a.to;
   for (Index group = 0; group < a.groups; ++group) {
-    const typename S::T* from = a.from + group * kOuterColumns;
-    for (Index n = 0; n < a.count; ++n, from += a.stride, to += kOuterColumns)
-      __builtin_memcpy(to, from, kOuterColumns * sizeof(typename S::T));
+    const typename S::T* from = a.from + group * kGemmColumns;
+    for (Index n = 0; n < a.count; ++n, from += a.stride, to += kGemmColumns)
+      __builtin_memcpy(to, from, kGemmColumns * sizeof(typename S::T));
   }
 }
 

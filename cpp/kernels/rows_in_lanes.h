@@ -344,7 +344,7 @@ void lane_back_step(const LaneBackArgs<typename S::T>& a) noexcept {
 
 // R operands by V vectors of columns.
 template <class S, int R, int V>
-GATEDRNN_INLINE void lane_outer_tile(const LaneOuterArgs<typename S::T>& a, Index operand) {
+GATEDRNN_INLINE void lane_outer_tile(const LaneGemmArgs<typename S::T>& a, Index operand) {
   typename S::V sums[R][V];
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r)
@@ -373,13 +373,13 @@ GATEDRNN_INLINE void lane_outer_tile(const LaneOuterArgs<typename S::T>& a, Inde
 }
 
 template <class S, int V>
-GATEDRNN_INLINE void lane_outer_vectors(const LaneOuterArgs<typename S::T>& a) {
+GATEDRNN_INLINE void lane_outer_vectors(const LaneGemmArgs<typename S::T>& a) {
   constexpr int R = kAccumulators / V >= kLaneOperands ? kLaneOperands : kLaneOperands / 2;
   for (Index operand = 0; operand < a.operands; operand += R) lane_outer_tile<S, R, V>(a, operand);
 }
 
 template <class S>
-void lane_outer(const LaneOuterArgs<typename S::T>& a) noexcept {
+void lane_outer(const LaneGemmArgs<typename S::T>& a) noexcept {
   switch ((a.columns + S::lanes - 1) / S::lanes) {
     case 1: return lane_outer_vectors<S, 1>(a);
     case 2: return lane_outer_vectors<S, 2>(a);

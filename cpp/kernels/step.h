@@ -123,7 +123,7 @@ void step(const StepArgs<typename Product::T>& a) noexcept {
         tile.row_at = rows.at;
         tile.out = {z, a.gates_panel_stride, row_size};
         start_from<Product>(tile, {z, a.gates_panel_stride, row_size}, at.vectors);
-        if (at.begin == 0) {  // where nothing was projected
+        if (at.begin == 0) {  // where no input was multiplied
           if (std::is_same_v<Stage, LinearStage>) start_from<Product>(tile, {zeros, 0, 0}, at.vectors);
           if (stage.slots > stage.gates) tile.last_in = {a.bias + (at.panel + 1) * row_size - S::lanes, row_size, 0};
         }

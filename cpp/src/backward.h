@@ -1,7 +1,7 @@
 // One call of a network backward through a tape.
 //
 // Layer by layer from the last, direction by direction, block by block of time steps from the last: first the recurrence, which
-// leaves the gradients of the pre-activations of every (step, row) pair of the block, then the products that merge these pairs, at
+// leaves the gradients of the pre-activations of every (step, row) pair of the block, then the products over these pairs, at
 // the latest while the recurrence of the next block goes on. A sum belongs to one thread at a time, takes up the pairs in the order
 // of steps (last first) and ranks, and is cut into blocks of pairs that depend on lengths alone, so that neither blocks of steps
 // nor threads change a bit.
@@ -9,16 +9,16 @@
 
 #include <memory>
 
-#include "backward_merge.h"
+#include "weight_gradients.h"
 
 namespace gatedrnn {
 
 template <class T>
-class BackwardRun : private BackwardMerge<T> {
-  using Base = BackwardMerge<T>;
+class BackwardRun : private WeightGradients<T> {
+  using Base = WeightGradients<T>;
   using typename Base::Block;
   using typename Base::CellStates;
-  using typename Base::MergePart;
+  using typename Base::GradientPart;
   using typename Base::Passage;
   using typename Base::Share;
   using typename Base::Strided;
@@ -57,7 +57,7 @@ class BackwardRun : private BackwardMerge<T> {
   using Base::block_count, Base::c_before, Base::d_h_stride, Base::d_input_of, Base::d_output_of, Base::d_a_stride,
       Base::for_units, Base::h_after, Base::h_before, Base::has_c, Base::has_operand_of_weights, Base::input_of,
       Base::kept, Base::kept_pairs, Base::kept_stride, Base::lanes, Base::length, Base::list, Base::list_of_places,
-      Base::merge, Base::most_steps, Base::panel_count, Base::rank, Base::row_count, Base::running, Base::slot,
+      Base::add_block, Base::most_steps, Base::panel_count, Base::rank, Base::row_count, Base::running, Base::slot,
       Base::state_at, Base::take_block, Base::time;
 
   Index products_stride() const { return odd_lines<T>(this->most_rows() * kBackVectors * lanes()); }
@@ -69,37 +69,37 @@ class BackwardRun : private BackwardMerge<T> {
 
   void run_direction(Member& member, const Track& track) {
     this->for_groups(member, [&](int group) { load_state(share_of(member, group, track)); });
-    if (plan_.mergers > 0)
-      go_back_beside_mergers(member, track);
+    if (plan_.gradient_threads > 0)
+      go_back_beside_gradients(member, track);
     else
-      go_back_and_merge(member, track);
+      go_back_and_add(member, track);
     const Index blocks = block_count();
     this->for_groups(member, [&](int group) { initial_state_gradients(share_of(member, group, track)); });
     if (blocks == 0 && !call_.accumulate)
       member.phase([&](int part) { this->clear_gradients({track, member, part, plan_.threads()}); });
   }
 
-  // All threads do both in turns. A thread merges a block when all have gone back through it, and then goes on to its rows of the
+  // All threads do both in turns. A thread adds a block to the gradients when all have gone back through it, and then goes on to its rows of the
   // next one.
-  void go_back_and_merge(Member& member, const Track& track) {
+  void go_back_and_add(Member& member, const Track& track) {
     Index* offsets[2] = {offsets_of(member, 0), offsets_of(member, 1)};
     Block before{};
     Index ring_end = 0;
     const Index blocks = block_count();
     for (Index b = 0; b <= blocks; ++b) {
       const Block block = b < blocks ? take_block(b, offsets[b % 2], ring_end) : Block{};
-      const auto merge_before = [&](int part) {
-        if (b > 0) merge({track, member, part, plan_.threads()}, before, offsets[(b - 1) % 2]);
+      const auto add_before = [&](int part) {
+        if (b > 0) add_block({track, member, part, plan_.threads()}, before, offsets[(b - 1) % 2]);
       };
       const auto go_on = [&](int group) {
         if (b < blocks) go_back(share_of(member, group, track), block, offsets[b % 2]);
       };
-      if (plan_.unit_groups > 1 || tape_.recomputing()) {  // what was kept is needed until the block is merged
-        member.phase(merge_before);
+      if (plan_.unit_groups > 1 || tape_.recomputing()) {  // what was kept is needed until the block is added
+        member.phase(add_before);
         this->for_groups(member, go_on);
       } else {
         member.phase([&](int part) {
-          merge_before(part);
+          add_before(part);
           go_on(part);
         });
       }
@@ -107,8 +107,8 @@ class BackwardRun : private BackwardMerge<T> {
     }
   }
 
-  // Some threads go back through a block while others merge the one before. All merge the last one.
-  void go_back_beside_mergers(Member& member, const Track& track) {
+  // Some threads go back through a block while others add the one before to the gradients. All add the last one.
+  void go_back_beside_gradients(Member& member, const Track& track) {
     Index* offsets[2] = {offsets_of(member, 0), offsets_of(member, 1)};
     Block before{};
     Index ring_end = 0;
@@ -116,16 +116,17 @@ class BackwardRun : private BackwardMerge<T> {
     for (Index b = 0; b < blocks; ++b) {
       const Block block = take_block(b, offsets[b % 2], ring_end);
       member.phase([&](int part) {
-        const int merger = part - plan_.grid();
-        if (merger < 0)
+        const int index = part - plan_.grid();
+        if (index < 0)
           go_back(share_of(member, part, track), block, offsets[b % 2]);
         else if (b > 0)
-          merge({track, member, merger, plan_.mergers}, before, offsets[(b - 1) % 2]);
+          add_block({track, member, index, plan_.gradient_threads}, before, offsets[(b - 1) % 2]);
       });
       before = block;
     }
     if (blocks > 0)
-      member.phase([&](int part) { merge({track, member, part, plan_.threads()}, before, offsets[(blocks - 1) % 2]); });
+      member.phase(
+          [&](int part) { add_block({track, member, part, plan_.threads()}, before, offsets[(blocks - 1) % 2]); });
   }
 
   Index* offsets_of(const Member& member, int turn) const {

@@ -162,7 +162,7 @@ class BackwardInLanes : private BackwardPlaces<T> {
     const Index size = sums_size(spec_.layer_input_size(track.layer));
     T* const sums = plan_.threads() == 1 ? group_ : waiting_ + index * size;
     if (plan_.threads() > 1) clear(sums, size);
-    network_.kernels().rows_in_lanes.outer(
+    network_.kernels().rows_in_lanes.transposed_gemm(
         {block.pairs, pair.h, operands(track.layer), pairs, pair.end, sums, sums_stride()});
     this->look_up(member, static_cast<double>(block.pairs) * this->step_work());
   }

@@ -1,5 +1,5 @@
 // Where one call of a network backward reads and writes: the rows of the tape and of the caller's gradients, and the ring of
-// blocks that lies between the recurrence and the products that merge what it leaves.
+// blocks that lies between the recurrence and the products over what it leaves.
 #pragma once
 
 #include "gatedrnn/tape.h"
@@ -19,8 +19,8 @@ class BackwardPlaces : protected Run<T> {
       : Base(network, usable(plan, tape), tape.batch, {tape.rows.data(), tape.lengths.data(), tape.steps}, call.poll),
         tape_(tape),
         call_(call),
-        merged_blocks_(plan_.mergers > 0 ? tape.cut(plan_.block_pairs, tape.steps) : StepBlocks{}),
-        blocks_(plan_.mergers > 0 ? merged_blocks_ : tape.blocks) {}
+        gradient_blocks_(plan_.gradient_threads > 0 ? tape.cut(plan_.block_pairs, tape.steps) : StepBlocks{}),
+        blocks_(plan_.gradient_threads > 0 ? gradient_blocks_ : tape.blocks) {}
 
   // What the recurrence of one block leaves, a row for each (step, rank) pair: from the last step to the first, in each by rank.
   struct Block {
@@ -61,7 +61,7 @@ class BackwardPlaces : protected Run<T> {
   // ---- Sizes -------------------------------------------------------------------------------------------------------------
   int lanes() const { return network_.kernels().lanes(); }
   Index slot() const { return slot_stride(spec_.hidden_size, lanes()); }
-  // A line more than the values, so that what reads on to a multiple of kOuterColumns stays in the row.
+  // A line more than the values, so that what reads on to a multiple of kGemmColumns stays in the row.
   Index d_a_stride() const { return odd_lines<T>(cell_.slots * slot()); }
   Index d_h_stride() const { return odd_lines<T>(spec_.state_size()); }
   Index panel_count(Index units) const { return ceil_div(units, kBackVectors * lanes()); }
@@ -209,7 +209,7 @@ class BackwardPlaces : protected Run<T> {
   T* between_[2] = {};  // the gradients of the layers' outputs, in turns
 
  private:
-  const StepBlocks merged_blocks_;  // shorter than the tape's
+  const StepBlocks gradient_blocks_;  // shorter than the tape's
 
  protected:
   const StepBlocks& blocks_;
@@ -236,9 +236,9 @@ class BackwardPlaces : protected Run<T> {
     publish_streamed();
   }
 
-  // Mergers would need recomputed values for longer than these last.
+  // Gradient threads would need recomputed values for longer than these last.
   static Plan usable(Plan plan, const Tape<T>& tape) {
-    if (tape.recomputing()) plan.mergers = 0;
+    if (tape.recomputing()) plan.gradient_threads = 0;
     return plan;
   }
 

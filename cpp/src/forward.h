@@ -139,7 +139,7 @@ class ForwardRun : private Run<T> {
   }
 
   // A layer writes where the next one reads: for training into the tape. For inference in one direction that can be the same
-  // memory, since a block's inputs are projected before its outputs are written; two directions take turns between the
+  // memory, since a block's inputs are multiplied before its outputs are written; two directions take turns between the
   // caller's output and scratch.
   Rows<T> output_of(Index layer) const {
     if (tape_ && !(in_lanes_ && layer + 1 == spec_.num_layers)) return dense(tape_->outputs[layer]);

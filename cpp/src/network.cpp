@@ -86,7 +86,7 @@ Problem Network<T>::backward_problem(Index steps, Index batch, Index valid, bool
   problem.layers_overlap = false;
   problem.spec.directions = 1;  // one at a time: they add to the same gradients
   problem.backward = true;
-  problem.mergers_allowed = !recomputing;
+  problem.gradient_threads_allowed = !recomputing;
   return problem;
 }
 

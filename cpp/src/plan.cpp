@@ -18,13 +18,14 @@ constexpr double kAwakeCycles = 400;     // the same for threads that wait for w
 constexpr double kAwakeMeetings = 5;     // as many as so many meetings have
 constexpr double kMeetingAlone = 200;    // of a meeting, what is no line's way
 constexpr double kBarrierCycles = 1200;  // one meeting of all threads of a group
-constexpr double kMergersCycles = 30000;  // mergers, in each layer: data change caches, in the next forward too
-constexpr double kMergersPace = 1.15;     // blocks are short, and come from another cache
-constexpr double kStageCycles = 150;      // calling one stage of a step
-constexpr double kActivationCycles = 40;  // one vector of units through the cell
-constexpr double kGain = 0.9;             // several threads have to be worth it
-constexpr double kFarCycles = 800;        // of a meeting, for each thread: more than between caches of one last level
-constexpr double kChangeover = 1.1;       // overlapping layers that go from thread to thread with their weights
+constexpr double kGradientThreadsCycles =
+    30000;  // gradient threads, in each layer: data change caches, in the next forward too
+constexpr double kGradientThreadsPace = 1.15;  // blocks are short, and come from another cache
+constexpr double kStageCycles = 150;           // calling one stage of a step
+constexpr double kActivationCycles = 40;       // one vector of units through the cell
+constexpr double kGain = 0.9;                  // several threads have to be worth it
+constexpr double kFarCycles = 800;   // of a meeting, for each thread: more than between caches of one last level
+constexpr double kChangeover = 1.1;  // overlapping layers that go from thread to thread with their weights
 
 double bytes_per_cycle(double bytes, const Core& core) {
   if (bytes <= 0.75 * core.l1) return 64;
@@ -81,7 +82,7 @@ double pair_cycles(const Problem& p, Index input_size, const Core& core) {
 }
 
 // Of a step's rows, forward: the weights are read once for a block of steps.
-double project_cycles(const Problem& p, const Plan& plan, Index input_size, const Core& core) {
+double input_cycles(const Problem& p, const Plan& plan, Index input_size, const Core& core) {
   const auto rows = static_cast<double>(most_rows(p, plan)), groups = static_cast<double>(plan.unit_groups);
   const double bytes =
       static_cast<double>(p.spec.description().gates * p.spec.hidden_size * input_size * p.layout.weight_bytes) /
@@ -93,30 +94,30 @@ double project_cycles(const Problem& p, const Plan& plan, Index input_size, cons
 double layer_cycles(const Problem& p, const Plan& plan, Index input_size, const Machine& machine) {
   const double rows = static_cast<double>(p.batch), steps = static_cast<double>(p.valid) / rows;  // of the average row
   const double step = step_cycles(p, plan, machine), pair = pair_cycles(p, input_size, machine.core);
-  if (plan.mergers > 0) {
+  if (plan.gradient_threads > 0) {
     const double blocks = std::max(1.0, static_cast<double>(p.valid) / static_cast<double>(plan.block_pairs));
-    const double merge = kMergersPace * rows * pair;
-    const double beside = (blocks - 1) * std::max(step, merge / plan.mergers);
-    const double last = merge / plan.threads();  // all merge the last block
-    return steps / blocks * (step + beside + last) + blocks * kBarrierCycles + kMergersCycles;
+    const double gradients = kGradientThreadsPace * rows * pair;
+    const double beside = (blocks - 1) * std::max(step, gradients / plan.gradient_threads);
+    const double last = gradients / plan.threads();  // all add the last block
+    return steps / blocks * (step + beside + last) + blocks * kBarrierCycles + kGradientThreadsCycles;
   }
   if (p.backward) return steps * (step + rows * pair / plan.threads());
   const double directions = std::max(1.0, static_cast<double>(p.spec.directions / plan.direction_groups));
-  return directions * steps * (step + project_cycles(p, plan, input_size, machine.core));
+  return directions * steps * (step + input_cycles(p, plan, input_size, machine.core));
 }
 
 // So many rows that reading the input weights once for all of them costs nothing beside the arithmetic. Fewer where their
 // gates would not stay in the second-level cache until the steps use them up, or where others wait for the block: the next
-// layer, or backward those who merge it.
+// layer, or backward those who add it to the gradients.
 Index choose_block_pairs(const Problem& p, const Plan& plan, const Core& core) {
   constexpr Index most = 128, fewest = 64, fewest_overlapping = 12, overlapping_blocks = 12;
-  constexpr Index most_merged = 256, fewest_merged = kBlockPairs;  // which is not cut
+  constexpr Index most_beside = 256, fewest_beside = kBlockPairs;  // which is not cut
   const Index rows = most_rows(p, plan);
   const Index row_bytes = (p.spec.description().gates + 1) * p.spec.hidden_size * p.layout.sum_bytes;
   Index wanted = most * row_bytes <= core.l2 ? most : fewest;
   if (plan.layer_groups > 1)
     wanted = std::min(wanted, std::max(fewest_overlapping, rows * p.steps / overlapping_blocks));
-  if (plan.mergers > 0) wanted = std::clamp(rows * p.steps / overlapping_blocks, fewest_merged, most_merged);
+  if (plan.gradient_threads > 0) wanted = std::clamp(rows * p.steps / overlapping_blocks, fewest_beside, most_beside);
   return std::max(rows, std::min(wanted, rows * p.steps));
 }
 
@@ -136,9 +137,10 @@ double total_cycles(const Problem& p, const Plan& plan, const Machine& machine) 
 }
 
 // As many as keep up with the grid, in the first layer.
-int enough_mergers(const Problem& p, const Plan& plan, int most, const Machine& machine) {
-  const double merge = kMergersPace * static_cast<double>(p.batch) * pair_cycles(p, p.spec.input_size, machine.core);
-  return static_cast<int>(std::min<double>(most, std::ceil(merge / step_cycles(p, plan, machine))));
+int enough_gradient_threads(const Problem& p, const Plan& plan, int most, const Machine& machine) {
+  const double gradients =
+      kGradientThreadsPace * static_cast<double>(p.batch) * pair_cycles(p, p.spec.input_size, machine.core);
+  return static_cast<int>(std::min<double>(most, std::ceil(gradients / step_cycles(p, plan, machine))));
 }
 
 // So that every thread has a whole panel, however wide the panel. Where all panels are one vector of units, two threads may also
@@ -160,9 +162,10 @@ Plan plan_for_several(const Problem& p, const Plan& alone, int max_threads, cons
         const bool together = layers * directions * rows == 1;  // or apart: never both
         for (const int units : {1, together ? static_cast<int>(std::min<Index>(max_threads, most_units)) : 1}) {
           Plan plan{layers, directions, rows, units, 1, 0};
-          const int spare = p.mergers_allowed && units == 1 ? max_threads - plan.threads() : 0;
-          const int mergers = spare > 0 ? enough_mergers(p, plan, spare, machine) : 0;
-          for (plan.mergers = 0; plan.mergers <= mergers; plan.mergers += std::max(1, mergers)) {
+          const int spare = p.gradient_threads_allowed && units == 1 ? max_threads - plan.threads() : 0;
+          const int gradient_threads = spare > 0 ? enough_gradient_threads(p, plan, spare, machine) : 0;
+          for (plan.gradient_threads = 0; plan.gradient_threads <= gradient_threads;
+               plan.gradient_threads += std::max(1, gradient_threads)) {
             if (plan.threads() == 1) continue;
             plan.block_pairs = choose_block_pairs(p, plan, machine.core);
             plan.cycles = total_cycles(p, plan, machine);
@@ -187,8 +190,8 @@ Plan make_plan(const Problem& p, int max_threads, const Core& core, Awake team, 
   if (p.batch == 0 || p.valid == 0) return plan;
   plan.cycles = total_cycles(p, plan, machine);
   if (max_threads == 1 || !machine.may_pay(plan.cycles, max_threads)) return plan;
-  const PlanCache::Key key{p.steps,    p.batch,           p.valid, max_threads, p.layers_overlap,
-                           p.backward, p.mergers_allowed, team,    meeting};
+  const PlanCache::Key key{
+      p.steps, p.batch, p.valid, max_threads, p.layers_overlap, p.backward, p.gradient_threads_allowed, team, meeting};
   if (cache && cache->find(key, plan)) return plan;
   plan = plan_for_several(p, plan, max_threads, machine);
   plan.far = plan.threads() > 1 && team == Awake::yes &&
@@ -201,7 +204,7 @@ Plan make_plan(const Problem& p, int max_threads, const Core& core, Awake team, 
 bool PlanCache::Key::operator==(const Key& other) const {
   return steps == other.steps && batch == other.batch && valid == other.valid && threads == other.threads &&
          layers_overlap == other.layers_overlap && backward == other.backward &&
-         mergers_allowed == other.mergers_allowed && team == other.team && meeting == other.meeting;
+         gradient_threads_allowed == other.gradient_threads_allowed && team == other.team && meeting == other.meeting;
 }
 
 bool PlanCache::find(const Key& key, Plan& plan) {

@@ -325,7 +325,7 @@ class Run {
     T* const* y;  // of each pair, or null
   };
 
-  // Visits the steps begin .. end in blocks, their inputs projected. `visit` returns the turn.
+  // Visits the steps begin .. end in blocks, their inputs multiplied. `visit` returns the turn.
   template <class Visit>
   void for_each_block(const Share& share, const Passage& passage, Index begin, Index end, int turn,
                       Visit&& visit) const {
@@ -344,8 +344,8 @@ class Run {
         rows = running(share, block.end + 1, rows);
       }
       // In place: all inputs of the block are read before its outputs are written.
-      for_units(share,
-                [&](int part) GATEDRNN_INLINE { project(share, part, passage.in.data, x_at, block.pairs, turn); });
+      for_units(share, [&](int part)
+                           GATEDRNN_INLINE { multiply_inputs(share, part, passage.in.data, x_at, block.pairs, turn); });
       turn = visit(block);
       begin = block.end;
     }
@@ -361,11 +361,11 @@ class Run {
     }
   }
 
-  void project(const Share& share, int part, const T* x, const Index* x_at, Index rows, int turn) const {
+  void multiply_inputs(const Share& share, int part, const T* x, const Index* x_at, Index rows, int turn) const {
     for (const PackedStage<T>& stage : stages(share)) {
       if (stage.stage == kLinear) continue;
       const auto [first, last] = panels(part, stage.panels);
-      network_.kernels().project(
+      network_.kernels().input_gemm(
           spec_.cell, stage.stage,
           {&network_.core(), x, x_at, rows, stage.input.depth, first, last, turn == 1, stage.input.data(),
            stage.bias.data(), gates(share, stage), gates_panel_stride(stage)});

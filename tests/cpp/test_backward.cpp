@@ -246,15 +246,15 @@ class BackwardTest {
           CHECK_NOTHING_WRONG(expected.difference(computed(c, table, Plan{1, 1, 3, 1, 64, 2e12}, plan), 0),
                               "other rows, " + c.problem.name());
         }
-      const Plan merger{1, 1, 1, 1, 33, 2e12, 1};
-      for (Plan plan : {merger, Plan{1, 1, 2, 1, 70, 2e12, 1}, Plan{1, 1, 1, 1, 100000, 2e12, 2}})
+      const Plan beside{1, 1, 1, 1, 33, 2e12, 1};
+      for (Plan plan : {beside, Plan{1, 1, 2, 1, 70, 2e12, 1}, Plan{1, 1, 1, 1, 100000, 2e12, 2}})
         for (const bool far : {false, true}) {
           plan.far = far;
           CHECK_NOTHING_WRONG(expected.difference(computed(c, table, alone(c), plan), 0),
-                              "mergers, " + c.problem.name());
+                              "gradient threads, " + c.problem.name());
         }
-      CHECK_NOTHING_WRONG(expected.difference(computed(c, table, alone(c), merger, {{}, true}), 0),
-                          "mergers, recomputing, " + c.problem.name());
+      CHECK_NOTHING_WRONG(expected.difference(computed(c, table, alone(c), beside, {{}, true}), 0),
+                          "gradient threads, recomputing, " + c.problem.name());
       if (shape.directions > 1) continue;
       const Index rows = shape.batch, half = ceil_div(rows, 2);  // a block has room for a step of them
       for (const Plan& plan :
@@ -322,7 +322,7 @@ class BackwardTest {
     groups_apart();
   }
 
-  // With mergers, groups of rows never meet: one may be most of two blocks ahead of another. The rows end at different steps, so
+  // With gradient threads, groups of rows never meet: one may be most of two blocks ahead of another. The rows end at different steps, so
   // that blocks differ in size and come to lie anywhere in the ring.
   void groups_apart() {
     constexpr int repetitions = 10;

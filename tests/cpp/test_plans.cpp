@@ -1,4 +1,4 @@
-// A plan never changes a bit: any split of directions, rows and units among threads, and any number of rows projected ahead.
+// A plan never changes a bit: any split of directions, rows and units among threads, and any number of rows whose inputs are multiplied ahead.
 // And what make_plan promises, and what happens when there are no threads to be had. With the argument "threads": the part of
 // this in which some threads compute, for ThreadSanitizer, under which all of it takes too long.
 #include <algorithm>
@@ -95,7 +95,7 @@ constexpr Core kCores[] = {
 
 struct PlanSpace {
   long several_threads = 0, several_units = 0, several_rows = 0, several_directions = 0, several_layers = 0,
-       mergers = 0;
+       gradient_threads = 0;
 };
 
 void check_promises(const gatedrnn::Problem& problem, int threads, const Core& core, PlanSpace& seen) {
@@ -104,7 +104,7 @@ void check_promises(const gatedrnn::Problem& problem, int threads, const Core& c
   CHECK(plan.layer_groups >= 1 && plan.direction_groups >= 1 && plan.row_groups >= 1 && plan.unit_groups >= 1);
   CHECK(plan.threads() <= threads);
   CHECK(plan.unit_groups == 1 || plan.unit_groups == plan.threads());
-  CHECK(plan.mergers == 0 || (problem.mergers_allowed && plan.mergers > 0));
+  CHECK(plan.gradient_threads == 0 || (problem.gradient_threads_allowed && plan.gradient_threads > 0));
   CHECK(plan.layer_groups <= (problem.layers_overlap ? problem.spec.num_layers : 1));
   CHECK(plan.direction_groups <= problem.spec.directions);
   CHECK(plan.row_groups <= batch);
@@ -125,7 +125,7 @@ void check_promises(const gatedrnn::Problem& problem, int threads, const Core& c
   seen.several_rows += plan.row_groups > 1;
   seen.several_directions += plan.direction_groups > 1;
   seen.several_layers += plan.layer_groups > 1;
-  seen.mergers += plan.mergers > 0;
+  seen.gradient_threads += plan.gradient_threads > 0;
 }
 
 void check_make_plan() {
@@ -142,14 +142,14 @@ void check_make_plan() {
                   for (const Index valid : {steps * batch, steps * batch / 3}) {
                     check_promises({spec, steps, batch, valid, floats(lanes), directions == 1}, threads, core, seen);
                     if (directions > 1) continue;  // backward goes through one at a time
-                    for (const bool mergers : {false, true})
-                      check_promises({spec, steps, batch, valid, floats(lanes), false, true, mergers}, threads, core,
-                                     seen);
+                    for (const bool gradient_threads : {false, true})
+                      check_promises({spec, steps, batch, valid, floats(lanes), false, true, gradient_threads}, threads,
+                                     core, seen);
                   }
                 }
   // The sweep reached plans of every kind.
   CHECK(seen.several_threads > 0 && seen.several_units > 0 && seen.several_rows > 0 && seen.several_directions > 0);
-  CHECK(seen.several_layers > 0 && seen.mergers > 0);
+  CHECK(seen.several_layers > 0 && seen.gradient_threads > 0);
 
   const Core& core = kCores[1];
   for (const NamedCell& cell : all_cells()) {
@@ -171,11 +171,11 @@ void check_make_plan() {
     CHECK_EQUAL(2, make_plan(small_row, 2, kCores[0], Awake::yes, 700).unit_groups);
     CHECK_EQUAL(2, make_plan(small_row, 64, kCores[0], Awake::yes, 700).unit_groups);
   }
-  // Backward, one long row of a small layer is merged by others, many rows are shared.
+  // Backward, one long row of a small layer: others add up its gradients, many rows are shared.
   gatedrnn::Problem long_row{Spec{Cell::lstm, 64, 64, 1, 1, 0}, 1000, 1, 1000, kFloats, false, true, true};
-  CHECK_EQUAL(1, make_plan(long_row, 2, core).mergers);
-  CHECK_EQUAL(1, make_plan(long_row, 64, core).mergers);  // who keeps up
-  long_row.mergers_allowed = false;
+  CHECK_EQUAL(1, make_plan(long_row, 2, core).gradient_threads);
+  CHECK_EQUAL(1, make_plan(long_row, 64, core).gradient_threads);  // who keeps up
+  long_row.gradient_threads_allowed = false;
   CHECK_EQUAL(1, make_plan(long_row, 2, core).threads());
   const gatedrnn::Problem rows{Spec{Cell::lstm, 64, 64, 1, 1, 0}, 100, 64, 6400, kFloats, false, true, true};
   CHECK_EQUAL(2, make_plan(rows, 2, core).row_groups);
@@ -205,7 +205,7 @@ void check_plan_cache() {
                 const Plan plan = make_plan(problem, threads, kCores[1], team, meeting);
                 const Plan kept = make_plan(problem, threads, kCores[1], team, meeting, &cache);
                 CHECK_EQUAL(text(plan), text(kept));
-                CHECK(plan.cycles == kept.cycles && plan.mergers == kept.mergers);
+                CHECK(plan.cycles == kept.cycles && plan.gradient_threads == kept.gradient_threads);
               }
 }
 

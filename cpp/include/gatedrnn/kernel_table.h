@@ -6,9 +6,9 @@
 //
 //     panel[k][gate][unit vector][lane]          with `lanes` lanes in a vector of this instruction set, see format.h
 //
-// Before the recurrence, `project` leaves bias + x W_ih in the gates buffer, [panel][row][slot][unit vector][lane];
+// Before the recurrence, `input_gemm` leaves bias + x W_ih in the gates buffer, [panel][row][slot][unit vector][lane];
 // `step` adds h W_hh, block by block (sums.h). The buffer is the only meeting point of the two, so how many time steps are
-// projected ahead can never change a bit.
+// multiplied ahead can never change a bit.
 #pragma once
 
 #include "gatedrnn/core.h"
@@ -20,7 +20,7 @@ namespace gatedrnn {
 
 // gates[panel][row] = bias[panel] + x[row] W[panel], for the panels first_panel .. last_panel.
 template <class T>
-struct ProjectArgs {
+struct InputGemmArgs {
   const Core* core;
   const T* x;
   const Index* x_at;  // [rows]: where the `depth` values of each row begin, counted from x
@@ -50,7 +50,7 @@ struct StepArgs {
   bool panels_reversed;  // visit the panels from the last to the first
   const void* weights;   // panels of the format
   const T* bias;         // [panel][slots * unit_vectors][lanes]: the reset-after GRU's n_h starts from it
-  T* gates;              // as left by project; used up
+  T* gates;              // as left by input_gemm; used up
   Index gates_panel_stride;
   Index state_stride;   // of every [rows][state_stride] array below
   const void* operand;  // of the format, left side of the product: h[t-1]; the second operand; what is projected
@@ -125,21 +125,21 @@ struct BackStepArgs {
 };
 
 // sums[column][k] += the sums over the n of each block of d[n][column] x[n][k]: the gradient of a matrix of weights. x is packed
-// in parts of up to kOuterVectors vectors; d may be packed in groups of kOuterColumns columns, or rows as they are.
-constexpr int kOuterVectors = 3;
-constexpr Index kOuterColumns = 8;
+// in parts of up to kGemmVectors vectors; d may be packed in groups of kGemmColumns columns, or rows as they are.
+constexpr int kGemmVectors = 3;
+constexpr Index kGemmColumns = 8;
 
 template <class T>
-struct OuterArgs {
+struct TransposedGemmArgs {
   const Index* ends;               // of the blocks, counted like `first`
   Index blocks, first;             // the n of the first of them
   Index columns;                   // the last group may cover more
   Index width;                     // of sums; the last vector may cover more
-  const T* d;                      // the first group's first row of kOuterColumns values
+  const T* d;                      // the first group's first row of kGemmColumns values
   Index d_group_stride, d_stride;  // from group to group, from row to row
   Index d_ahead;                   // how far ahead d is fetched; 0: not at all
   const T* x;                      // [count][vectors][lanes]
-  int vectors;                     // 1 .. kOuterVectors
+  int vectors;                     // 1 .. kGemmVectors
   T* sums;                         // [columns][sums_stride]
   Index sums_stride;
   bool from_zero;  // sums hold nothing yet
@@ -155,12 +155,12 @@ struct PackRowsArgs {
   T* to;  // [count][vectors][lanes]
 };
 
-// Packs groups of kOuterColumns columns for the left side.
+// Packs groups of kGemmColumns columns for the left side.
 template <class T>
 struct PackColumnsArgs {
   const T* from;  // [count][stride]
   Index stride, count, groups;
-  T* to;  // [group][count][kOuterColumns]
+  T* to;  // [group][count][kGemmColumns]
 };
 
 // sums[unit] += the sum over n of d[n][unit] times, if given, factor[n][unit].
@@ -200,14 +200,14 @@ struct StageKernels {
 template <class T>
 struct Kernels {
   PanelLayout layout;
-  StageKernels<ProjectArgs<T>> project;
+  StageKernels<InputGemmArgs<T>> input_gemm;
   StageKernels<StepArgs<T>> step;
   StageKernels<StepArgs<T>> step_keeping;  // the same for training
   StageKernels<BackStepArgs<T>> back_step;
   void (*pack_weights)(const PackWeightsArgs<T>&) noexcept;
   void (*pack_rows)(const PackRowsArgs<T>&) noexcept;
   void (*pack_columns)(const PackColumnsArgs<T>&) noexcept;
-  void (*outer)(const OuterArgs<T>&) noexcept;
+  void (*transposed_gemm)(const TransposedGemmArgs<T>&) noexcept;
   void (*sum_columns)(const ColumnArgs<T>&) noexcept;
   LaneKernels<T> rows_in_lanes;
 

@@ -1,4 +1,4 @@
-// Everything that is decided before touching data: how many threads, what they share out, and how far to project ahead. A
+// Everything that is decided before touching data: how many threads, what they share out, and how far inputs are multiplied ahead. A
 // plan never changes a result, only the time it takes. Forward and backward have plans of their own.
 #pragma once
 
@@ -21,7 +21,7 @@ struct Problem {
   // Each layer needs only the steps of the one before that it has come to, so that several may be under way.
   bool layers_overlap = false;
   bool backward = false;
-  bool mergers_allowed = false;  // see Plan
+  bool gradient_threads_allowed = false;  // see Plan
 };
 
 struct Plan {
@@ -31,16 +31,17 @@ struct Plan {
   int direction_groups = 1;
   int row_groups = 1;
   int unit_groups = 1;
-  Index block_pairs = 1;  // (step, row) pairs whose inputs are projected ahead together, or that mergers get at a time
-  double cycles = 0;      // what the model expects
-  // Backward: threads beside the groups, which merge the pairs of a block while those go back through the next. None: all do both
+  Index block_pairs =
+      1;  // (step, row) pairs whose inputs are multiplied ahead together, or that gradient threads get at a time
+  double cycles = 0;  // what the model expects
+  // Backward: threads beside the groups, which add the pairs of a block to the gradients while those go back through the next. None: all do both
   // in turns.
-  int mergers = 0;
+  int gradient_threads = 0;
   // Its threads are far from each other: what one writes for others goes past the caches, not from cache to cache.
   bool far = false;
 
   int grid() const { return layer_groups * direction_groups * row_groups * unit_groups; }
-  int threads() const { return grid() + mergers; }
+  int threads() const { return grid() + gradient_threads; }
 };
 
 // For one thread; without what it costs.
@@ -54,7 +55,7 @@ class PlanCache {
   struct Key {
     Index steps, batch, valid;
     int threads;
-    bool layers_overlap, backward, mergers_allowed;
+    bool layers_overlap, backward, gradient_threads_allowed;
     Awake team;
     double meeting;
     bool operator==(const Key& other) const;

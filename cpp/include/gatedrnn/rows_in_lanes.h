@@ -1,7 +1,7 @@
 // The layout for networks smaller than a vector, beside the one of kernel_table.h: lanes hold rows, not units. A block of as many
 // rows as lanes goes through its steps by itself. Weights are single values, which are broadcast, in the order in which the kernel
 // reads them; states, pre-activations and what is kept for backward stand in vectors, [unit][lane]. So no lane is without work,
-// nothing is projected ahead, and no part of a vector is read or written but at the border, where rows of features are turned into
+// nothing is multiplied ahead, and no part of a vector is read or written but at the border, where rows of features are turned into
 // lanes and back. The order of sums is that of sums.h, so that the bits are those of the other layout.
 #pragma once
 
@@ -100,7 +100,7 @@ struct LanePair {
 constexpr int kLaneOperands = 8;
 
 template <class T>
-struct LaneOuterArgs {
+struct LaneGemmArgs {
   Index count, columns, operands;
   const T* pairs;
   Index stride;  // from pair to pair
@@ -118,7 +118,7 @@ template <class T>
 struct LaneKernels {
   CellKernels<LaneStepsArgs<T>> steps, steps_keeping;
   CellKernels<LaneBackArgs<T>> back_step;
-  void (*outer)(const LaneOuterArgs<T>&) noexcept;
+  void (*transposed_gemm)(const LaneGemmArgs<T>&) noexcept;
   // The border. Lanes past the last row get zeros, and are not written to rows.
   void (*rows_to_lanes)(const LaneRows<const T>& rows, Index count, Index width, T* to) noexcept;
   void (*lanes_to_rows)(const T* from, Index count, Index width, const LaneRows<T>& rows) noexcept;

@@ -36,7 +36,7 @@ class Tape {
   const int lanes_of_rows;
   std::vector<Index> lengths;  // [B], by row
   std::vector<Index> rows;     // [B], by rank
-  // Backward goes through the steps in blocks (with mergers in shorter ones of its plan), and cuts them where a block of pairs ends.
+  // Backward goes through the steps in blocks (with gradient threads in shorter ones of its plan), and cuts them where a block of pairs ends.
   StepBlocks blocks;
 
   PairOrder pairs;       // in `kept`, `outputs`, `inputs` and `masks`, as forward's plan wants it

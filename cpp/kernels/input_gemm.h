@@ -6,7 +6,7 @@
 namespace gatedrnn::GATEDRNN_ISA {
 
 template <class Product, int gates, int slots, int unit_vectors>
-void project(const ProjectArgs<typename Product::T>& a) noexcept {
+void input_gemm(const InputGemmArgs<typename Product::T>& a) noexcept {
   using S = typename Product::S;
   using T = typename Product::T;
   constexpr int N = gates * unit_vectors;

@@ -1,4 +1,4 @@
-// The products that merge the (step, row) pairs of a block: the gradients of the inputs, and those of the weights, whose sums go
+// The products over the (step, row) pairs of a block: the gradients of the inputs, and those of the weights, whose sums go
 // on from block to block. Threads share the sums out, each of which takes up one block of pairs after the other.
 #pragma once
 
@@ -9,7 +9,7 @@
 namespace gatedrnn {
 
 template <class T>
-class BackwardMerge : protected BackwardPlaces<T> {
+class WeightGradients : protected BackwardPlaces<T> {
  protected:
   using Places = BackwardPlaces<T>;
   using Places::batch_, Places::call_, Places::cell_, Places::network_, Places::order_, Places::plan_, Places::spec_,
@@ -24,7 +24,7 @@ class BackwardMerge : protected BackwardPlaces<T> {
   using typename Places::Track;
 
   // One of `count` parts of the sums of a track.
-  struct MergePart : Track {
+  struct GradientPart : Track {
     Member& member;
     int index, count;
   };
@@ -40,14 +40,14 @@ class BackwardMerge : protected BackwardPlaces<T> {
     input_products_ = arena.take<T>(threads * input_products_size());
   }
 
-  void merge(const MergePart& part, const Block& block, const Index* offsets) const {
+  void add_block(const GradientPart& part, const Block& block, const Index* offsets) const {
     list_operands(part, block);
     add_to_gradients(part, block, offsets);
     if (d_input_of(part.layer).data) input_gradients(part, block);
   }
 
   // Where no step ran.
-  void clear_gradients(const MergePart& part) const {
+  void clear_gradients(const GradientPart& part) const {
     for (const WeightSum& sum : weight_sums(part)) {
       const auto [begin, end] = part_of(part, sum.columns * sum.depth);
       for (Index slot = 0; slot < sum.slots; ++slot)
@@ -89,19 +89,19 @@ class BackwardMerge : protected BackwardPlaces<T> {
   Index packed_x_size() const {
     return kSlice * round_up(std::max({widest_input(), spec_.hidden_size, spec_.state_size()}), lanes());
   }
-  static constexpr Index packed_d_size() { return kSlice * kChunk * kOuterColumns; }
+  static constexpr Index packed_d_size() { return kSlice * kChunk * kGemmColumns; }
   Index input_products_stride() const { return odd_lines<T>(kInputRows * kBackVectors * lanes()); }
   Index input_products_size() const { return panel_count(widest_input()) * input_products_stride(); }
   // Of every slot, and of the peepholes.
   Index column_sum_count() const { return cell_.slots + cell_.peephole_count; }
 
   // A part of `count` things.
-  std::pair<Index, Index> part_of(const MergePart& part, Index count) const {
+  std::pair<Index, Index> part_of(const GradientPart& part, Index count) const {
     return {count * part.index / part.count, count * (part.index + 1) / part.count};
   }
 
   // This track's matrices. The lists of rows of their right sides are this thread's.
-  std::array<WeightSum, 4> weight_sums(const MergePart& part) const {
+  std::array<WeightSum, 4> weight_sums(const GradientPart& part) const {
     const Index H = spec_.hidden_size, P = spec_.state_size(), I = spec_.layer_input_size(part.layer);
     const LayerGradients<T>& to = call_.gradients[this->track(part)];
     const int thread = part.member.thread();
@@ -168,7 +168,7 @@ class BackwardMerge : protected BackwardPlaces<T> {
   }
 
   // The rows of the right sides, for each pair of the block.
-  void list_operands(const MergePart& part, const Block& block) const {
+  void list_operands(const GradientPart& part, const Block& block) const {
     const int thread = part.member.thread();
     const T **x = list(thread, 0), **h = list(thread, 1), **operand = list(thread, 2);
     const Rows<const T> in = input_of(part.layer);
@@ -179,7 +179,7 @@ class BackwardMerge : protected BackwardPlaces<T> {
     });
   }
 
-  void add_to_gradients(const MergePart& part, const Block& block, const Index* offsets) const {
+  void add_to_gradients(const GradientPart& part, const Block& block, const Index* offsets) const {
     for (const WeightSum& sum : weight_sums(part)) add_products(part, block, sum);
     const auto [begin, end] = part_of(part, column_sum_count());
     for (Index c = begin; c < end; ++c)
@@ -187,7 +187,8 @@ class BackwardMerge : protected BackwardPlaces<T> {
   }
 
   // The c-th sums of columns, of one block of pairs.
-  void add_columns(const MergePart& part, const Block& block, const Index* offsets, Index c, const Slice& slice) const {
+  void add_columns(const GradientPart& part, const Block& block, const Index* offsets, Index c,
+                   const Slice& slice) const {
     T *sums = column_sums_ + c * slot(), *block_sums = block_sums_ + part.member.thread() * slot();
     const Index H = spec_.hidden_size, slots = cell_.slots;
     std::fill_n(block_sums, slot(), T(0));
@@ -202,14 +203,14 @@ class BackwardMerge : protected BackwardPlaces<T> {
   }
 
   // For one matrix the products of all pairs, a slice of them at a time, for this thread's columns of the left side.
-  void add_products(const MergePart& part, const Block& block, const WeightSum& sum) const {
+  void add_products(const GradientPart& part, const Block& block, const WeightSum& sum) const {
     const auto [begin, end] = groups_of(part, sum);
     if (begin == end) return;
     const T* data = sum.left_is_d_h ? block.d_h : block.d_a + sum.first_slot * slot();
     const Index stride = sum.left_is_d_h ? d_h_stride() : d_a_stride();
     T* packed_x = packed_x_ + part.member.thread() * packed_x_size();
     for_each_slice(block, share_pages(stride) ? kNearSlice : kSlice, [&, begin = begin, end = end](const Slice& slice) {
-      OuterArgs<T> args{};
+      TransposedGemmArgs<T> args{};
       args.ends = slice.pair_ends;
       args.blocks = slice.pair_blocks;
       args.first = slice.first;
@@ -224,26 +225,26 @@ class BackwardMerge : protected BackwardPlaces<T> {
       });
       add_slice(part, sum, {data + slice.first * stride, stride}, packed_x, slice, args);
       this->look_up(part.member,
-                    static_cast<double>(slice.count) * static_cast<double>((end - begin) * kOuterColumns * sum.depth));
+                    static_cast<double>(slice.count) * static_cast<double>((end - begin) * kGemmColumns * sum.depth));
     });
   }
 
   static bool share_pages(Index stride) { return stride * static_cast<Index>(sizeof(T)) < kPage; }
 
   // A slot's columns are dealt out in groups.
-  std::pair<Index, Index> groups_of(const MergePart& part, const WeightSum& sum) const {
-    return part_of(part, sum.slots * ceil_div(sum.columns, kOuterColumns));
+  std::pair<Index, Index> groups_of(const GradientPart& part, const WeightSum& sum) const {
+    return part_of(part, sum.slots * ceil_div(sum.columns, kGemmColumns));
   }
 
-  void add_slice(const MergePart& part, const WeightSum& sum, const Strided& left, const T* packed_x,
-                 const Slice& slice, OuterArgs<T> args) const {
-    const Index groups = ceil_div(sum.columns, kOuterColumns), most = share_pages(left.stride) ? groups : kChunk;
+  void add_slice(const GradientPart& part, const WeightSum& sum, const Strided& left, const T* packed_x,
+                 const Slice& slice, TransposedGemmArgs<T> args) const {
+    const Index groups = ceil_div(sum.columns, kGemmColumns), most = share_pages(left.stride) ? groups : kChunk;
     const Index ahead = args.d_ahead;
     const auto [begin, end] = groups_of(part, sum);
     for (Index group = begin; group < end;) {
-      const Index s = group / groups, column = group % groups * kOuterColumns;
+      const Index s = group / groups, column = group % groups * kGemmColumns;
       const Index chunk = std::min({most, groups - group % groups, end - group});
-      args.columns = std::min(chunk * kOuterColumns, sum.columns - column);
+      args.columns = std::min(chunk * kGemmColumns, sum.columns - column);
       set_left(part, {left.data + s * slot() + column, left.stride}, slice.count, chunk, args);
       const Index offset = offset_of(sum, s) + column * sum.depth;
       for_each_part(sum, [&](Index at, Index width, int vectors) {
@@ -252,7 +253,7 @@ class BackwardMerge : protected BackwardPlaces<T> {
         args.x = packed_x + at * slice.count;
         args.vectors = vectors;
         args.sums = sum.sums + offset + at;
-        network_.kernels().outer(args);
+        network_.kernels().transposed_gemm(args);
       });
       if (slice.ends_group && has_group_sums())
         deliver(slice, sum.sums + offset, args.columns * sum.depth, sum.gradient + offset);
@@ -261,32 +262,33 @@ class BackwardMerge : protected BackwardPlaces<T> {
   }
 
   // So many groups of the left side, where they are or packed.
-  void set_left(const MergePart& part, const Strided& left, Index count, Index groups, OuterArgs<T>& args) const {
+  void set_left(const GradientPart& part, const Strided& left, Index count, Index groups,
+                TransposedGemmArgs<T>& args) const {
     if (share_pages(left.stride)) {
       args.d = left.data;
-      args.d_group_stride = kOuterColumns;
+      args.d_group_stride = kGemmColumns;
       args.d_stride = left.stride;
       return;
     }
     T* packed = packed_d_ + part.member.thread() * packed_d_size();
     network_.kernels().pack_columns({left.data, left.stride, count, groups, packed});
     args.d = packed;
-    args.d_group_stride = count * kOuterColumns;
-    args.d_stride = kOuterColumns;
+    args.d_group_stride = count * kGemmColumns;
+    args.d_stride = kGemmColumns;
   }
 
   // The right side's values in parts that differ by at most a vector: `part(first value, values, vectors)`.
   template <class Part>
   void for_each_part(const WeightSum& sum, Part&& part) const {
-    const Index vectors = ceil_div(sum.depth, lanes()), parts = ceil_div(vectors, kOuterVectors);
+    const Index vectors = ceil_div(sum.depth, lanes()), parts = ceil_div(vectors, kGemmVectors);
     for (Index p = 0; p < parts; ++p) {
       const Index first = vectors * p / parts, last = vectors * (p + 1) / parts;
       part(first * lanes(), std::min(last * lanes(), sum.depth) - first * lanes(), static_cast<int>(last - first));
     }
   }
 
-  void add_peephole(const MergePart& part, const Block& block, const Index* offsets, Index peephole, const Slice& slice,
-                    T* sums) const {
+  void add_peephole(const GradientPart& part, const Block& block, const Index* offsets, Index peephole,
+                    const Slice& slice, T* sums) const {
     const PeepholeDescription& from = cell_.peepholes[peephole];
     const Index steps = block.end - block.begin, last = slice.first + slice.count;
     for (Index i = std::upper_bound(offsets, offsets + steps, slice.first) - offsets - 1;
@@ -300,7 +302,7 @@ class BackwardMerge : protected BackwardPlaces<T> {
   }
 
   // A part of the block's pairs.
-  void input_gradients(const MergePart& part, const Block& block) const {
+  void input_gradients(const GradientPart& part, const Block& block) const {
     const PackedTransposed& product = network_.back_layer(part.layer, part.direction).input;
     const Rows<T> to = d_input_of(part.layer);
     const auto [begin, end] = part_of(part, block.pairs);
@@ -329,7 +331,7 @@ class BackwardMerge : protected BackwardPlaces<T> {
   }
 
   T* packed_x_ = nullptr;     // [thread][part][pair of a slice][vectors of the part][lanes]
-  T* packed_d_ = nullptr;     // [thread][group of a chunk][pair of a slice][kOuterColumns]
+  T* packed_d_ = nullptr;     // [thread][group of a chunk][pair of a slice][kGemmColumns]
   T* column_sums_ = nullptr;  // [slot or peephole][slot stride]: of a group of blocks
   T* block_sums_ = nullptr;   // [thread][slot stride]: of columns
   T* group_sums_ = nullptr;   // of the weights of one track
