@@ -13,6 +13,13 @@ struct Core {
   bool takes_a_cycle(Index vector_bytes) const { return madd_bytes <= vector_bytes; }
 };
 
+// Sizes of a product's weights from which it takes other paths. What fits here stays in the second-level cache of any current
+// server core; more comes from afar.
+constexpr Index kNearBytes = 448 << 10;
+
+// What exceeds this comes from memory, where reading a panel in halves defeats the hardware's prefetcher.
+constexpr Index kFarBytes = 8 << 20;
+
 // This machine's.
 const Core& core();
 
