@@ -46,8 +46,10 @@ class KernelTest {
     unit_tails();
     panel_counts();
     weights_beyond(kNearBytes, kNearRows, 2);
-    weights_beyond(kFarBytes, kFarRows, 1);
-    many_long_rows();
+    if (is_first_of_its_products()) {  // the reference takes long for these
+      weights_beyond(kFarBytes, kFarRows, 1);
+      many_long_rows();
+    }
     many_steps();
     other_cores();
     options();
@@ -55,11 +57,25 @@ class KernelTest {
   }
 
  private:
+  // Whether no cell before this one has stages whose products are cut into the same panels.
+  bool is_first_of_its_products() const {
+    const auto same = [this](const NamedCell& other) {
+      const CellDescription &a = description(other.cell), &b = description(cell_.cell);
+      bool alike = other.projection == cell_.projection && a.stage_count == b.stage_count;
+      for (int i = 0; alike && i < a.stage_count; ++i)
+        alike = a.stages[i].slots == b.stages[i].slots && a.stages[i].gates == b.stages[i].gates;
+      return alike;
+    };
+    const auto cells = all_cells();
+    const auto found = std::find_if(cells.begin(), cells.end(), same);
+    return found->cell == cell_.cell && found->projection == cell_.projection;
+  }
+
   // Fewer units than a vector has lanes, and around that, with rows in a part of a block and in many.
   void smaller_than_a_vector() {
     for (Index hidden = 1; hidden <= 17; ++hidden)
-      for (const Index rows : {1, 7, 9, 15, 17, 31, 33, 129, 1000})
-        compare({rows % 2 == 0 ? 131 : hidden, hidden, 3, rows});
+      for (const Index rows : {1, 7, 9, 15, 17, 31, 33, 129}) compare({hidden, hidden, 3, rows});
+    for (const Index hidden : {1, 8, 15}) compare({131, hidden, 3, 1000});
     for (const Index hidden : {1, 2, 3, 5, 9})
       for (const Index directions : {1, 2})
         for (const bool states : {false, true}) {
