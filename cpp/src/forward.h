@@ -26,7 +26,7 @@ class ForwardRun : private Run<T> {
         in_lanes_(in_lanes(network, sequence, tape)) {}
 
   void carve(Arena& arena) {
-    places_ = arena.take<Place>(overlapping() ? plan_.threads() * plan_.layer_groups : 0);
+    segments_ = arena.take<Segment>(overlapping() ? plan_.threads() * plan_.layer_groups : 0);
     sorted_ = arena.take<Index>(sequence_.lengths ? sequence_.batch : 0);
     const bool in_place = tape_ || spec_.directions == 1 || spec_.num_layers == 1;
     between_ = arena.take<T>(in_place ? 0 : sequence_.steps * sequence_.batch * spec_.output_size());
@@ -67,8 +67,8 @@ class ForwardRun : private Run<T> {
   using Base::network_, Base::order_, Base::plan_, Base::spec_;
 
   // A part of a layer's steps.
-  struct Place {
-    Index layer, segment;
+  struct Segment {
+    Index layer, index;
   };
 
   bool dropping() const { return tape_ && tape_->options.dropout.rate > 0 && spec_.num_layers > 1; }
@@ -157,7 +157,7 @@ class ForwardRun : private Run<T> {
   // stays with its threads.
   void work_on_overlapping_layers(Member& member) {
     const Index layers = spec_.num_layers, segments = segment_count();
-    Place* const now = places_ + member.thread() * plan_.layer_groups;
+    Segment* const now = segments_ + member.thread() * plan_.layer_groups;
     Index count = 0;
     const auto run_now = [&] {
       member.phase([&, count](int part) {
@@ -168,10 +168,10 @@ class ForwardRun : private Run<T> {
     };
     for (Index sum = 0; sum < layers + segments - 1; ++sum)
       for (Index layer = std::max<Index>(0, sum - segments + 1); layer <= std::min(sum, layers - 1); ++layer) {
-        const Place next{layer, sum - layer};
-        const bool needs = std::any_of(now, now + count, [&](const Place& place) {
-          return (next.layer == place.layer && next.segment == place.segment + 1) ||
-                 (next.segment == place.segment && next.layer == place.layer + 1);
+        const Segment next{layer, sum - layer};
+        const bool needs = std::any_of(now, now + count, [&](const Segment& segment) {
+          return (next.layer == segment.layer && next.index == segment.index + 1) ||
+                 (next.index == segment.index && next.layer == segment.layer + 1);
         });
         if (needs || count == plan_.layer_groups) run_now();
         now[count++] = next;
@@ -179,9 +179,9 @@ class ForwardRun : private Run<T> {
     run_now();
   }
 
-  void run_overlapping(Member& member, int row_group, const Place& place) {
-    Group<T>& group = this->groups_[place.layer * plan_.row_groups + row_group];
-    run_segment({{place.layer, 0}, member, row_group, group}, place.segment);
+  void run_overlapping(Member& member, int row_group, const Segment& segment) {
+    Group<T>& group = this->groups_[segment.layer * plan_.row_groups + row_group];
+    run_segment({{segment.layer, 0}, member, row_group, group}, segment.index);
     publish();
   }
 
@@ -325,7 +325,7 @@ class ForwardRun : private Run<T> {
   ForwardInLanes<T> lanes_;
   Index* sorted_ = nullptr;  // [B] rows by rank
   T* between_ = nullptr;
-  Place* places_ = nullptr;  // [thread][layer group]
+  Segment* segments_ = nullptr;  // [thread][layer group]
 };
 
 }  // namespace gatedrnn

@@ -26,28 +26,28 @@ bool start(Run& run, Workspace& workspace) {
 }
 
 // The plan for threads that are awake. Where several would pay if they are near each other, it is measured how near they are.
-Plan plan_for_awake(const Problem& problem, int threads, const Core& core, PlanCache& cache) {
-  const Plan near = make_plan(problem, threads, core, Awake::yes, kLeastMeetingCycles, &cache);
+Plan plan_for_awake(const Workload& workload, int threads, const Core& core, PlanCache& cache) {
+  const Plan near = make_plan(workload, threads, core, Awake::yes, kLeastMeetingCycles, &cache);
   if (near.threads() == 1) return near;
   const double measured = meeting_cycles(near.threads());
-  return measured > 0 ? make_plan(problem, threads, core, Awake::yes, measured, &cache) : near;
+  return measured > 0 ? make_plan(workload, threads, core, Awake::yes, measured, &cache) : near;
 }
 
 // Runs with the plan for now, and if its threads cannot be had, with one.
 template <class RunWith>
-void run_planned(const Problem& problem, const Core& core, PlanCache& cache, RunWith&& run_with) {
+void run_planned(const Workload& workload, const Core& core, PlanCache& cache, RunWith&& run_with) {
   if (num_threads() == 1) {
-    run_with(plan_alone(problem, core));
+    run_with(plan_alone(workload, core));
     return;
   }
   const CallUnderWay under_way;
   const int threads = useful_threads(num_threads());
-  const Plan wanted = threads > 1 ? plan_for_awake(problem, threads, core, cache) : plan_alone(problem, core);
+  const Plan wanted = threads > 1 ? plan_for_awake(workload, threads, core, cache) : plan_alone(workload, core);
   const bool asleep = wanted.threads() > 1 && team_of(wanted.threads()) == Awake::no;
-  const Plan chosen = asleep ? make_plan(problem, threads, core, Awake::no, kUsualMeetingCycles, &cache) : wanted;
+  const Plan chosen = asleep ? make_plan(workload, threads, core, Awake::no, kUsualMeetingCycles, &cache) : wanted;
   const bool missed = asleep && chosen.threads() == 1;
   const auto begun = missed ? std::chrono::steady_clock::now() : std::chrono::steady_clock::time_point();
-  if (!run_with(chosen)) run_with(plan_alone(problem, core));
+  if (!run_with(chosen)) run_with(plan_alone(workload, core));
   if (missed) miss_team(wanted.threads(), begun);
 }
 
@@ -76,28 +76,28 @@ Index Network<T>::state_stride() const {
 }
 
 template <class T>
-Problem Network<T>::problem(Index steps, Index batch, Index valid) const {
+Workload Network<T>::workload(Index steps, Index batch, Index valid) const {
   return {spec_, steps, batch, valid, kernels_.layout, spec_.directions == 1};
 }
 
 template <class T>
-Problem Network<T>::backward_problem(Index steps, Index batch, Index valid, bool recomputing) const {
-  Problem problem = this->problem(steps, batch, valid);
-  problem.layers_overlap = false;
-  problem.spec.directions = 1;  // one at a time: they add to the same gradients
-  problem.backward = true;
-  problem.gradient_threads_allowed = !recomputing;
-  return problem;
+Workload Network<T>::backward_workload(Index steps, Index batch, Index valid, bool recomputing) const {
+  Workload workload = this->workload(steps, batch, valid);
+  workload.layers_overlap = false;
+  workload.spec.directions = 1;  // one at a time: they add to the same gradients
+  workload.backward = true;
+  workload.gradient_threads_allowed = !recomputing;
+  return workload;
 }
 
 template <class T>
 Plan Network<T>::plan(Index steps, Index batch, Index valid, int max_threads) const {
-  return make_plan(problem(steps, batch, valid), max_threads, core_);
+  return make_plan(workload(steps, batch, valid), max_threads, core_);
 }
 
 template <class T>
 Plan Network<T>::backward_plan(Index steps, Index batch, Index valid, bool recomputing, int max_threads) const {
-  return make_plan(backward_problem(steps, batch, valid, recomputing), max_threads, core_);
+  return make_plan(backward_workload(steps, batch, valid, recomputing), max_threads, core_);
 }
 
 template <class T>
@@ -109,10 +109,10 @@ bool Network<T>::forward(const Sequence<T>& sequence, Workspace& workspace, Tape
   };
   if (plan) return run_with(*plan);
   if (sequence.batch == 0) return true;
-  Problem problem =
-      this->problem(sequence.steps, sequence.batch, valid_steps(sequence.steps, sequence.batch, sequence.lengths));
-  if (tape && tape->options.dropout.rate > 0) problem.layers_overlap = false;  // its masks are applied to whole layers
-  run_planned(problem, core_, plans_, run_with);
+  Workload workload =
+      this->workload(sequence.steps, sequence.batch, valid_steps(sequence.steps, sequence.batch, sequence.lengths));
+  if (tape && tape->options.dropout.rate > 0) workload.layers_overlap = false;  // its masks are applied to whole layers
+  run_planned(workload, core_, plans_, run_with);
   return true;
 }
 
@@ -129,7 +129,7 @@ bool Network<T>::backward(const Tape<T>& tape, const BackwardCall<T>& call, Work
   };
   if (plan) return run_with(*plan);
   const Index valid = valid_steps(tape.steps, tape.batch, tape.lengths.data());
-  run_planned(backward_problem(tape.steps, tape.batch, valid, tape.recomputing()), core_, plans_, run_with);
+  run_planned(backward_workload(tape.steps, tape.batch, valid, tape.recomputing()), core_, plans_, run_with);
   return true;
 }
 

@@ -50,15 +50,15 @@ struct Machine {
 int stage_count(const Spec& spec) { return spec.description().stage_count + (spec.proj_size > 0 ? 1 : 0); }
 
 // Two vectors in a cycle, where the core can.
-double macs_per_cycle(const Problem& p, const Core& core) {
+double macs_per_cycle(const Workload& p, const Core& core) {
   return std::min(2.0 * p.layout.lanes, static_cast<double>(core.madd_bytes) / static_cast<double>(p.layout.sum_bytes));
 }
 
 // Of one group of threads.
-Index most_rows(const Problem& p, const Plan& plan) { return ceil_div(p.batch, plan.row_groups); }
+Index most_rows(const Workload& p, const Plan& plan) { return ceil_div(p.batch, plan.row_groups); }
 
 // What cannot begin before the step before is done.
-double step_cycles(const Problem& p, const Plan& plan, const Machine& machine) {
+double step_cycles(const Workload& p, const Plan& plan, const Machine& machine) {
   const Spec& spec = p.spec;
   const double rows = static_cast<double>(most_rows(p, plan));
   const double H = static_cast<double>(spec.hidden_size), units = H / plan.unit_groups;
@@ -75,14 +75,14 @@ double step_cycles(const Problem& p, const Plan& plan, const Machine& machine) {
 }
 
 // What is multiplied for many (step, row) pairs at once: forward the inputs, backward the gradients of inputs and of weights.
-double pair_cycles(const Problem& p, Index input_size, const Core& core) {
+double pair_cycles(const Workload& p, Index input_size, const Core& core) {
   const double gradients = static_cast<double>(p.spec.description().gates * p.spec.hidden_size);
   const Index width = p.backward ? 2 * input_size + p.spec.state_size() : input_size;
   return gradients * static_cast<double>(width) / macs_per_cycle(p, core);
 }
 
 // Of a step's rows, forward: the weights are read once for a block of steps.
-double input_cycles(const Problem& p, const Plan& plan, Index input_size, const Core& core) {
+double input_cycles(const Workload& p, const Plan& plan, Index input_size, const Core& core) {
   const auto rows = static_cast<double>(most_rows(p, plan)), groups = static_cast<double>(plan.unit_groups);
   const double bytes =
       static_cast<double>(p.spec.description().gates * p.spec.hidden_size * input_size * p.layout.weight_bytes) /
@@ -91,7 +91,7 @@ double input_cycles(const Problem& p, const Plan& plan, Index input_size, const 
   return std::max(rows * pair_cycles(p, input_size, core) / groups, bytes / bytes_per_cycle(bytes, core) / steps);
 }
 
-double layer_cycles(const Problem& p, const Plan& plan, Index input_size, const Machine& machine) {
+double layer_cycles(const Workload& p, const Plan& plan, Index input_size, const Machine& machine) {
   const double rows = static_cast<double>(p.batch), steps = static_cast<double>(p.valid) / rows;  // of the average row
   const double step = step_cycles(p, plan, machine), pair = pair_cycles(p, input_size, machine.core);
   if (plan.gradient_threads > 0) {
@@ -109,7 +109,7 @@ double layer_cycles(const Problem& p, const Plan& plan, Index input_size, const 
 // So many rows that reading the input weights once for all of them costs nothing beside the arithmetic. Fewer where their
 // gates would not stay in the second-level cache until the steps use them up, or where others wait for the block: the next
 // layer, or backward those who add it to the gradients.
-Index choose_block_pairs(const Problem& p, const Plan& plan, const Core& core) {
+Index choose_block_pairs(const Workload& p, const Plan& plan, const Core& core) {
   constexpr Index most = 128, fewest = 64, fewest_overlapping = 12, overlapping_blocks = 12;
   constexpr Index most_beside = 256, fewest_beside = kBlockPairs;  // which is not cut
   const Index rows = most_rows(p, plan);
@@ -121,7 +121,7 @@ Index choose_block_pairs(const Problem& p, const Plan& plan, const Core& core) {
   return std::max(rows, std::min(wanted, rows * p.steps));
 }
 
-double total_cycles(const Problem& p, const Plan& plan, const Machine& machine) {
+double total_cycles(const Workload& p, const Plan& plan, const Machine& machine) {
   const double start = plan.threads() > 1 ? machine.start_cycles() : 0;
   double cycles = 0;
   for (Index layer = 0; layer < p.spec.num_layers; ++layer)
@@ -137,7 +137,7 @@ double total_cycles(const Problem& p, const Plan& plan, const Machine& machine) 
 }
 
 // As many as keep up with the grid, in the first layer.
-int enough_gradient_threads(const Problem& p, const Plan& plan, int most, const Machine& machine) {
+int enough_gradient_threads(const Workload& p, const Plan& plan, int most, const Machine& machine) {
   const double gradients =
       kGradientThreadsPace * static_cast<double>(p.batch) * pair_cycles(p, p.spec.input_size, machine.core);
   return static_cast<int>(std::min<double>(most, std::ceil(gradients / step_cycles(p, plan, machine))));
@@ -145,14 +145,14 @@ int enough_gradient_threads(const Problem& p, const Plan& plan, int most, const 
 
 // So that every thread has a whole panel, however wide the panel. Where all panels are one vector of units, two threads may also
 // share fewer units: those of the smallest networks, which gain most where threads are near each other.
-Index most_unit_groups(const Problem& p) {
+Index most_unit_groups(const Workload& p) {
   const Index most = std::max<Index>(1, p.spec.state_size() / (kMostUnitVectors * p.layout.lanes));
   const bool narrow_panels = !p.backward && p.spec.proj_size == 0 && p.spec.description().stages[0].unit_vectors() == 1;
   return narrow_panels ? std::max(most, std::min<Index>(2, p.spec.hidden_size / (2 * p.layout.lanes))) : most;
 }
 
 // The best plan with several threads, if it is enough better than one.
-Plan plan_for_several(const Problem& p, const Plan& alone, int max_threads, const Machine& machine) {
+Plan plan_for_several(const Workload& p, const Plan& alone, int max_threads, const Machine& machine) {
   Plan best = alone;
   const Index most_layers = p.layers_overlap ? p.spec.num_layers : 1;
   const Index most_units = most_unit_groups(p);
@@ -178,13 +178,13 @@ Plan plan_for_several(const Problem& p, const Plan& alone, int max_threads, cons
 
 }  // namespace
 
-Plan plan_alone(const Problem& p, const Core& core) {
+Plan plan_alone(const Workload& p, const Core& core) {
   Plan plan;
   plan.block_pairs = choose_block_pairs(p, plan, core);
   return plan;
 }
 
-Plan make_plan(const Problem& p, int max_threads, const Core& core, Awake team, double meeting, PlanCache* cache) {
+Plan make_plan(const Workload& p, int max_threads, const Core& core, Awake team, double meeting, PlanCache* cache) {
   const Machine machine{core, team, meeting};
   Plan plan = plan_alone(p, core);
   if (p.batch == 0 || p.valid == 0) return plan;

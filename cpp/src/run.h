@@ -257,12 +257,12 @@ class Run {
   }
 
   // A part of the units, of the rows begin .. end of scratch, to each row's place.
-  template <class Place>
-  void store_units(int part, const PackedStage<T>& stage, const T* from, Index begin, Index end, Place&& place) const {
+  template <class RowAt>
+  void store_units(int part, const PackedStage<T>& stage, const T* from, Index begin, Index end, RowAt&& row_at) const {
     const auto [first, last] = panels(part, stage.panels);
     const Index unit = first * stage.units_per_panel();
     const Index count = std::min(last * stage.units_per_panel(), stage.units) - unit;
-    for (Index i = begin; i < end; ++i) std::copy_n(from + i * network_.state_stride() + unit, count, place(i) + unit);
+    for (Index i = begin; i < end; ++i) std::copy_n(from + i * network_.state_stride() + unit, count, row_at(i) + unit);
   }
 
   // Zeros past a row's length, in an array of so many values. One that exceeds the second-level cache would not be there anyway.

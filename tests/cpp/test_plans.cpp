@@ -98,7 +98,7 @@ struct PlanSpace {
        gradient_threads = 0;
 };
 
-void check_promises(const gatedrnn::Problem& problem, int threads, const Core& core, PlanSpace& seen) {
+void check_promises(const Workload& problem, int threads, const Core& core, PlanSpace& seen) {
   const Plan plan = make_plan(problem, threads, core);
   const Index batch = std::max<Index>(1, problem.batch);
   CHECK(plan.layer_groups >= 1 && plan.direction_groups >= 1 && plan.row_groups >= 1 && plan.unit_groups >= 1);
@@ -161,30 +161,30 @@ void check_make_plan() {
     CHECK_EQUAL(2, make_plan({large, 25, 1, 25, floats(8)}, 2, core).unit_groups);
   }
   // One step of some microseconds: not worth waking threads for, but worth those that are awake.
-  const gatedrnn::Problem step{Spec{Cell::lstm, 256, 256, 1, 1, 0}, 1, 1, 1, kFloats};
+  const Workload step{Spec{Cell::lstm, 256, 256, 1, 1, 0}, 1, 1, 1, kFloats};
   CHECK_EQUAL(1, make_plan(step, 2, core).threads());
   CHECK_EQUAL(2, make_plan(step, 2, core, Awake::yes, 700).threads());
   // A small network's row, where threads are near each other.
   for (const Cell cell : {Cell::lstm, Cell::gru}) {
-    const gatedrnn::Problem small_row{Spec{cell, 64, 64, 1, 1, 0}, 100, 1, 100, kFloats};
+    const Workload small_row{Spec{cell, 64, 64, 1, 1, 0}, 100, 1, 100, kFloats};
     CHECK_EQUAL(1, make_plan(small_row, 2, kCores[0], Awake::yes, 2600).threads());
     CHECK_EQUAL(2, make_plan(small_row, 2, kCores[0], Awake::yes, 700).unit_groups);
     CHECK_EQUAL(2, make_plan(small_row, 64, kCores[0], Awake::yes, 700).unit_groups);
   }
   // Backward, one long row of a small layer: others add up its gradients, many rows are shared.
-  gatedrnn::Problem long_row{Spec{Cell::lstm, 64, 64, 1, 1, 0}, 1000, 1, 1000, kFloats, false, true, true};
+  Workload long_row{Spec{Cell::lstm, 64, 64, 1, 1, 0}, 1000, 1, 1000, kFloats, false, true, true};
   CHECK_EQUAL(1, make_plan(long_row, 2, core).gradient_threads);
   CHECK_EQUAL(1, make_plan(long_row, 64, core).gradient_threads);  // who keeps up
   long_row.gradient_threads_allowed = false;
   CHECK_EQUAL(1, make_plan(long_row, 2, core).threads());
-  const gatedrnn::Problem rows{Spec{Cell::lstm, 64, 64, 1, 1, 0}, 100, 64, 6400, kFloats, false, true, true};
+  const Workload rows{Spec{Cell::lstm, 64, 64, 1, 1, 0}, 100, 64, 6400, kFloats, false, true, true};
   CHECK_EQUAL(2, make_plan(rows, 2, core).row_groups);
   // Threads are far from each other where their meetings say so, and whole lines can be written past the caches.
   CHECK(make_plan(rows, 2, core, Awake::yes, 2600).far);
   CHECK(!make_plan(rows, 2, core, Awake::yes, 900).far);
   CHECK(!make_plan(rows, 1, core, Awake::yes, 2600).far);
   CHECK(!make_plan(rows, 2, core, Awake::no, 2600).far);
-  gatedrnn::Problem half_lines = rows;
+  Workload half_lines = rows;
   half_lines.layout.lanes = 8;
   CHECK(!make_plan(half_lines, 2, core, Awake::yes, 2600).far);
 }
@@ -200,8 +200,7 @@ void check_plan_cache() {
             for (const Awake team : {Awake::no, Awake::yes})
               for (const double meeting : {700.0, 2600.0}) {
                 const Spec spec{Cell::lstm, 512, 512, 2, 1, 0};
-                const gatedrnn::Problem problem{spec,    steps,     batch,    steps * batch,
-                                                kFloats, !backward, backward, backward};
+                const Workload problem{spec, steps, batch, steps * batch, kFloats, !backward, backward, backward};
                 const Plan plan = make_plan(problem, threads, kCores[1], team, meeting);
                 const Plan kept = make_plan(problem, threads, kCores[1], team, meeting, &cache);
                 CHECK_EQUAL(text(plan), text(kept));

@@ -88,8 +88,8 @@ class Network {
     turn_.store(turn, std::memory_order_relaxed);
     return turn;
   }
-  Problem problem(Index steps, Index batch, Index valid) const;
-  Problem backward_problem(Index steps, Index batch, Index valid, bool recomputing) const;
+  Workload workload(Index steps, Index batch, Index valid) const;
+  Workload backward_workload(Index steps, Index batch, Index valid, bool recomputing) const;
 
   using BackLayers = std::vector<PackedBackLayer<T>>;
 

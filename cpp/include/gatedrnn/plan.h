@@ -12,7 +12,8 @@
 
 namespace gatedrnn {
 
-struct Problem {
+// What a plan is made for.
+struct Workload {
   Spec spec;
   Index steps;  // of the longest row
   Index batch;
@@ -45,7 +46,7 @@ struct Plan {
 };
 
 // For one thread; without what it costs.
-Plan plan_alone(const Problem& problem, const Core& core);
+Plan plan_alone(const Workload& workload, const Core& core);
 
 // The plans that one network made last, since calls repeat and a search among many threads takes as long as a small call. Nobody
 // waits: who does not get the lock at once searches again.
@@ -78,7 +79,7 @@ class PlanCache {
 };
 
 // `meeting`: see meeting_cycles.
-Plan make_plan(const Problem& problem, int max_threads, const Core& core, Awake team = Awake::no,
+Plan make_plan(const Workload& workload, int max_threads, const Core& core, Awake team = Awake::no,
                double meeting = kUsualMeetingCycles, PlanCache* cache = nullptr);
 
 }  // namespace gatedrnn
