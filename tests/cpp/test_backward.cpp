@@ -183,8 +183,16 @@ class BackwardTest {
     return computed_by(network, c, forward, backward, options, initial);
   }
 
-  static Gradients<T> computed_by(const Network<T>& network, const Case& c, const Plan& forward, const Plan& backward,
+  // A block has room for a step of a group's rows.
+  static Plan with_room(Plan plan, Index batch) {
+    plan.block_pairs = std::max(plan.block_pairs, ceil_div(batch, plan.row_groups));
+    return plan;
+  }
+
+  static Gradients<T> computed_by(const Network<T>& network, const Case& c, Plan forward, Plan backward,
                                   const TapeOptions& options = {}, T initial = 0) {
+    forward = with_room(forward, c.shape.batch);
+    backward = with_room(backward, c.shape.batch);
     Workspace workspace, memory;
     Results<T> results, inference;
     const Sequence<T> sequence = c.problem.sequence(results);
@@ -256,9 +264,7 @@ class BackwardTest {
       CHECK_NOTHING_WRONG(expected.difference(computed(c, table, alone(c), beside, {{}, true}), 0),
                           "gradient threads, recomputing, " + c.problem.name());
       if (shape.directions > 1) continue;
-      const Index rows = shape.batch, half = ceil_div(rows, 2);  // a block has room for a step of them
-      for (const Plan& plan :
-           {Plan{2, 1, 1, 1, std::max<Index>(7, rows), 2e12}, Plan{2, 1, 2, 1, std::max<Index>(3, half), 2e12}})
+      for (const Plan& plan : {Plan{2, 1, 1, 1, 7, 2e12}, Plan{2, 1, 2, 1, 3, 2e12}})
         for (const bool recompute : {false, true})
           CHECK_NOTHING_WRONG(expected.difference(computed(c, table, plan, alone(c), {{}, recompute}), 0),
                               "overlapping layers, " + c.problem.name());
