@@ -257,8 +257,8 @@ def test_a_batch_is_the_sum_of_its_rows(cell, bidirectional):
 
 # --- the same bits --------------------------------------------------------------------------------
 
-# (I, H, B, T, options): shared out by rows, by units, by both, to gradient threads; one block and several; and on
-# one thread.
+# (I, H, B, T, options): shared out by rows, by units, by both, to gradient threads; one block and several;
+# and on one thread.
 THREADED = [
     (9, 17, 5, 6, {}),
     (31, 64, 64, 16, {}),
