@@ -87,7 +87,7 @@ constexpr Kernels<double> kFloat64 = kernels<FmaProduct<Simd<double>>>();
 
 extern const KernelTable table;
 constexpr KernelTable table = {GATEDRNN_STRING(GATEDRNN_ISA),
-                               {{&kFloat32, nullptr}},  // by format
+                               {{&kFloat32}},  // by format
                                {{nullptr, &kFloat64}},
                                {elementwise<float>(), probes<float>()},
                                {elementwise<double>(), probes<double>()},

@@ -7,8 +7,9 @@
 namespace gatedrnn {
 
 // States, outputs and what cells compute with are float32, but for float64, where all is.
-enum class Format { float32, float64 };
-constexpr int kFormatCount = 2;
+enum class Format { float32, float64, bfloat16, bfloat16x3, int8 };
+constexpr int kFormatCount = 5;
+constexpr const char* kFormatNames[kFormatCount] = {"float32", "float64", "bfloat16", "bfloat16x3", "int8"};
 
 // The one without a conversion.
 template <class T>
