@@ -51,6 +51,17 @@ void run_planned(const Workload& workload, const Core& core, PlanCache& cache, R
   if (missed) miss_team(wanted.threads(), begun);
 }
 
+// A plan made by hand has to have someone for every row, and room for a step of the rows of a group, or the walk would not go on.
+const Plan& checked(const Plan& plan, Index batch) {
+  if (std::min({plan.layer_groups, plan.direction_groups, plan.row_groups, plan.unit_groups}) < 1)
+    throw std::invalid_argument("plan: at least one group of each kind");
+  if (plan.gradient_threads < 0) throw std::invalid_argument("plan: gradient_threads: at least 0");
+  const Index rows = ceil_div(batch, plan.row_groups);
+  if (plan.block_pairs < rows)
+    throw std::invalid_argument("plan: block_pairs: at least " + std::to_string(rows) + ", the rows of a group");
+  return plan;
+}
+
 template <class T>
 const Kernels<T>& kernels_of(const KernelTable& table, Format format) {
   const Kernels<T>* const kernels = table.find<T>(format);
@@ -107,7 +118,7 @@ bool Network<T>::forward(const Sequence<T>& sequence, Workspace& workspace, Tape
     ForwardRun<T> run(*this, sequence, chosen, next_turn(), tape);
     return start(run, workspace);
   };
-  if (plan) return run_with(*plan);
+  if (plan) return run_with(checked(*plan, sequence.batch));
   if (sequence.batch == 0) return true;
   Workload workload =
       this->workload(sequence.steps, sequence.batch, valid_steps(sequence.steps, sequence.batch, sequence.lengths));
@@ -127,7 +138,7 @@ bool Network<T>::backward(const Tape<T>& tape, const BackwardCall<T>& call, Work
     BackwardRun<T> run(*this, tape, call, chosen);
     return start(run, workspace);
   };
-  if (plan) return run_with(*plan);
+  if (plan) return run_with(checked(*plan, tape.batch));
   const Index valid = valid_steps(tape.steps, tape.batch, tape.lengths.data());
   run_planned(backward_workload(tape.steps, tape.batch, valid, tape.recomputing()), core_, plans_, run_with);
   return true;

@@ -6,6 +6,7 @@
 #include <thread>
 
 #include "check.h"
+#include "gatedrnn/tape.h"
 #include "gatedrnn/threads.h"
 #include "networks.h"
 
@@ -265,6 +266,25 @@ void check_without_threads() {
   set_num_threads(before);
 }
 
+// Plans with which a call would never end, or that have nobody for some rows.
+void check_refused_plans() {
+  const Shape shape{5, 7, 3, 6, 1, 1};
+  const Problem<float> problem(all_cells()[0], shape);
+  const Network<float> network(problem.spec, problem.parameters, *available_tables().back());
+  network.pack_for_backward(problem.parameters);
+  Workspace workspace, memory;
+  Results<float> results;
+  const Sequence<float> sequence = problem.sequence(results);
+  Tape<float> tape(network, sequence, {}, memory);
+  for (const Plan& plan : {Plan{1, 1, 1, 1, 5}, Plan{1, 1, 2, 1, 2}, Plan{1, 1, 1, 1, 0}, Plan{0, 1, 1, 1, 6},
+                           Plan{1, 0, 1, 1, 6}, Plan{1, 1, 0, 1, 6}, Plan{1, 1, 1, 0, 6}, Plan{1, 1, 1, 1, 6, 0, -1}}) {
+    CHECK_THROWS(std::invalid_argument, network.forward(sequence, workspace, nullptr, plan));
+    CHECK_THROWS(std::invalid_argument, network.forward(sequence, workspace, &tape, plan));
+    CHECK_THROWS(std::invalid_argument, network.backward(tape, {}, workspace, plan));
+  }
+  CHECK(network.forward(sequence, workspace, &tape, Plan{1, 1, 1, 1, 6}));
+}
+
 }  // namespace
 }  // namespace gatedrnn::test
 
@@ -276,6 +296,7 @@ int main(int argc, char** argv) {
     for (const NamedCell& cell : all_cells()) compare_plans<float>(cell, {{available_tables().back()}, 2, 4});
     return finish("test_plans threads");
   }
+  check_refused_plans();
   check_make_plan();
   check_plan_cache();
   const Scope all{available_tables(), 1, 1000};

@@ -63,7 +63,8 @@ class Network {
   bool packed_for_backward() const { return back_layers_.load(std::memory_order_acquire) != nullptr; }
 
   // One call, for training with a tape. It takes as many threads as pay, and returns true; with a plan of the caller's, false
-  // where run_team does.
+  // where run_team does. Throws std::invalid_argument where that plan has no group of a kind, or no room for a step of the rows of
+  // a group.
   bool forward(const Sequence<T>& sequence, Workspace& workspace, Tape<T>* tape = nullptr,
                const std::optional<Plan>& plan = std::nullopt) const;
   // The gradients of what forward computed. The tape stays as it is.
