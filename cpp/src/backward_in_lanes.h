@@ -6,27 +6,30 @@
 #pragma once
 
 #include "backward_places.h"
+#include "call.h"
+#include "gatedrnn/flush_denormals.h"
 #include "gatedrnn/sums.h"
 #include "lane_blocks.h"
 
 namespace gatedrnn {
 
 template <class T>
-class BackwardInLanes : private BackwardPlaces<T> {
-  using Base = BackwardPlaces<T>;
-  using typename Base::Track;
-
+class BackwardInLanes {
  public:
-  BackwardInLanes(const Network<T>& network, const Tape<T>& tape, const BackwardCall<T>& call, const Plan& plan)
-      : Base(network, tape, call, plan), lane_blocks_(this->order_, tape.batch, network.kernels().lanes()) {}
+  BackwardInLanes(const Network<T>& network, const Tape<T>& tape, const BackwardCall<T>& caller, const Plan& plan)
+      : tape_(tape),
+        caller_(caller),
+        call_(network, plan, tape.batch, tape.order(), caller.poll),
+        places_(call_, tape, caller),
+        lane_blocks_(call_.order, tape.batch, call_.lanes()) {}
 
   void carve(Arena& arena) {
-    this->carve_between(arena);
+    places_.carve(arena);
     const Index state = lane_blocks_.count() * vectors();
     carry_ = arena.take<T>(state);
-    d_c_ = arena.take<T>(this->has_c() ? state : 0);
+    d_c_ = arena.take<T>(call_.cell.has_c ? state : 0);
     pairs_in_lanes_ = arena.take<T>(lane_blocks_.count() * pair_vectors());
-    const Index threads = plan_.threads(), input = std::max(spec_.input_size, spec_.output_size());
+    const Index threads = call_.plan.threads(), input = call_.widest_input();
     scratch_ = arena.take<T>(threads * scratch_size());
     // A vector more than the pairs, for what reads on after the last columns.
     pairs_ = arena.take<T>(threads * pairs_size());
@@ -36,38 +39,33 @@ class BackwardInLanes : private BackwardPlaces<T> {
   }
 
   // False where run_team is.
-  bool start() { return this->run_on_team(Patience::wait, this); }
+  bool start() { return call_.run_on_team(Patience::wait, this); }
 
   // A thread's part of the call.
   void work(Member& member) {
     const FlushDenormals flush;
-    this->go_through_layers(member, [&](const Track& track) { run_direction(member, track); });
+    places_.go_through_layers(member, [&](const Track& track) { run_direction(member, track); });
   }
 
  private:
-  using Base::batch_, Base::call_, Base::cell_, Base::network_, Base::plan_, Base::spec_, Base::tape_;
-
   // A block of pairs: where it begins, and how many.
   struct PairBlock {
     Index step, rank, pairs;
   };
 
-  Index hidden() const { return spec_.hidden_size; }
+  Index hidden() const { return call_.spec.hidden_size; }
   Index vectors() const { return hidden() * lane_blocks_.lanes(); }
-  LanePair pair_of(Index layer) const { return {spec_, spec_.layer_input_size(layer)}; }
+  LanePair pair_of(Index layer) const { return {call_.spec, call_.spec.layer_input_size(layer)}; }
   Index pair_vectors() const { return pair_of(0).x * lane_blocks_.lanes(); }
-  Index widest_pair() const { return std::max(pair_of(0).end, pair_of(spec_.num_layers - 1).end); }
+  Index widest_pair() const { return std::max(pair_of(0).end, pair_of(call_.spec.num_layers - 1).end); }
   Index pairs_size() const { return kBlockPairs * widest_pair() + lane_blocks_.lanes() * kMostSlots + kLaneOperands; }
-  Index scratch_size() const {
-    return (2 * hidden() + std::max(spec_.input_size, spec_.output_size())) * lane_blocks_.lanes();
-  }
-  Index sums_stride() const { return round_up(cell_.slots * hidden(), lane_blocks_.lanes()); }
+  Index scratch_size() const { return (2 * hidden() + call_.widest_input()) * lane_blocks_.lanes(); }
+  Index sums_stride() const { return round_up(call_.cell.slots * hidden(), lane_blocks_.lanes()); }
   Index operands(Index layer) const { return pair_of(layer).end - pair_of(layer).h; }
   Index sums_size(Index input_size) const {
-    const LanePair pair(spec_, input_size);
+    const LanePair pair(call_.spec, input_size);
     return round_up(pair.end - pair.h, kLaneOperands) * sums_stride();
   }
-  T* scratch(const Member& member) const { return scratch_ + member.thread() * scratch_size(); }
 
   // ---- The walk ----------------------------------------------------------------------------------------------------------
   void run_direction(Member& member, const Track& track) {
@@ -77,19 +75,19 @@ class BackwardInLanes : private BackwardPlaces<T> {
     bool first = true;
     for (Index blocks; (blocks = list_group(next, group)) > 0 || first; first = false) {
       member.phase([&](int part) {
-        if (plan_.threads() == 1) clear(group_, sums_size(spec_.layer_input_size(track.layer)));
+        if (call_.plan.threads() == 1) clear(group_, sums_size(call_.spec.layer_input_size(track.layer)));
         for (Index b = 0; b < blocks; ++b)
           if (owner(group[b].rank) == part) go_back(member, track, group[b], b);
       });
       member.phase([&](int part) {
-        if (plan_.threads() > 1) add_waiting(part, track, blocks);
+        if (call_.plan.threads() > 1) add_waiting(part, track, blocks);
         deliver(part, track, first);
       });
     }
     member.phase([&](int part) { initial_state_gradients(member, part, track); });
   }
 
-  int owner(Index rank) const { return static_cast<int>(rank / kBlockPairs % plan_.threads()); }
+  int owner(Index rank) const { return static_cast<int>(rank / kBlockPairs % call_.plan.threads()); }
   // `visit(block)` for the blocks of rows that are a thread's.
   template <class Visit>
   void for_each_block(int part, Visit&& visit) const {
@@ -103,7 +101,7 @@ class BackwardInLanes : private BackwardPlaces<T> {
   Index list_group(PairBlock& next, PairBlock* blocks) const {
     Index count = 0;
     while (next.step >= 0 && count < kGroupBlocks) {
-      const Index running = this->running_ranks(next.step);
+      const Index running = call_.running_ranks(next.step);
       if (running == 0) {
         --next.step;
         continue;
@@ -113,7 +111,7 @@ class BackwardInLanes : private BackwardPlaces<T> {
       if (next.rank == running) {
         next = {next.step - 1, 0, 0};
         for (Index more; running <= kBlockPairs && next.step >= 0; --next.step, block.pairs += more) {
-          more = this->running_ranks(next.step);
+          more = call_.running_ranks(next.step);
           if (block.pairs + more > kBlockPairs) break;
         }
       }
@@ -124,25 +122,13 @@ class BackwardInLanes : private BackwardPlaces<T> {
 
   void load_state(int part, const Track& track) const {
     for_each_block(part, [&](Index block) {
-      load(track, block, call_.d_h_n, carry_);
-      if (this->has_c()) load(track, block, call_.d_c_n, d_c_);
+      const auto load = [&](const T* from, T* to) {
+        const Rows<const T> states = call_.states(from, track, hidden());
+        lane_blocks_.load(call_.kernels(), states, block, hidden(), to + block * vectors());
+      };
+      load(caller_.d_h_n, carry_);
+      if (call_.cell.has_c) load(caller_.d_c_n, d_c_);
     });
-  }
-  void load(const Track& track, Index block, const T* from, T* to) const {
-    Index at[kMostLanes];
-    const Index rows = lane_blocks_.rows(block);
-    if (from)
-      network_.kernels().rows_in_lanes.rows_to_lanes(
-          lane_blocks_.place(states(from, track), 0, 0, lane_blocks_.first(block), rows, at), rows, hidden(),
-          to + block * vectors());
-    else
-      clear(to + block * vectors(), vectors());
-  }
-
-  // An array of states [track][row][H] of the caller's.
-  template <class Value>
-  Rows<Value> states(Value* data, const Track& track) const {
-    return {data + this->track(track) * batch_ * hidden(), 0, hidden(), this->order_.rows};
   }
 
   // ---- One block of pairs ------------------------------------------------------------------------------------------------
@@ -151,7 +137,7 @@ class BackwardInLanes : private BackwardPlaces<T> {
     T* const pairs = pairs_ + member.thread() * pairs_size();
     Index step = block.step, first = block.rank;
     for (Index done = 0; done < block.pairs; --step) {
-      const Index end = std::min(first + block.pairs - done, this->running_ranks(step));
+      const Index end = std::min(first + block.pairs - done, call_.running_ranks(step));
       for (; first < end; first += lane_blocks_.lanes()) {
         const Index rows = std::min<Index>(lane_blocks_.lanes(), end - first);
         take_step(member, track, step, first, rows, pairs + done * pair.end);
@@ -159,12 +145,12 @@ class BackwardInLanes : private BackwardPlaces<T> {
       }
       first = 0;
     }
-    const Index size = sums_size(spec_.layer_input_size(track.layer));
-    T* const sums = plan_.threads() == 1 ? group_ : waiting_ + index * size;
-    if (plan_.threads() > 1) clear(sums, size);
-    network_.kernels().rows_in_lanes.transposed_gemm(
+    const Index size = sums_size(call_.spec.layer_input_size(track.layer));
+    T* const sums = call_.plan.threads() == 1 ? group_ : waiting_ + index * size;
+    if (call_.plan.threads() > 1) clear(sums, size);
+    call_.kernels().rows_in_lanes.transposed_gemm(
         {block.pairs, pair.h, operands(track.layer), pairs, pair.end, sums, sums_stride()});
-    this->look_up(member, static_cast<double>(block.pairs) * this->step_work());
+    call_.look_up(member, static_cast<double>(block.pairs) * call_.step_work());
   }
 
   // Of the ranks first .. first + rows.
@@ -174,74 +160,67 @@ class BackwardInLanes : private BackwardPlaces<T> {
     LaneBackArgs<T> args = arguments(member, track, block);
     args.rows = rows;
     args.running = running;
-    const T* kept = tape_.kept_in_lanes(this->track(track), block, step);
-    const T* before = step > 0 ? tape_.kept_in_lanes(this->track(track), block, step - 1) : nullptr;
+    const Index index = call_.index_of(track), values = call_.cell.kept * vectors();
+    const T* kept = tape_.kept_in_lanes(index, block, step);
+    const T* before = step > 0 ? tape_.kept_in_lanes(index, block, step - 1) : nullptr;
     args.kept = kept;
-    args.next_kept = kept + (cell_.kept + 1) * vectors();
-    args.h_after = kept + cell_.kept * vectors();
-    args.h_before = before ? before + cell_.kept * vectors() : initial(tape_.h_0, track) + block * vectors();
-    if (this->has_c())
-      args.c_before = before ? before + (cell_.kept - 1) * vectors() : tape_.c[this->track(track)] + block * vectors();
+    args.next_kept = kept + values + vectors();
+    args.h_after = kept + values;
+    args.h_before = before ? before + values : tape_.h_0 + (index * lane_blocks_.count() + block) * vectors();
+    if (call_.cell.has_c) args.c_before = before ? before + values - vectors() : tape_.c[index] + block * vectors();
     const auto place = [&](const auto& from, Index* at) {
       return lane_blocks_.place(from, track.direction, step, first, rows, at);
     };
-    args.x = place(this->input_of(track.layer), x_at);
-    if (const auto d_output = this->d_output_of(track.layer); d_output.data) {
+    args.x = place(places_.input_of(track.layer), x_at);
+    if (const auto d_output = places_.d_output_of(track.layer); d_output.data) {
       args.d_y = place(d_output, d_y_at);
       args.d_y.data += track.direction * hidden();
     }
-    if (const auto d_input = this->d_input_of(track.layer); d_input.data) args.d_x = place(d_input, d_x_at);
+    if (const auto d_input = places_.d_input_of(track.layer); d_input.data) args.d_x = place(d_input, d_x_at);
     args.pairs = pairs;
-    network_.kernels().rows_in_lanes.back_step(spec_.cell, args);
-  }
-
-  const T* initial(const T* states, const Track& track) const {
-    return states + this->track(track) * lane_blocks_.count() * vectors();
+    call_.kernels().rows_in_lanes.back_step(call_.spec.cell, args);
   }
 
   LaneBackArgs<T> arguments(const Member& member, const Track& track, Index block) const {
-    const PackedBackLayer<T>& layer = network_.back_layer(track.layer, track.direction);
+    const PackedBackLayer<T>& layer = call_.back_layer(track);
     LaneBackArgs<T> args{};
-    args.input_size = spec_.layer_input_size(track.layer);
+    args.input_size = call_.spec.layer_input_size(track.layer);
     args.units = hidden();
     args.weights = layer.in_lanes.data();
     args.peepholes = layer.peepholes_in_lanes.data();
     args.add = track.direction > 0;
     args.d_a = pairs_in_lanes_ + block * pair_vectors();
     args.carry = carry_ + block * vectors();
-    args.d_c = this->has_c() ? d_c_ + block * vectors() : nullptr;
-    args.scratch = scratch(member);
+    args.d_c = call_.cell.has_c ? d_c_ + block * vectors() : nullptr;
+    args.scratch = scratch_ + member.thread() * scratch_size();
     return args;
   }
 
   // What reaches h[-1] and c[-1].
   void initial_state_gradients(const Member& member, int part, const Track& track) const {
-    const auto& kernels = network_.kernels().rows_in_lanes;
     for_each_block(part, [&](Index block) {
-      Index at[kMostLanes];
       const Index first = lane_blocks_.first(block), rows = lane_blocks_.rows(block);
       LaneBackArgs<T> args = arguments(member, track, block);
       args.rows = rows;
       args.running = lane_blocks_.running(first, rows, 0);
-      kernels.back_step(spec_.cell, args);
-      kernels.lanes_to_rows(args.scratch, rows, hidden(),
-                            lane_blocks_.place(states(call_.d_h_0, track), 0, 0, first, rows, at));
-      if (this->has_c())
-        kernels.lanes_to_rows(args.d_c, rows, hidden(),
-                              lane_blocks_.place(states(call_.d_c_0, track), 0, 0, first, rows, at));
+      call_.kernels().rows_in_lanes.back_step(call_.spec.cell, args);
+      const auto store = [&](const T* from, T* to) {
+        lane_blocks_.store(call_.kernels(), from, hidden(), call_.states(to, track, hidden()), first, rows);
+      };
+      store(args.scratch, caller_.d_h_0);
+      if (call_.cell.has_c) store(args.d_c, caller_.d_c_0);
     });
   }
 
   // ---- Gradients of weights ----------------------------------------------------------------------------------------------
   // Columns are shared out.
   std::pair<Index, Index> columns_of(int part) const {
-    const Index columns = cell_.slots * hidden(), parts = plan_.threads();
-    return {columns * part / parts, columns * (part + 1) / parts};
+    return part_of(call_.cell.slots * hidden(), part, call_.plan.threads());
   }
 
   void add_waiting(int part, const Track& track, Index blocks) const {
     const auto [begin, end] = columns_of(part);
-    const Index count = operands(track.layer), size = sums_size(spec_.layer_input_size(track.layer));
+    const Index count = operands(track.layer), size = sums_size(call_.spec.layer_input_size(track.layer));
     for (Index operand = 0; operand < count; ++operand) {
       T* const to = group_ + operand * sums_stride();
       std::fill(to + begin, to + end, T(0));
@@ -254,18 +233,18 @@ class BackwardInLanes : private BackwardPlaces<T> {
 
   // A group's sums to the gradients.
   void deliver(int part, const Track& track, bool first) const {
-    const LayerGradients<T>& to = call_.gradients[this->track(track)];
+    const LayerGradients<T>& to = caller_.gradients[call_.index_of(track)];
     const LanePair pair = pair_of(track.layer);
-    const bool set = first && !call_.accumulate;
-    const Index H = hidden(), I = spec_.layer_input_size(track.layer);
+    const bool set = first && !caller_.accumulate;
+    const Index H = hidden(), I = call_.spec.layer_input_size(track.layer);
     const auto [begin, end] = columns_of(part);
     for (Index column = begin; column < end; ++column) {
-      const Index slot = column / H, unit = column % H, row = cell_.gate_of_slot[slot] * H + unit;
+      const Index slot = column / H, unit = column % H, row = call_.cell.gate_of_slot[slot] * H + unit;
       const auto add = [&, column = column](T* gradients, Index operand, Index count) {
         const T* from = group_ + (operand - pair.h) * sums_stride() + column;
         for (Index k = 0; k < count; ++k, from += sums_stride()) gradients[k] = set ? *from : gradients[k] + *from;
       };
-      const StageDescription& stage = cell_.stage_of_slot(static_cast<int>(slot));
+      const StageDescription& stage = call_.cell.stage_of_slot(static_cast<int>(slot));
       const int number = static_cast<int>(slot) - stage.first_slot;
       if (stage.has_input(number)) {
         add(to.weight_ih + row * I, pair.x, I);
@@ -275,12 +254,16 @@ class BackwardInLanes : private BackwardPlaces<T> {
         add(to.weight_hh + row * H, stage.first_slot == 0 ? pair.h : pair.second, H);
         if (to.bias_hh) add(to.bias_hh + row, pair.one, 1);
       }
-      for (int i = 0; i < cell_.peephole_count; ++i)
-        if (cell_.peepholes[i].slot == slot)
-          add(to.peephole[i] + unit, (cell_.peepholes[i].sees_next ? pair.c_after : pair.c_before) + unit, 1);
+      for (int i = 0; i < call_.cell.peephole_count; ++i)
+        if (call_.cell.peepholes[i].slot == slot)
+          add(to.peephole[i] + unit, (call_.cell.peepholes[i].sees_next ? pair.c_after : pair.c_before) + unit, 1);
     }
   }
 
+  const Tape<T>& tape_;
+  const BackwardCall<T>& caller_;
+  const Call<T> call_;
+  BackwardPlaces<T> places_;
   const LaneBlocks lane_blocks_;
   T* carry_ = nullptr;           // [block][unit][lane]
   T* d_c_ = nullptr;             // the same

@@ -5,7 +5,7 @@
 
 #include "gatedrnn/rows_in_lanes.h"
 #include "gatedrnn/sizes.h"
-#include "run.h"
+#include "rows.h"
 
 namespace gatedrnn {
 
@@ -36,6 +36,22 @@ class LaneBlocks {
     if (same_time && (in_order_ || !rows.order)) return {rows.data + offset(first), rows.row_stride, nullptr};
     for (Index i = 0; i < count; ++i) at[i] = offset(first + i);
     return {rows.data, 0, at};
+  }
+
+  // A block's states into lanes, zeros where there are none.
+  template <class T>
+  void load(const Kernels<T>& kernels, const Rows<const T>& from, Index block, Index units, T* to) const {
+    Index at[kMostLanes];
+    if (from.data)
+      kernels.rows_in_lanes.rows_to_lanes(place(from, 0, 0, first(block), rows(block), at), rows(block), units, to);
+    else
+      std::fill_n(to, units * lanes_, T(0));
+  }
+  // Those of `count` ranks from lanes.
+  template <class T>
+  void store(const Kernels<T>& kernels, const T* from, Index units, const Rows<T>& to, Index first, Index count) const {
+    Index at[kMostLanes];
+    kernels.rows_in_lanes.lanes_to_rows(from, count, units, place(to, 0, 0, first, count, at));
   }
 
  private:

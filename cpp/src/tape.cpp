@@ -2,8 +2,6 @@
 
 #include <algorithm>
 
-#include "run.h"
-
 namespace gatedrnn {
 
 template <class T>

@@ -5,57 +5,58 @@
 #include <array>
 
 #include "backward_places.h"
+#include "block_ring.h"
+#include "rows.h"
 
 namespace gatedrnn {
 
 template <class T>
-class WeightGradients : protected BackwardPlaces<T> {
- protected:
-  using Places = BackwardPlaces<T>;
-  using Places::batch_, Places::call_, Places::cell_, Places::network_, Places::order_, Places::plan_, Places::spec_,
-      Places::tape_;
-  using Places::c_after, Places::c_before, Places::d_h_stride, Places::d_input_of, Places::d_a_stride,
-      Places::for_each_pair, Places::h_before, Places::input_of, Places::lanes, Places::list, Places::list_of_places,
-      Places::panel_count, Places::slot, Places::time_of;
-  using Places::Places;
-  using typename Places::Block;
-  using typename Places::CellStates;
-  using typename Places::Strided;
-  using typename Places::Track;
+class WeightGradients {
+ public:
+  using Block = typename BlockRing<T>::Block;
+
+  WeightGradients(const Call<T>& call, const BackwardPlaces<T>& places, const BlockRing<T>& ring,
+                  const RowLists<T>& lists)
+      : call_(call), places_(places), ring_(ring), lists_(lists) {}
 
   // One of `count` parts of the sums of a track.
-  struct GradientPart : Track {
+  struct Part {
+    Track track;
     Member& member;
     int index, count;
+
+    std::pair<Index, Index> of(Index things) const { return part_of(things, index, count); }
   };
 
   void carve(Arena& arena) {
-    Places::carve(arena);
-    const Index threads = plan_.threads();
+    const Index threads = call_.plan.threads();
     packed_x_ = arena.take<T>(threads * packed_x_size());
     packed_d_ = arena.take<T>(threads * packed_d_size());
-    column_sums_ = arena.take<T>(column_sum_count() * slot());
-    block_sums_ = arena.take<T>(threads * slot());
+    column_sums_ = arena.take<T>(column_sum_count() * ring_.slot());
+    block_sums_ = arena.take<T>(threads * ring_.slot());
     group_sums_ = arena.take<T>(has_group_sums() ? group_sums_size() : 0);
     input_products_ = arena.take<T>(threads * input_products_size());
   }
 
-  void add_block(const GradientPart& part, const Block& block, const Index* offsets) const {
+  void add(const Part& part, const Block& block) const {
     list_operands(part, block);
-    add_to_gradients(part, block, offsets);
-    if (d_input_of(part.layer).data) input_gradients(part, block);
+    for (const WeightSum& sum : weight_sums(part)) add_products(part, block, sum);
+    const auto [begin, end] = part.of(column_sum_count());
+    for (Index c = begin; c < end; ++c)
+      for_each_slice(block, 1, [&, c](const Slice& slice) { add_columns(part, block, c, slice); });
+    if (places_.d_input_of(part.track.layer).data) input_gradients(part, block);
   }
 
   // Where no step ran.
-  void clear_gradients(const GradientPart& part) const {
+  void clear(const Part& part) const {
     for (const WeightSum& sum : weight_sums(part)) {
-      const auto [begin, end] = part_of(part, sum.columns * sum.depth);
+      const auto [begin, end] = part.of(sum.columns * sum.depth);
       for (Index slot = 0; slot < sum.slots; ++slot)
-        std::fill(gradient_of(sum, slot) + begin, gradient_of(sum, slot) + end, T(0));
+        std::fill_n(sum.gradient + offset_of(sum, slot) + begin, end - begin, T(0));
     }
-    const auto [begin, end] = part_of(part, column_sum_count());
+    const auto [begin, end] = part.of(column_sum_count());
     for (Index c = begin; c < end; ++c)
-      for_each_gradient_of(part, c, [&](T* gradient) { std::fill_n(gradient, spec_.hidden_size, T(0)); });
+      for_each_gradient_of(part.track, c, [&](T* gradient) { std::fill_n(gradient, call_.spec.hidden_size, T(0)); });
   }
 
  private:
@@ -85,65 +86,63 @@ class WeightGradients : protected BackwardPlaces<T> {
     T* sums;      // of a group of blocks, in the same layout; or `gradient`, where they go there as they are
   };
 
-  Index widest_input() const { return std::max(spec_.input_size, spec_.output_size()); }
   Index packed_x_size() const {
-    return kSlice * round_up(std::max({widest_input(), spec_.hidden_size, spec_.state_size()}), lanes());
+    return kSlice *
+           round_up(std::max({call_.widest_input(), call_.spec.hidden_size, call_.spec.state_size()}), call_.lanes());
   }
   static constexpr Index packed_d_size() { return kSlice * kChunk * kGemmColumns; }
-  Index input_products_stride() const { return odd_lines<T>(kInputRows * kBackVectors * lanes()); }
-  Index input_products_size() const { return panel_count(widest_input()) * input_products_stride(); }
-  // Of every slot, and of the peepholes.
-  Index column_sum_count() const { return cell_.slots + cell_.peephole_count; }
-
-  // A part of `count` things.
-  std::pair<Index, Index> part_of(const GradientPart& part, Index count) const {
-    return {count * part.index / part.count, count * (part.index + 1) / part.count};
+  Index input_products_stride() const { return odd_lines<T>(kInputRows * kBackVectors * call_.lanes()); }
+  Index input_products_size() const {
+    return ceil_div(call_.widest_input(), kBackVectors * call_.lanes()) * input_products_stride();
   }
+  // Of every slot, and of the peepholes.
+  Index column_sum_count() const { return call_.cell.slots + call_.cell.peephole_count; }
 
   // This track's matrices. The lists of rows of their right sides are this thread's.
-  std::array<WeightSum, 4> weight_sums(const GradientPart& part) const {
-    const Index H = spec_.hidden_size, P = spec_.state_size(), I = spec_.layer_input_size(part.layer);
-    const LayerGradients<T>& to = call_.gradients[this->track(part)];
+  std::array<WeightSum, 4> weight_sums(const Part& part) const {
+    const Spec& spec = call_.spec;
+    const CellDescription& cell = call_.cell;
+    const Index H = spec.hidden_size, P = spec.state_size(), I = spec.layer_input_size(part.track.layer);
+    const LayerGradients<T>& to = places_.caller.gradients[call_.index_of(part.track)];
     const int thread = part.member.thread();
-    const T *const *x = list(thread, 0), *const *h = list(thread, 1), *const *operand = list(thread, 2);
-    const StageDescription& second = cell_.stages[1];  // no slots where there is none
+    const StageDescription& second = cell.stages[1];  // no slots where there is none
     T* const sums_ih = has_group_sums() ? group_sums_ : to.weight_ih;
-    T* const sums_hh = has_group_sums() ? group_sums_ + weights_of(widest_input()) : to.weight_hh;
+    T* const sums_hh = has_group_sums() ? group_sums_ + weights_of(call_.widest_input()) : to.weight_hh;
     T* const sums_hr = has_group_sums() ? sums_hh + weights_of(P) : to.weight_hr;
     return {{
-        {false, 0, cell_.gates, H, I, x, to.weight_ih, sums_ih},
-        {false, cell_.first_recurrent_slot(), cell_.recurrent_slots(), H, P, h, to.weight_hh, sums_hh},
-        {false, second.first_slot, second.gates, H, P, operand, to.weight_hh, sums_hh},
-        {true, 0, spec_.proj_size > 0 ? 1 : 0, P, H, operand, to.weight_hr, sums_hr},
+        {false, 0, cell.gates, H, I, lists_.list(thread, 0), to.weight_ih, sums_ih},
+        {false, cell.first_recurrent_slot(), cell.recurrent_slots(), H, P, lists_.list(thread, 1), to.weight_hh,
+         sums_hh},
+        {false, second.first_slot, second.gates, H, P, lists_.list(thread, 2), to.weight_hh, sums_hh},
+        {true, 0, spec.proj_size > 0 ? 1 : 0, P, H, lists_.list(thread, 2), to.weight_hr, sums_hr},
     }};
   }
 
   // The sums of a single group are the gradient.
-  bool has_group_sums() const { return call_.accumulate || tape_.groups() > 1; }
-  Index weights_of(Index depth) const { return cell_.gates * spec_.hidden_size * depth; }
+  bool has_group_sums() const { return places_.caller.accumulate || places_.tape.groups() > 1; }
+  Index weights_of(Index depth) const { return call_.cell.gates * call_.spec.hidden_size * depth; }
   Index group_sums_size() const {
-    return weights_of(widest_input() + spec_.state_size()) + spec_.proj_size * spec_.hidden_size;
+    return weights_of(call_.widest_input() + call_.spec.state_size()) + call_.spec.proj_size * call_.spec.hidden_size;
   }
 
   // Where a slot stands in the matrix.
   Index offset_of(const WeightSum& sum, Index slot) const {
-    return cell_.gate_of_slot[sum.first_slot + slot] * sum.columns * sum.depth;
+    return call_.cell.gate_of_slot[sum.first_slot + slot] * sum.columns * sum.depth;
   }
-  T* gradient_of(const WeightSum& sum, Index slot) const { return sum.gradient + offset_of(sum, slot); }
 
   // The biases or the peephole whose gradients are the c-th sums of columns.
   template <class Visit>
   void for_each_gradient_of(const Track& track, Index c, Visit&& visit) const {
-    const LayerGradients<T>& to = call_.gradients[this->track(track)];
-    if (c >= cell_.slots) return visit(to.peephole[c - cell_.slots]);
-    const Index at = cell_.gate_of_slot[c] * spec_.hidden_size;
-    if (to.bias_ih && c < cell_.gates) visit(to.bias_ih + at);
-    if (to.bias_hh && c >= cell_.first_recurrent_slot()) visit(to.bias_hh + at);
+    const LayerGradients<T>& to = places_.caller.gradients[call_.index_of(track)];
+    if (c >= call_.cell.slots) return visit(to.peephole[c - call_.cell.slots]);
+    const Index at = call_.cell.gate_of_slot[c] * call_.spec.hidden_size;
+    if (to.bias_ih && c < call_.cell.gates) visit(to.bias_ih + at);
+    if (to.bias_hh && c >= call_.cell.first_recurrent_slot()) visit(to.bias_hh + at);
   }
 
   // The sums of a group that is complete.
   void deliver(const Slice& slice, const T* sums, Index count, T* gradient) const {
-    if (slice.of_first_group && !call_.accumulate)
+    if (slice.of_first_group && !places_.caller.accumulate)
       std::copy_n(sums, count, gradient);
     else
       for (Index i = 0; i < count; ++i) gradient[i] += sums[i];
@@ -168,46 +167,38 @@ class WeightGradients : protected BackwardPlaces<T> {
   }
 
   // The rows of the right sides, for each pair of the block.
-  void list_operands(const GradientPart& part, const Block& block) const {
+  void list_operands(const Part& part, const Block& block) const {
     const int thread = part.member.thread();
-    const T **x = list(thread, 0), **h = list(thread, 1), **operand = list(thread, 2);
-    const Rows<const T> in = input_of(part.layer);
-    for_each_pair(block, [&](Index pair, Index step, Index rank) {
-      x[pair] = in.at(time_of(part, step, rank), rank);
-      h[pair] = h_before(part, step, rank);
-      operand[pair] = block.operand_of_weights + pair * slot();
+    const T **x = lists_.list(thread, 0), **h = lists_.list(thread, 1), **operand = lists_.list(thread, 2);
+    const Rows<const T> in = places_.input_of(part.track.layer);
+    ring_.for_each_pair(block, [&](Index pair, Index step, Index rank) {
+      x[pair] = in.at(call_.time(part.track, step, rank), rank);
+      h[pair] = places_.h_before(part.track, step, rank);
+      operand[pair] = block.operand_of_weights + pair * ring_.slot();
     });
   }
 
-  void add_to_gradients(const GradientPart& part, const Block& block, const Index* offsets) const {
-    for (const WeightSum& sum : weight_sums(part)) add_products(part, block, sum);
-    const auto [begin, end] = part_of(part, column_sum_count());
-    for (Index c = begin; c < end; ++c)
-      for_each_slice(block, 1, [&](const Slice& slice) { add_columns(part, block, offsets, c, slice); });
-  }
-
   // The c-th sums of columns, of one block of pairs.
-  void add_columns(const GradientPart& part, const Block& block, const Index* offsets, Index c,
-                   const Slice& slice) const {
-    T *sums = column_sums_ + c * slot(), *block_sums = block_sums_ + part.member.thread() * slot();
-    const Index H = spec_.hidden_size, slots = cell_.slots;
-    std::fill_n(block_sums, slot(), T(0));
+  void add_columns(const Part& part, const Block& block, Index c, const Slice& slice) const {
+    T *sums = column_sums_ + c * ring_.slot(), *block_sums = block_sums_ + part.member.thread() * ring_.slot();
+    const Index H = call_.spec.hidden_size, slots = call_.cell.slots;
+    std::fill_n(block_sums, ring_.slot(), T(0));
     if (c < slots)
-      network_.kernels().sum_columns({slice.count, H, block.d_a + slice.first * d_a_stride() + c * slot(), nullptr,
-                                      d_a_stride(), 0, 0, block_sums});
+      call_.kernels().sum_columns({slice.count, H, block.d_a + slice.first * ring_.d_a_stride() + c * ring_.slot(),
+                                   nullptr, ring_.d_a_stride(), 0, 0, block_sums});
     else
-      add_peephole(part, block, offsets, c - slots, slice, block_sums);
+      add_peephole(part, block, c - slots, slice, block_sums);
     if (slice.begins_group) std::fill_n(sums, H, T(0));
     for (Index i = 0; i < H; ++i) sums[i] += block_sums[i];
-    if (slice.ends_group) for_each_gradient_of(part, c, [&](T* gradient) { deliver(slice, sums, H, gradient); });
+    if (slice.ends_group) for_each_gradient_of(part.track, c, [&](T* gradient) { deliver(slice, sums, H, gradient); });
   }
 
   // For one matrix the products of all pairs, a slice of them at a time, for this thread's columns of the left side.
-  void add_products(const GradientPart& part, const Block& block, const WeightSum& sum) const {
+  void add_products(const Part& part, const Block& block, const WeightSum& sum) const {
     const auto [begin, end] = groups_of(part, sum);
     if (begin == end) return;
-    const T* data = sum.left_is_d_h ? block.d_h : block.d_a + sum.first_slot * slot();
-    const Index stride = sum.left_is_d_h ? d_h_stride() : d_a_stride();
+    const T* data = sum.left_is_d_h ? block.d_h : block.d_a + sum.first_slot * ring_.slot();
+    const Index stride = sum.left_is_d_h ? ring_.d_h_stride() : ring_.d_a_stride();
     T* packed_x = packed_x_ + part.member.thread() * packed_x_size();
     for_each_slice(block, share_pages(stride) ? kNearSlice : kSlice, [&, begin = begin, end = end](const Slice& slice) {
       TransposedGemmArgs<T> args{};
@@ -217,14 +208,14 @@ class WeightGradients : protected BackwardPlaces<T> {
       args.sums_stride = sum.depth;
       args.from_zero = slice.begins_group;
       // A part of the next slice was written by other threads and is in their caches.
-      if (share_pages(stride) && plan_.threads() > 1)
+      if (share_pages(stride) && call_.plan.threads() > 1)
         args.d_ahead = std::min(slice.count, block.pairs - slice.first - slice.count) * stride;
       for_each_part(sum, [&](Index at, Index width, int vectors) {
-        network_.kernels().pack_rows(
+        call_.kernels().pack_rows(
             {sum.right + slice.first, slice.count, at, width, vectors, packed_x + at * slice.count});
       });
       add_slice(part, sum, {data + slice.first * stride, stride}, packed_x, slice, args);
-      this->look_up(part.member,
+      call_.look_up(part.member,
                     static_cast<double>(slice.count) * static_cast<double>((end - begin) * kGemmColumns * sum.depth));
     });
   }
@@ -232,12 +223,12 @@ class WeightGradients : protected BackwardPlaces<T> {
   static bool share_pages(Index stride) { return stride * static_cast<Index>(sizeof(T)) < kPage; }
 
   // A slot's columns are dealt out in groups.
-  std::pair<Index, Index> groups_of(const GradientPart& part, const WeightSum& sum) const {
-    return part_of(part, sum.slots * ceil_div(sum.columns, kGemmColumns));
+  std::pair<Index, Index> groups_of(const Part& part, const WeightSum& sum) const {
+    return part.of(sum.slots * ceil_div(sum.columns, kGemmColumns));
   }
 
-  void add_slice(const GradientPart& part, const WeightSum& sum, const Strided& left, const T* packed_x,
-                 const Slice& slice, TransposedGemmArgs<T> args) const {
+  void add_slice(const Part& part, const WeightSum& sum, const Strided<T>& left, const T* packed_x, const Slice& slice,
+                 TransposedGemmArgs<T> args) const {
     const Index groups = ceil_div(sum.columns, kGemmColumns), most = share_pages(left.stride) ? groups : kChunk;
     const Index ahead = args.d_ahead;
     const auto [begin, end] = groups_of(part, sum);
@@ -245,7 +236,7 @@ class WeightGradients : protected BackwardPlaces<T> {
       const Index s = group / groups, column = group % groups * kGemmColumns;
       const Index chunk = std::min({most, groups - group % groups, end - group});
       args.columns = std::min(chunk * kGemmColumns, sum.columns - column);
-      set_left(part, {left.data + s * slot() + column, left.stride}, slice.count, chunk, args);
+      set_left(part, {left.data + s * ring_.slot() + column, left.stride}, slice.count, chunk, args);
       const Index offset = offset_of(sum, s) + column * sum.depth;
       for_each_part(sum, [&](Index at, Index width, int vectors) {
         args.width = width;
@@ -253,7 +244,7 @@ class WeightGradients : protected BackwardPlaces<T> {
         args.x = packed_x + at * slice.count;
         args.vectors = vectors;
         args.sums = sum.sums + offset + at;
-        network_.kernels().transposed_gemm(args);
+        call_.kernels().transposed_gemm(args);
       });
       if (slice.ends_group && has_group_sums())
         deliver(slice, sum.sums + offset, args.columns * sum.depth, sum.gradient + offset);
@@ -262,74 +253,75 @@ class WeightGradients : protected BackwardPlaces<T> {
   }
 
   // So many groups of the left side, where they are or packed.
-  void set_left(const GradientPart& part, const Strided& left, Index count, Index groups,
+  void set_left(const Part& part, const Strided<T>& left, Index count, Index groups,
                 TransposedGemmArgs<T>& args) const {
-    if (share_pages(left.stride)) {
-      args.d = left.data;
-      args.d_group_stride = kGemmColumns;
-      args.d_stride = left.stride;
-      return;
-    }
+    const bool near = share_pages(left.stride);
     T* packed = packed_d_ + part.member.thread() * packed_d_size();
-    network_.kernels().pack_columns({left.data, left.stride, count, groups, packed});
-    args.d = packed;
-    args.d_group_stride = count * kGemmColumns;
-    args.d_stride = kGemmColumns;
+    if (!near) call_.kernels().pack_columns({left.data, left.stride, count, groups, packed});
+    args.d = near ? left.data : packed;
+    args.d_group_stride = near ? kGemmColumns : count * kGemmColumns;
+    args.d_stride = near ? left.stride : kGemmColumns;
   }
 
-  // The right side's values in parts that differ by at most a vector: `part(first value, values, vectors)`.
-  template <class Part>
-  void for_each_part(const WeightSum& sum, Part&& part) const {
-    const Index vectors = ceil_div(sum.depth, lanes()), parts = ceil_div(vectors, kGemmVectors);
+  // The right side's values in parts that differ by at most a vector: `visit(first value, values, vectors)`.
+  template <class Visit>
+  void for_each_part(const WeightSum& sum, Visit&& visit) const {
+    const Index vectors = ceil_div(sum.depth, call_.lanes()), parts = ceil_div(vectors, kGemmVectors);
     for (Index p = 0; p < parts; ++p) {
       const Index first = vectors * p / parts, last = vectors * (p + 1) / parts;
-      part(first * lanes(), std::min(last * lanes(), sum.depth) - first * lanes(), static_cast<int>(last - first));
+      visit(first * call_.lanes(), std::min(last * call_.lanes(), sum.depth) - first * call_.lanes(),
+            static_cast<int>(last - first));
     }
   }
 
-  void add_peephole(const GradientPart& part, const Block& block, const Index* offsets, Index peephole,
-                    const Slice& slice, T* sums) const {
-    const PeepholeDescription& from = cell_.peepholes[peephole];
-    const Index steps = block.end - block.begin, last = slice.first + slice.count;
+  void add_peephole(const Part& part, const Block& block, Index peephole, const Slice& slice, T* sums) const {
+    const PeepholeDescription& from = call_.cell.peepholes[peephole];
+    const Index *offsets = block.offsets, steps = block.end - block.begin, last = slice.first + slice.count;
     for (Index i = std::upper_bound(offsets, offsets + steps, slice.first) - offsets - 1;
          i < steps && offsets[i] < last; ++i) {
       const Index step = block.end - 1 - i, begin = std::max(offsets[i], slice.first);
-      const CellStates c = from.sees_next ? c_after(part, block, step) : c_before(part, block, step);
-      network_.kernels().sum_columns({std::min(offsets[i + 1], last) - begin, spec_.hidden_size,
-                                      block.d_a + begin * d_a_stride() + from.slot * slot(),
-                                      c.data + (begin - offsets[i]) * c.stride, d_a_stride(), c.stride, c.slots, sums});
+      const auto c = from.sees_next ? places_.c_after(part.track, block.begin, step)
+                                    : places_.c_before(part.track, block.begin, step);
+      call_.kernels().sum_columns({std::min(offsets[i + 1], last) - begin, call_.spec.hidden_size,
+                                   block.d_a + begin * ring_.d_a_stride() + from.slot * ring_.slot(),
+                                   c.data + (begin - offsets[i]) * c.stride, ring_.d_a_stride(), c.stride, c.slots,
+                                   sums});
     }
   }
 
   // A part of the block's pairs.
-  void input_gradients(const GradientPart& part, const Block& block) const {
-    const PackedTransposed& product = network_.back_layer(part.layer, part.direction).input;
-    const Rows<T> to = d_input_of(part.layer);
-    const auto [begin, end] = part_of(part, block.pairs);
-    T** out = list_of_places(part.member.thread(), 2);
-    for_each_pair(block, [&, begin = begin, end = end](Index pair, Index step, Index rank) {
-      if (pair >= begin && pair < end) out[pair - begin] = to.at(time_of(part, step, rank), rank);
+  void input_gradients(const Part& part, const Block& block) const {
+    const PackedTransposed& product = call_.back_layer(part.track).input;
+    const Rows<T> to = places_.d_input_of(part.track.layer);
+    const auto [begin, end] = part.of(block.pairs);
+    T** out = lists_.list_of_places(part.member.thread(), 2);
+    ring_.for_each_pair(block, [&, begin = begin, end = end](Index pair, Index step, Index rank) {
+      if (pair >= begin && pair < end) out[pair - begin] = to.at(call_.time(part.track, step, rank), rank);
     });
     BackStepArgs<T> args{};
-    args.core = &network_.core();
+    args.core = &call_.network.core();
     args.depth = product.weights.depth;
     args.slot_units = product.slot_units;
-    args.slot_stride = slot();
+    args.slot_stride = ring_.slot();
     args.units = product.units;
     args.last_panel = product.weights.panels;
     args.weights = product.weights.data();
-    args.operand_stride = d_a_stride();
+    args.operand_stride = ring_.d_a_stride();
     args.products = input_products_ + part.member.thread() * input_products_size();
     args.products_panel_stride = input_products_stride();
-    args.add = part.direction > 0;
+    args.add = part.track.direction > 0;
     for (Index first = begin; first < end; first += kInputRows, args.panels_reversed = !args.panels_reversed) {
       args.rows = std::min(kInputRows, end - first);
-      args.operand = block.d_a + first * d_a_stride() + product.first_slot * slot();
+      args.operand = block.d_a + first * ring_.d_a_stride() + product.first_slot * ring_.slot();
       args.out = out + (first - begin);
-      network_.kernels().back_step(spec_.cell, kLinear, args);
+      call_.kernels().back_step(call_.spec.cell, kLinear, args);
     }
   }
 
+  const Call<T>& call_;
+  const BackwardPlaces<T>& places_;
+  const BlockRing<T>& ring_;
+  const RowLists<T>& lists_;
   T* packed_x_ = nullptr;     // [thread][part][pair of a slice][vectors of the part][lanes]
   T* packed_d_ = nullptr;     // [thread][group of a chunk][pair of a slice][kGemmColumns]
   T* column_sums_ = nullptr;  // [slot or peephole][slot stride]: of a group of blocks

@@ -54,6 +54,7 @@ class Tape {
     return kept[track] + (step * lane_blocks() + block) * (kept_width() + spec.hidden_size) * lanes_of_rows;
   }
 
+  RowOrder order() const { return {rows.data(), lengths.data(), steps}; }
   Index length(Index rank) const { return lengths[rows[rank]]; }
   Index longest() const { return batch > 0 ? length(0) : 0; }
   Index tracks() const { return spec.num_layers * spec.directions; }

@@ -1,6 +1,8 @@
 // The memory of one call: measured, then carved from one block.
 #pragma once
 
+#include <new>
+
 #include "gatedrnn/buffer.h"
 
 namespace gatedrnn {
@@ -17,6 +19,16 @@ class Arena {
     const Index at = used_;
     used_ = checked_bytes<char>(round_up(at + checked_bytes<T>(count), kAlignment));
     return block_ && used_ <= size_ ? reinterpret_cast<T*>(block_ + at) : nullptr;
+  }
+  // So many structs, each of which `carve(it)` gives what it has of the arena.
+  template <class Struct, class Carve>
+  Struct* take_each(Index count, Carve&& carve) {
+    Struct* const taken = take<Struct>(count);
+    for (Index i = 0; i < count; ++i) {
+      Struct measured;
+      carve(taken ? *new (taken + i) Struct : measured);
+    }
+    return taken;
   }
   Index used() const { return used_; }
 
