@@ -156,6 +156,7 @@ THREADED = [
     (128, 257, 67, 4, {}),
     (31, 64, 256, 16, {}),
     (65, 257, 2, 8, {"bidirectional": True, "num_layers": 2}),
+    (65, 64, 1, 400, {"bidirectional": True}),
     (65, 64, 1, 700, {"num_layers": 2}),
     (65, 64, 2, 400, {"num_layers": 3}),
 ]

@@ -94,10 +94,10 @@ std::uint64_t mixed(std::uint64_t hash, std::uint64_t value) {
 std::uint64_t hash_of(const Bytes& bytes) {
   std::uint32_t lanes[kHashBlock / sizeof(std::uint32_t)];
   std::iota(std::begin(lanes), std::end(lanes), 0u);
-  active_table().hash_blocks(bytes.data, bytes.size / kHashBlock, lanes);
+  active_table().whole().hash_blocks(bytes.data, bytes.size / kHashBlock, lanes);
   unsigned char rest[kHashBlock] = {};
   std::copy_n(bytes.data + bytes.size / kHashBlock * kHashBlock, bytes.size % kHashBlock, rest);
-  active_table().hash_blocks(rest, 1, lanes);
+  active_table().whole().hash_blocks(rest, 1, lanes);
   auto hash = static_cast<std::uint64_t>(bytes.size);
   for (const std::uint32_t lane : lanes) hash = mixed(hash, lane);
   return hash;
@@ -170,23 +170,24 @@ void copy_all(const std::vector<std::pair<py::array, py::array>>& pairs) {
 
 py::array sigmoid(const py::array& x) {
   if (x.dtype().num() == py::dtype::num_of<double>())
-    return map<double>(active_table().of_double.elementwise.sigmoid, x);
-  return map<float>(active_table().of_float.elementwise.sigmoid, float_array("x", x));
+    return map<double>(active_table().of<double>().elementwise.sigmoid, x);
+  return map<float>(active_table().of<float>().elementwise.sigmoid, float_array("x", x));
 }
 
 py::array tanh(const py::array& x) {
-  if (x.dtype().num() == py::dtype::num_of<double>()) return map<double>(active_table().of_double.elementwise.tanh, x);
-  return map<float>(active_table().of_float.elementwise.tanh, float_array("x", x));
+  if (x.dtype().num() == py::dtype::num_of<double>())
+    return map<double>(active_table().of<double>().elementwise.tanh, x);
+  return map<float>(active_table().of<float>().elementwise.tanh, float_array("x", x));
 }
 
 double measure_fma(const py::object& dtype, double milliseconds) {
   const bool wide = py::dtype::from_args(dtype).num() == py::dtype::num_of<double>();
-  return wide ? fma_rate(active_table().of_double.probes, milliseconds)
-              : fma_rate(active_table().of_float.probes, milliseconds);
+  return wide ? fma_rate(active_table().of<double>().probes, milliseconds)
+              : fma_rate(active_table().of<float>().probes, milliseconds);
 }
 
 double measure_bandwidth(Index bytes, double milliseconds) {
-  const Probes<float>& probes = active_table().of_float.probes;
+  const Probes<float>& probes = active_table().of<float>().probes;
   const Index round = kReadVectors * probes.lanes;
   const Index count = std::max<Index>(round, bytes / static_cast<Index>(sizeof(float)) / round * round);
   Buffer<float> data(count), sink(round);

@@ -2,6 +2,7 @@
 // applied while the tile is in the first-level cache.
 #pragma once
 
+#include "left_side.h"
 #include "partial.h"
 #include "product.h"
 #include "stages.h"
@@ -93,13 +94,26 @@ void back_step(const BackStepArgs<typename Product::T>& a) noexcept {
   constexpr int N = kBackVectors;
   constexpr Index row_size = N * S::lanes;
   alignas(64) T zeros[row_size] = {};
-  const EvenRows rows(a.operand_stride);
+  constexpr PanelLayout layout = Product::layout;
+  // Where operands are rounded, the padding of slots is a part of the sums, and zero.
+  const Index slot_stride = layout.rounds ? layout.slot_stride(a.slot_units) : a.slot_stride;
+  const Terms terms(a.depth, layout.rounds ? slot_stride : a.slot_units, slot_stride, layout.block_terms);
+  LeftSide<Product> left{};
+  if constexpr (layout.rounds) {
+    if (a.depth > 0)
+      left = rounded<Product>(
+          a.rounded, a.rows, (a.depth - a.slot_units) / slot_stride + 1, a.slot_units, a.depth, T(0),
+          [&](Index row, Index slot) { return a.operand + row * a.operand_stride + slot * a.slot_stride; });
+  } else {
+    left = {a.operand, a.operand_stride, nullptr};
+  }
+  const EvenRows rows(left.stride);
 
   for_each_tile<N, Product>(
-      *a.core, a.rows, a.first_panel, a.last_panel, Terms(a.depth, a.slot_units, a.slot_stride), a.weights,
-      a.panels_reversed, [&](const TilePlace& at, TileArgs<Product>& tile) {
+      *a.core, a.rows, a.first_panel, a.last_panel, terms, a.weights, a.panels_reversed,
+      [&](const TilePlace& at, TileArgs<Product>& tile) {
         T* z = a.products + at.panel * a.products_panel_stride + at.row * row_size;
-        tile.x = static_cast<const typename Product::Operand*>(a.operand) + at.row * a.operand_stride + at.begin;
+        left.place(tile, at.row, at.begin);
         tile.row_at = rows.at;
         tile.out = {z + at.vector * S::lanes, a.products_panel_stride, row_size};
         start_from<Product>(tile, {tile.out.data, a.products_panel_stride, row_size}, at.vectors);

@@ -1,5 +1,5 @@
 // The packed matrix product in any format: tiles of R rows x P panels, whose sums over a block of the terms stay in registers and
-// then are added to those in memory. A `Product` (fma_product.h) starts the sums of a tile, multiplies, and finishes them into vectors.
+// then are added to those in memory. A `Product` (dot_product.h) starts the sums of a tile, multiplies, and finishes them into vectors.
 #pragma once
 
 #include "tile.h"
@@ -48,7 +48,7 @@ GATEDRNN_INLINE void start_from(TileArgs<Product>& tile, Block<const typename Pr
   tile.last_in = {in.data + (vectors - 1) * Product::S::lanes, in.panel_stride, in.row_stride};
 }
 
-// out = in + x W for the terms k .. end, which are one block, and N of the W vectors that a panel is wide. A function of its own:
+// out = in + x W for the words k .. end, which are one block, and N of the W vectors that a panel is wide. A function of its own:
 // inlined into the loop over blocks, its addresses found no room in registers, which took small steps 8 % longer.
 template <class Product, int R, int P, int N, int W, bool prefetch>
 __attribute__((noinline)) void multiply_block(const TileArgs<Product>& a, Index k, Index end, bool first) {
@@ -66,7 +66,7 @@ __attribute__((noinline)) void multiply_block(const TileArgs<Product>& a, Index 
         const auto& from = v == N - 1 ? a.last_in : a.in;
         const auto* const in =
             from.data + p * from.panel_stride + r * from.row_stride + (v == N - 1 ? 0 : v * S::lanes);
-        S::store(out, S::add(S::load(first ? in : out), sums.finish(p, r, v)));
+        S::store(out, sums.finish(a, S::load(first ? in : out), p, r, v));
       }
 }
 
@@ -75,7 +75,7 @@ template <class Product, int R, int P, int N, int W, bool prefetch>
 void multiply_tile(const TileArgs<Product>& a) {
   const Index begin = a.terms->begin(a.first_block);
   for (Index block = a.first_block, k = 0; block < a.last_block; ++block) {
-    const Index end = a.terms->begin(block + 1) - begin;
+    const Index end = ceil_div(a.terms->begin(block + 1) - begin, Product::layout.terms);
     multiply_block<Product, R, P, N, W, prefetch>(a, k, end, block == a.first_block);
     k = end;
   }
@@ -170,7 +170,7 @@ struct Tiling {
   // Halves of a panel read by a single tile gain nothing from depth, and lose the hardware's prefetching to it.
   Index slice_blocks() const {
     const Index bytes = rows.parts == 1 ? Product::slice_bytes / 2 : Product::slice_bytes;
-    const Index fit = bytes / layout.panel_bytes(kBlockTerms, vectors);
+    const Index fit = bytes / layout.weights_bytes(layout.block_terms, vectors);
     return fit < 1 ? 1 : fit;
   }
   int tallest() const { return static_cast<int>(rows.begin(1)); }
@@ -183,12 +183,11 @@ template <int W, class Product, class Visit>
 GATEDRNN_INLINE void for_each_tile(const Core& core, Index rows, Index first_panel, Index last_panel,
                                    const Terms& terms, const void* panels_of_weights, bool panels_reversed,
                                    Visit&& visit) {
-  using Weight = typename Product::Weight;
   if (rows == 0 || first_panel == last_panel) return;
   const Tiling<W, Product> tiling(core, rows, last_panel - first_panel, terms);
-  const auto* const weights = static_cast<const Weight*>(panels_of_weights);
-  constexpr Index width = W * Product::S::lanes;  // weights of a panel for each k
-  const Index depth = terms.depth(), panel_size = Product::layout.panel_bytes(depth, W) / Product::layout.weight_bytes;
+  constexpr PanelLayout layout = Product::layout;
+  const auto* const weights = static_cast<const unsigned char*>(panels_of_weights);
+  const Index depth = terms.depth(), panel_bytes = layout.panel_bytes(depth, W);
   const auto part_at = [&](Index i) { return panels_reversed ? tiling.panels.parts - 1 - i : i; };
   for (Index i = 0; i < tiling.panels.parts; ++i) {
     const Index part = part_at(i), panel = first_panel + tiling.panels.begin(part);
@@ -198,19 +197,24 @@ GATEDRNN_INLINE void for_each_tile(const Core& core, Index rows, Index first_pan
     for (Index slice = 0; slice < tiling.slices.parts; ++slice) {
       const Index first_block = tiling.slices.begin(slice), last_block = tiling.slices.begin(slice + 1);
       const Index begin = terms.begin(first_block), end = terms.begin(last_block);
-      const Weight* here = weights + panel * panel_size + begin * width;
-      const Weight* next = end < depth ? weights + panel * panel_size + end * width : weights + next_panel * panel_size;
-      Index fetched = 0;  // the tiles of this slice fetch the next one between them, a line for each k
+      const Index slice_bytes = layout.weights_bytes(end - begin, W);
+      const unsigned char* here = weights + panel * panel_bytes + layout.weights_bytes(begin, W);
+      const unsigned char* next = end < depth ? here + slice_bytes : weights + next_panel * panel_bytes;
+      Index fetched = 0;  // the tiles of this slice fetch the next one between them, a line for each word
       for (int vector = 0; vector < W; vector += tiling.vectors) {
-        for (Index rp = 0; rp < tiling.rows.parts; ++rp, fetched += (end - begin) * line<Weight>) {
+        for (Index rp = 0; rp < tiling.rows.parts;
+             ++rp, fetched += ceil_div(end - begin, layout.terms) * line<unsigned char>) {
           const Index row = tiling.rows.begin(rp);
           TileArgs<Product> tile;
-          tile.weights = here + vector * Product::S::lanes * Product::layout.terms;
-          tile.panel_stride = panel_size;
+          tile.weights = here + vector * layout.vector_bytes();
+          tile.panel_stride = panel_bytes;
+          if constexpr (layout.scaled)
+            tile.unit_scales = weights + panel * panel_bytes + layout.weights_bytes(depth, W) +
+                               vector * Product::S::lanes * layout.sum_bytes;
           tile.terms = &terms;
           tile.first_block = first_block;
           tile.last_block = last_block;
-          tile.prefetch = tiling.far && fetched < (end - begin) * width ? next + fetched : nullptr;
+          tile.prefetch = tiling.far && fetched < slice_bytes ? next + fetched : nullptr;
           visit(TilePlace{panel, panels, row, static_cast<int>(tiling.rows.begin(rp + 1) - row), vector, tiling.vectors,
                           begin, end == depth && vector + tiling.vectors == W},
                 tile);

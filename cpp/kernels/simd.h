@@ -62,6 +62,7 @@ struct Simd {
   static GATEDRNN_INLINE V shift_left(V a) {
     return V(BitVector(a) << bits);
   }
+  static GATEDRNN_INLINE V upper_half(V a) { return V(BitVector(a) >> 4 * sizeof(T) << 4 * sizeof(T)); }
 };
 
 }  // namespace gatedrnn::GATEDRNN_ISA

@@ -2,6 +2,7 @@
 // first-level cache.
 #pragma once
 
+#include "left_side.h"
 #include "partial.h"
 #include "product.h"
 #include "stages.h"
@@ -113,25 +114,35 @@ void step(const StepArgs<typename Product::T>& a) noexcept {
   constexpr Index row_size = stage.slots * stage.unit_vectors() * S::lanes;
   constexpr Index step_slots = stage.first_operand_slot() * stage.unit_vectors() * S::lanes;
   alignas(64) T zeros[N * S::lanes] = {};
-  const EvenRows rows(a.state_stride);
+  LeftSide<Product> left{};
+  if constexpr (Product::layout.rounds) {
+    if (a.depth > 0)
+      left = rounded<Product>(a.rounded, a.rows, 1, a.depth, a.depth, T(1),
+                              [&](Index row, Index) { return a.operand + row * a.state_stride; });
+  } else {
+    left = {a.operand, a.state_stride, nullptr};
+  }
+  const EvenRows rows(left.stride);
 
-  for_each_tile<N, Product>(
-      *a.core, a.rows, a.first_panel, a.last_panel, Terms(a.depth), a.weights, a.panels_reversed,
-      [&](const TilePlace& at, TileArgs<Product>& tile) {
-        T* z = a.gates + at.panel * a.gates_panel_stride + at.row * row_size + step_slots + at.vector * S::lanes;
-        tile.x = static_cast<const typename Product::Operand*>(a.operand) + at.row * a.state_stride + at.begin;
-        tile.row_at = rows.at;
-        tile.out = {z, a.gates_panel_stride, row_size};
-        start_from<Product>(tile, {z, a.gates_panel_stride, row_size}, at.vectors);
-        if (at.begin == 0) {  // where no input was multiplied
-          if (std::is_same_v<Stage, LinearStage>) start_from<Product>(tile, {zeros, 0, 0}, at.vectors);
-          if (stage.slots > stage.gates) tile.last_in = {a.bias + (at.panel + 1) * row_size - S::lanes, row_size, 0};
-        }
-        if (keeping && at.last && a.rows > 1) fetch_written<S, Stage>(a, at);
-        if (a.depth > 0) multiply<Product, N>(at.rows, at.panels, at.vectors, tile);
-        if (!at.last || a.product_only) return;
-        finish<S, Stage, keeping>(a, at);
-      });
+  for_each_tile<N, Product>(*a.core, a.rows, a.first_panel, a.last_panel, Terms(a.depth, Product::layout.block_terms),
+                            a.weights, a.panels_reversed, [&](const TilePlace& at, TileArgs<Product>& tile) {
+                              T* z = a.gates + at.panel * a.gates_panel_stride + at.row * row_size + step_slots +
+                                     at.vector * S::lanes;
+                              left.place(tile, at.row, at.begin);
+                              tile.row_at = rows.at;
+                              tile.out = {z, a.gates_panel_stride, row_size};
+                              start_from<Product>(tile, {z, a.gates_panel_stride, row_size}, at.vectors);
+                              if (at.begin == 0) {  // where no input was multiplied
+                                if (std::is_same_v<Stage, LinearStage>)
+                                  start_from<Product>(tile, {zeros, 0, 0}, at.vectors);
+                                if (stage.slots > stage.gates)
+                                  tile.last_in = {a.bias + (at.panel + 1) * row_size - S::lanes, row_size, 0};
+                              }
+                              if (keeping && at.last && a.rows > 1) fetch_written<S, Stage>(a, at);
+                              if (a.depth > 0) multiply<Product, N>(at.rows, at.panels, at.vectors, tile);
+                              if (!at.last || a.product_only) return;
+                              finish<S, Stage, keeping>(a, at);
+                            });
 }
 
 }  // namespace gatedrnn::GATEDRNN_ISA

@@ -22,11 +22,13 @@ struct Block {
 template <class Product>
 struct TileArgs {
   using T = typename Product::T;
-  const typename Product::Operand* x;       // the left side, at the slice's beginning
-  const Index* row_at;                      // where each of its rows begins, counted from there
-  const typename Product::Weight* weights;  // the first panel, at the slice's beginning
-  Index panel_stride;
-  const typename Product::Weight* prefetch;  // a cache line of the weights to come for each k, or null
+  const typename Product::Word* x;   // the left side, at the slice's beginning
+  const Index* row_at;               // where each of its rows begins, counted from there
+  const unsigned char* weights;      // the first panel, at the slice's beginning
+  Index panel_stride;                // bytes
+  const unsigned char* prefetch;     // a cache line of the weights to come for each word of a row, or null
+  const unsigned char* unit_scales;  // of the first panel, where the format has scales; and of its rows
+  const T* row_scales;
   const Terms* terms;
   Index first_block, last_block;  // of the slice
   Block<const T> in, last_in;     // what the sums start from; the last vector's may stand elsewhere

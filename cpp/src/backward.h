@@ -27,12 +27,16 @@ class BackwardRun {
         walk_(call_),
         places_(call_, tape, caller),
         ring_(call_, tape),
-        gradients_(call_, places_, ring_, lists_) {}
+        rounded_(call_),
+        gradients_(call_, places_, ring_, lists_, rounded_) {}
 
   void carve(Arena& arena) {
     ring_.carve(arena);
     places_.carve(arena);
     lists_.carve(arena, call_.plan.threads(), std::max(ring_.most_pairs(), call_.most_rows()));
+    rounded_.carve(arena, std::max(WeightGradients<T>::kInputRows, call_.most_rows()),
+                   std::max(call_.cell.slots * call_.kernels().layout.slot_stride(call_.spec.hidden_size),
+                            call_.spec.state_size()));
     gradients_.carve(arena);
     if (tape_.recomputing()) walk_.carve(arena, Walk<T>::Way::replay);
     const Index state = call_.most_rows() * call_.network.state_stride();
@@ -233,6 +237,7 @@ class BackwardRun {
     args.carry = group(share).carry;
     args.d_c = group(share).d_c;
     args.slot_stride = ring_.slot();
+    args.rounded = rounded_.of(share.member);
     return args;
   }
 
@@ -316,6 +321,7 @@ class BackwardRun {
   BackwardPlaces<T> places_;
   BlockRing<T> ring_;
   RowLists<T> lists_;
+  RoundedOperands<T> rounded_;
   WeightGradients<T> gradients_;
   Group* groups_ = nullptr;
 };

@@ -13,13 +13,15 @@ constexpr unsigned kOsXsave = 1u << 27;  // of leaf 1, in c: xgetbv may be used
 
 unsigned basic_c(const CpuRegisters& r) { return r.basic.c; }
 unsigned structured_b(const CpuRegisters& r) { return r.structured.b; }
+unsigned structured_c(const CpuRegisters& r) { return r.structured.c; }
+unsigned structured_more_a(const CpuRegisters& r) { return r.structured_more.a; }
 unsigned extended_c(const CpuRegisters& r) { return r.extended.c; }
 unsigned saved(const CpuRegisters& r) { return static_cast<unsigned>(r.xcr0); }
 
 #if defined(__x86_64__)
-CpuRegisters::Leaf leaf(unsigned number) {
+CpuRegisters::Leaf leaf(unsigned number, unsigned sub = 0) {
   CpuRegisters::Leaf leaf;
-  if (!__get_cpuid_count(number, 0, &leaf.a, &leaf.b, &leaf.c, &leaf.d)) return {};
+  if (!__get_cpuid_count(number, sub, &leaf.a, &leaf.b, &leaf.c, &leaf.d)) return {};
   return leaf;
 }
 
@@ -38,6 +40,7 @@ CpuRegisters read_cpu_registers() {
   registers.vendor = leaf(0);
   registers.basic = leaf(1);
   registers.structured = leaf(7);
+  if (registers.structured.a > 0) registers.structured_more = leaf(7, 1);
   registers.extended = leaf(0x80000001u);
   if (registers.basic.c & kOsXsave) registers.xcr0 = xcr0();
 #endif
@@ -69,6 +72,8 @@ const std::vector<CpuFeature>& cpu_features() {
       {"avx512cd", "__AVX512CD__", structured_b, 1u << 28},
       {"avx512bw", "__AVX512BW__", structured_b, 1u << 30},
       {"avx512vl", "__AVX512VL__", structured_b, 1u << 31},
+      {"avx512_vnni", "__AVX512VNNI__", structured_c, 1u << 11},
+      {"avx512_bf16", "__AVX512BF16__", structured_more_a, 1u << 5},
   };
   return features;
 }
@@ -82,10 +87,13 @@ std::vector<std::string> features_of(const CpuRegisters& registers) {
 
 std::vector<std::string> required_features(const std::string& isa) {
   std::vector<std::string> names;
-  if (isa == "avx2" || isa == "avx512")
+  const bool is_512 = isa.rfind("avx512", 0) == 0;
+  if (isa == "avx2" || is_512)
     names = {"sse3",  "ssse3", "cx16", "sse4_1", "sse4_2", "movbe", "popcnt", "lahf_lm", "lzcnt",
              "xsave", "avx",   "f16c", "fma",    "bmi1",   "bmi2",  "avx2",   "os-ymm"};
-  if (isa == "avx512") names.insert(names.end(), {"avx512f", "avx512dq", "avx512cd", "avx512bw", "avx512vl", "os-zmm"});
+  if (is_512) names.insert(names.end(), {"avx512f", "avx512dq", "avx512cd", "avx512bw", "avx512vl", "os-zmm"});
+  if (isa == "avx512_vnni" || isa == "avx512_bf16") names.emplace_back("avx512_vnni");
+  if (isa == "avx512_bf16") names.emplace_back("avx512_bf16");
   return names;
 }
 
@@ -97,15 +105,18 @@ std::vector<std::string> missing_features(const std::string& isa, const CpuRegis
   return missing;
 }
 
-bool is_zen_3_or_4(const CpuRegisters& registers) {
+bool is_amd(const CpuRegisters& registers) {
   const auto is = [](unsigned word, const char* text) {  // four letters, the first in the lowest byte
     for (int i = 0; i < 4; ++i)
       if ((word >> 8 * i & 0xff) != static_cast<unsigned char>(text[i])) return false;
     return true;
   };
-  const bool amd = is(registers.vendor.b, "Auth") && is(registers.vendor.d, "enti") && is(registers.vendor.c, "cAMD");
+  return is(registers.vendor.b, "Auth") && is(registers.vendor.d, "enti") && is(registers.vendor.c, "cAMD");
+}
+
+bool is_zen_3_or_4(const CpuRegisters& registers) {
   const unsigned a = registers.basic.a, base = a >> 8 & 0xf, family = base == 0xf ? base + (a >> 20 & 0xff) : base;
-  return amd && family == 0x19;
+  return is_amd(registers) && family == 0x19;
 }
 
 }  // namespace gatedrnn

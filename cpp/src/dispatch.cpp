@@ -22,10 +22,17 @@ std::string names(const std::vector<const KernelTable*>& tables) {
   return joined;
 }
 
+const KernelTable* fastest(const std::vector<const KernelTable*>& available) {
+  const KernelTable* chosen = available.front();
+  for (const KernelTable* table : available)
+    if (std::string(table->name) != "avx512_bf16" || is_amd(read_cpu_registers())) chosen = table;
+  return chosen;
+}
+
 const KernelTable* choose_table() {
   const std::vector<const KernelTable*> available = available_tables();
   const char* wanted = std::getenv("GATEDRNN_ISA");
-  if (!wanted || !*wanted) return available.back();
+  if (!wanted || !*wanted) return fastest(available);
   for (const KernelTable* table : available)
     if (std::string(wanted) == table->name) return table;
   throw std::invalid_argument("GATEDRNN_ISA: expected one of " + names(available) + " on this machine, got '" + wanted +

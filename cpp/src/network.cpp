@@ -74,7 +74,10 @@ const Kernels<T>& kernels_of(const KernelTable& table, Format format) {
 template <class T>
 Network<T>::Network(const Spec& spec, const Parameters<T>& parameters, const KernelTable& table, const Core& core,
                     Format format)
-    : spec_(spec), kernels_(kernels_of<T>(table, format)), core_(core), layers_(parameters.size()) {
+    : spec_(spec),
+      kernels_(kernels_of<T>(table, format_for<T>(spec, format))),
+      core_(core),
+      layers_(parameters.size()) {
   for (std::size_t i = 0; i < parameters.size(); ++i)
     pack_layer(spec_, static_cast<Index>(i) / spec_.directions, parameters[i], kernels_, layers_[i]);
 }

@@ -18,7 +18,7 @@ void pack_gate(const Kernels<T>& kernels, const T* from, Index unit_stride, Inde
   for (Index v = 0; v < vectors; ++v) {
     const Index first = std::min((panel * vectors + v) * lanes, units);
     kernels.pack_weights({from + first * unit_stride, unit_stride, term_stride, std::min(lanes, units - first), depth,
-                          to.at(panel, vector + v, first_term), to.vectors});
+                          to.at(panel, vector + v, first_term), to.vectors, to.scales(panel, vector + v)});
   }
 }
 
@@ -131,7 +131,7 @@ namespace {
 template <class T>
 PackedTransposed pack_transposed(const T* matrix, Index units, Index H, const Gates& gates, Index first_slot,
                                  const Kernels<T>& kernels) {
-  const Index slot = slot_stride(H, kernels.lanes()), slots = static_cast<Index>(gates.size());
+  const Index slot = kernels.layout.slot_stride(H), slots = static_cast<Index>(gates.size());
   PackedTransposed to;
   to.units = units;
   to.slot_units = H;

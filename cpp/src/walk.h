@@ -5,6 +5,7 @@
 #include <tuple>
 
 #include "call.h"
+#include "rounded_operands.h"
 #include "rows.h"
 
 namespace gatedrnn {
@@ -35,7 +36,7 @@ class Walk {
     T* gates[2] = {};  // per stage: [panel][block pair][slots]
   };
 
-  explicit Walk(const Call<T>& call) : call_(call) {}
+  explicit Walk(const Call<T>& call) : call_(call), rounded_(call) {}
 
   enum class Way { forward, replay };
   void carve(Arena& arena, Way way) {
@@ -44,6 +45,8 @@ class Walk {
     const Index operand = way == Way::replay ? call_.plan.block_pairs * call_.network.state_stride() : state;
     inputs_at_ = arena.take<Index>(call_.plan.block_pairs * call_.plan.threads());
     outputs_ = arena.take<T*>(call_.plan.block_pairs * call_.plan.threads());
+    rounded_.carve(arena, std::max(call_.plan.block_pairs, call_.most_rows()),
+                   std::max(call_.widest_input(), spec.hidden_size));
     groups_ = arena.take_each<Group>(call_.group_count(), [&](Group& group) {
       group.h[0] = arena.take<T>(operand);
       group.h[1] = arena.take<T>(state);
@@ -179,8 +182,8 @@ class Walk {
       const auto [first, last] = call_.panels(part, stage.panels);
       call_.kernels().input_gemm(
           call_.spec.cell, stage.stage,
-          {&call_.network.core(), x, x_at, rows, stage.input.depth, first, last, turn == 1, stage.input.data(),
-           stage.bias.data(), gates(share, stage), gates_panel_stride(stage)});
+          {&call_.network.core(), x, x_at, rounded_.of(share.member), rows, stage.input.depth, first, last, turn == 1,
+           stage.input.data(), stage.bias.data(), gates(share, stage), gates_panel_stride(stage)});
     }
   }
 
@@ -226,6 +229,7 @@ class Walk {
     args.gates = gates(share, stage) + at * stage.slots_size();
     args.gates_panel_stride = gates_panel_stride(stage);
     args.state_stride = call_.network.state_stride();
+    args.rounded = rounded_.of(share.member);
     args.operand = stage.stage == kLinear ? group.unprojected : stage.stage == 1 ? operands.second : operands.h;
     args.h = operands.h;
     args.h_next = last_stage ? operands.h_next : group.unprojected;
@@ -252,6 +256,7 @@ class Walk {
   static constexpr double kLongStep = 1e6;  // multiply-adds: to look up costs nothing beside them
 
   const Call<T>& call_;
+  RoundedOperands<T> rounded_;
   Index* inputs_at_ = nullptr;  // [thread][block pair]: where each pair's inputs begin
   T** outputs_ = nullptr;       // [thread][block pair]: each pair's output
   Group* groups_ = nullptr;

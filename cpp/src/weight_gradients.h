@@ -6,6 +6,7 @@
 
 #include "backward_places.h"
 #include "block_ring.h"
+#include "rounded_operands.h"
 #include "rows.h"
 
 namespace gatedrnn {
@@ -15,9 +16,11 @@ class WeightGradients {
  public:
   using Block = typename BlockRing<T>::Block;
 
+  static constexpr Index kInputRows = 192;  // pairs whose inputs' gradients are computed together
+
   WeightGradients(const Call<T>& call, const BackwardPlaces<T>& places, const BlockRing<T>& ring,
-                  const RowLists<T>& lists)
-      : call_(call), places_(places), ring_(ring), lists_(lists) {}
+                  const RowLists<T>& lists, const RoundedOperands<T>& rounded)
+      : call_(call), places_(places), ring_(ring), lists_(lists), rounded_(rounded) {}
 
   // One of `count` parts of the sums of a track.
   struct Part {
@@ -66,7 +69,6 @@ class WeightGradients {
   static constexpr Index kPage = 4096;
   static constexpr Index kNearSlice = 128, kSlice = 512;
   static constexpr Index kChunk = 8;
-  static constexpr Index kInputRows = 192;  // pairs whose inputs' gradients are computed together
 
   // Some of a block's pairs, which are whole blocks of pairs of one group.
   struct Slice {
@@ -305,6 +307,7 @@ class WeightGradients {
     args.slot_stride = ring_.slot();
     args.units = product.units;
     args.last_panel = product.weights.panels;
+    args.rounded = rounded_.of(part.member);
     args.weights = product.weights.data();
     args.operand_stride = ring_.d_a_stride();
     args.products = input_products_ + part.member.thread() * input_products_size();
@@ -322,6 +325,7 @@ class WeightGradients {
   const BackwardPlaces<T>& places_;
   const BlockRing<T>& ring_;
   const RowLists<T>& lists_;
+  const RoundedOperands<T>& rounded_;
   T* packed_x_ = nullptr;     // [thread][part][pair of a slice][vectors of the part][lanes]
   T* packed_d_ = nullptr;     // [thread][group of a chunk][pair of a slice][kGemmColumns]
   T* column_sums_ = nullptr;  // [slot or peephole][slot stride]: of a group of blocks

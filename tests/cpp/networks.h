@@ -22,8 +22,11 @@ extern const KernelTable table;  // vectors of 64 bytes made of scalars: the til
 
 namespace gatedrnn::test {
 
-inline std::vector<const KernelTable*> tested_tables() {
-  std::vector<const KernelTable*> tables = available_tables();
+// Those that have kernels of their own for a format.
+inline std::vector<const KernelTable*> tested_tables(Format format = Format::float32) {
+  std::vector<const KernelTable*> tables;
+  for (const KernelTable* table : available_tables())
+    if (table->with<float>(format) == table) tables.push_back(table);
 #ifdef GATEDRNN_TEST_WIDE
   tables.push_back(&wide::table);
 #endif
@@ -66,6 +69,18 @@ constexpr const char* type_name() {
 
 // Does this table round once for a multiplication and an addition, and so promise the reference's bits?
 inline bool has_fused_multiply_add(const KernelTable& table) { return std::string(table.name) != "baseline"; }
+
+// How a table computes a format.
+inline Arithmetic arithmetic_of(const KernelTable& table, Format format) {
+  const bool pairs = std::string(table.name) == "avx512_bf16" && format == Format::bfloat16;
+  return {format, pairs ? Bfloat16Order::pairs : Bfloat16Order::halves};
+}
+
+// How far off one is without fused operations: an operand that lies between two numbers of the format may become either.
+inline double operand_tolerance(Format format) {
+  if (format == Format::float32 || format == Format::float64) return 0;
+  return format == Format::bfloat16 ? 4.0 / 256 : 4.0 / 32768;
+}
 
 // What a call writes. Rows stand apart, and what lies between and behind them has to stay as it was.
 template <class T>
@@ -165,9 +180,9 @@ class Problem {
     return s;
   }
 
-  Results<T> reference() const {
+  Results<T> reference(const Arithmetic& arithmetic = {}) const {
     Results<T> results;
-    run_reference(spec, parameters, sequence(results));
+    run_reference(spec, parameters, sequence(results), arithmetic);
     return results;
   }
 

@@ -21,8 +21,13 @@ class ReferenceBackward {
 
  public:
   ReferenceBackward(const Spec& spec, const Parameters<T>& parameters, const Sequence<T>& sequence,
-                    const BackwardCall<T>& call)
-      : spec_(spec), parameters_(parameters), sequence_(sequence), call_(call), forward_(spec, parameters, sequence) {}
+                    const BackwardCall<T>& call, const Arithmetic& arithmetic)
+      : spec_(spec),
+        parameters_(parameters),
+        sequence_(sequence),
+        call_(call),
+        arithmetic_(arithmetic),
+        forward_(spec, parameters, sequence, arithmetic) {}
 
   void run() {
     forward_.run();
@@ -58,21 +63,20 @@ class ReferenceBackward {
   Index track(Index layer, Index direction) const { return layer * spec_.directions + direction; }
   Index time(Index direction, Index step, Index b) const { return direction == 0 ? step : length(b) - 1 - step; }
 
-  // The sum over the slots' units of d times weight[gate][unit][column], in that order, block by block.
-  static T column(const T* weights, Index width, const std::vector<const Vector*>& slots,
-                  const std::vector<Index>& gates, Index column) {
-    T sum = 0, block = 0;
-    Index terms = 0;
+  // The sum over the slots' units of d times weight[gate][unit][column], in that order.
+  T column(const T* weights, Index width, const std::vector<const Vector*>& slots, const std::vector<Index>& gates,
+           Index column) const {
+    Vector d, w;
     for (std::size_t s = 0; s < slots.size(); ++s) {
       const Index H = static_cast<Index>(slots[s]->size());
+      d.resize(s * arithmetic_.slot_stride(H));
+      w.resize(d.size());
       for (Index u = 0; u < H; ++u) {
-        block = S::madd((*slots[s])[u], weights[(gates[s] * H + u) * width + column], block);
-        if (++terms % kBlockTerms != 0) continue;
-        sum += block;
-        block = 0;
+        d.push_back((*slots[s])[u]);
+        w.push_back(weights[(gates[s] * H + u) * width + column]);
       }
     }
-    return sum + block;
+    return add_product(arithmetic_, T(0), d, w, T(0));
   }
 
   // For column(): gradients and gates of some slots that follow one another.
@@ -275,6 +279,7 @@ class ReferenceBackward {
   const Parameters<T>& parameters_;
   const Sequence<T>& sequence_;
   const BackwardCall<T>& call_;
+  const Arithmetic arithmetic_;
   ReferenceForward<T> forward_;
   std::map<std::pair<Index, Index>, StepGradients> steps_;  // of one track, by step and row
 };

@@ -9,7 +9,7 @@
 #include "gatedrnn/cells/scalar.h"
 #include "gatedrnn/cells/unit.h"
 #include "gatedrnn/network.h"
-#include "gatedrnn/sums.h"
+#include "reference_products.h"
 
 namespace gatedrnn {
 
@@ -26,8 +26,9 @@ class ReferenceForward {
   using Units = std::vector<cells::Unit<S>>;
 
  public:
-  ReferenceForward(const Spec& spec, const Parameters<T>& parameters, const Sequence<T>& sequence)
-      : spec_(spec), parameters_(parameters), sequence_(sequence) {}
+  ReferenceForward(const Spec& spec, const Parameters<T>& parameters, const Sequence<T>& sequence,
+                   const Arithmetic& arithmetic)
+      : spec_(spec), parameters_(parameters), sequence_(sequence), arithmetic_(arithmetic) {}
 
   void run() {
     const Index T_ = sequence_.steps, B = sequence_.batch, width = spec_.output_size();
@@ -77,14 +78,10 @@ class ReferenceForward {
     if (spec_.description().has_c) std::copy(c.begin(), c.end(), sequence_.c_n + (at * B + b) * H);
   }
 
-  // start + the sum over k of weights[k] * x[k], block by block (sums.h)
-  static T product(T start, const T* weights, const T* x, Index count) {
-    for (Index begin = 0; begin < count; begin += kBlockTerms) {
-      T block = 0;
-      for (Index k = begin; k < std::min(begin + kBlockTerms, count); ++k) block = S::madd(x[k], weights[k], block);
-      start += block;
-    }
-    return start;
+  // start + the sum over k of weights[k] * x[k]
+  T product(T start, const T* weights, const T* x, Index count, T least) const {
+    return add_product(arithmetic_, start, std::vector<T>(x, x + count), std::vector<T>(weights, weights + count),
+                       least);
   }
 
   // A pre-activation: bias, inputs, recurrent operand, as far as the slot has them.
@@ -95,8 +92,8 @@ class ReferenceForward {
     const Index P = static_cast<Index>(operand.size()), H = spec_.hidden_size;
     const Index row = cell.gate_of_slot[of.first_slot + slot] * H + u;
     T a = slot_bias(w, cell, of.first_slot + slot, H, u);
-    if (of.has_input(slot)) a = product(a, w.weight_ih + row * I, x, I);
-    if (of.has_operand(slot)) a = product(a, w.weight_hh + row * P, operand.data(), P);
+    if (of.has_input(slot)) a = product(a, w.weight_ih + row * I, x, I, T(0));
+    if (of.has_operand(slot)) a = product(a, w.weight_hh + row * P, operand.data(), P, T(1));
     return a;
   }
 
@@ -137,13 +134,14 @@ class ReferenceForward {
     const std::vector<T> next = of_each(units, [](const auto& unit) { return unit.h_next; });
     if (!w.weight_hr) return next;
     std::vector<T> projected(spec_.proj_size);
-    for (Index p = 0; p < spec_.proj_size; ++p) projected[p] = product(T(0), w.weight_hr + p * H, next.data(), H);
+    for (Index p = 0; p < spec_.proj_size; ++p) projected[p] = product(T(0), w.weight_hr + p * H, next.data(), H, T(1));
     return projected;
   }
 
   const Spec& spec_;
   const Parameters<T>& parameters_;
   const Sequence<T>& sequence_;
+  const Arithmetic arithmetic_;
 };
 
 }  // namespace gatedrnn

@@ -80,7 +80,7 @@ class Gradients {
 template <class T>
 class BackwardTest {
  public:
-  explicit BackwardTest(const NamedCell& cell) : cell_(cell) {}
+  explicit BackwardTest(const NamedCell& cell, Format format = plain_format<T>) : cell_(cell), format_(format) {}
 
   // Fewer units than a vector has lanes, and around that, with rows in a part of a block and in many.
   void smaller_than_a_vector() {
@@ -122,6 +122,17 @@ class BackwardTest {
     in_used_memory();
     ring();
     mistakes_are_seen();
+  }
+
+  // What is another's with a format that rounds: the products.
+  void run_format() {
+    constexpr Index sizes[] = {17, 31, 33, 129}, rows[] = {1, 2, 3, 4, 5, 7, 9, 33};
+    for (int i = 0; i < 8; ++i) compare({sizes[(i + 1) % 4], sizes[i % 4], 2, rows[i]});
+    compare({5, 17, 20, 33, 2, 2, ragged(33, 20)});
+    compare({9, 16, 3, 5});    // few units: float32
+    compare({3, 150, 9, 65});  // more pairs than inputs' gradients are computed of at a time
+    for (const bool bias : {false, true}) compare({17, 33, 4, 5, 2, 2, {4, 0, 1, 3, 4}, bias, !bias});
+    plans({{9, 129, 7, 5, 2, 1, {7, 0, 3, 7, 2}}, {33, 70, 20, 33, 1, 2, ragged(33, 20)}});
   }
 
   void run_threads() {
@@ -168,17 +179,17 @@ class BackwardTest {
     std::vector<T> d_y, d_h_n, d_c_n;
   };
 
-  static Gradients<T> reference(const Case& c, T initial = 0) {
+  static Gradients<T> reference(const Case& c, const Arithmetic& arithmetic = {}, T initial = 0) {
     Results<T> results;
     const Sequence<T> sequence = c.problem.sequence(results);
     Gradients<T> gradients = c.gradients(sequence, initial);
-    run_reference_backward(c.problem.spec, c.problem.parameters, sequence, gradients.call);
+    run_reference_backward(c.problem.spec, c.problem.parameters, sequence, gradients.call, arithmetic);
     return gradients;
   }
 
-  static Gradients<T> computed(const Case& c, const KernelTable& table, const Plan& forward, const Plan& backward,
-                               const TapeOptions& options = {}, T initial = 0) {
-    const Network<T> network(c.problem.spec, c.problem.parameters, table);
+  Gradients<T> computed(const Case& c, const KernelTable& table, const Plan& forward, const Plan& backward,
+                        const TapeOptions& options = {}, T initial = 0) const {
+    const Network<T> network(c.problem.spec, c.problem.parameters, table, core(), format_);
     network.pack_for_backward(c.problem.parameters);
     return computed_by(network, c, forward, backward, options, initial);
   }
@@ -210,27 +221,26 @@ class BackwardTest {
   static Plan alone(const Case& c) { return {1, 1, 1, 1, std::max<Index>(1, c.shape.batch), 0}; }
 
   // Sums over steps and rows on top of what a step's own products are off by.
-  static double tolerance(const Case& c) {
-    return c.problem.tolerance(1) * std::sqrt(double(1 + c.shape.steps * c.shape.batch));
+  double tolerance(const Case& c) const {
+    return (c.problem.tolerance(1) + operand_tolerance(format_)) * std::sqrt(double(1 + c.shape.steps * c.shape.batch));
   }
 
-  static void compare_tables(const Case& c, const TapeOptions& options = {}) {
-    const Gradients<T> expected = reference(c);
-    for (const KernelTable* table : tested_tables()) {
-      const Gradients<T> got = computed(c, *table, alone(c), alone(c), options);
+  void compare(const Shape& shape) const {
+    const Case c(cell_, shape);
+    for (const KernelTable* table : tested_tables(format_)) {
+      const Gradients<T> expected = reference(c, arithmetic_of(*table, format_for<T>(c.problem.spec, format_)));
+      const Gradients<T> got = computed(c, *table, alone(c), alone(c));
       CHECK_NOTHING_WRONG(expected.difference(got, has_fused_multiply_add(*table) ? 0 : tolerance(c)),
                           std::string(table->name) + ", " + c.problem.name());
     }
   }
-
-  void compare(const Shape& shape) { compare_tables(Case(cell_, shape)); }
 
   // Without gradients of the output, into places that hold something already.
   void without_some() {
     for (const Shape& shape :
          {Shape{5, 17, 6, 3, 2, 1, {6, 2, 4}}, Shape{5, 2, 6, 67, 2, 2, ragged(67, 6)}, kSeveralGroups}) {
       Case c(cell_, shape);
-      const Gradients<T> expected = reference(c, T(0.25));
+      const Gradients<T> expected = reference(c, {}, T(0.25));
       const Gradients<T> got = computed(c, *available_tables().back(), alone(c), alone(c), {}, T(0.25));
       const double allowed = has_fused_multiply_add(*available_tables().back()) ? 0 : tolerance(c);
       CHECK_NOTHING_WRONG(expected.difference(got, allowed), "accumulated, " + c.problem.name());
@@ -360,6 +370,7 @@ class BackwardTest {
   }
 
   const NamedCell cell_;
+  const Format format_;
 };
 
 }  // namespace
@@ -375,6 +386,8 @@ int main(int argc, char** argv) {
   for (const test::NamedCell& cell : test::all_cells()) {
     test::BackwardTest<float>(cell).run();
     test::BackwardTest<double>(cell).run();
+    for (const Format format : {Format::bfloat16, Format::bfloat16x3})
+      test::BackwardTest<float>(cell, format).run_format();
   }
   return test::finish("test_backward");
 }

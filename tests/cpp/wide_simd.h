@@ -82,6 +82,9 @@ struct Simd {
   static V shift_left(V a) {
     return each([&](int i) { return One::template shift_left<bits>(a.lane[i]); });
   }
+  static V upper_half(V a) {
+    return each([&](int i) { return One::upper_half(a.lane[i]); });
+  }
 };
 
 }  // namespace gatedrnn::GATEDRNN_ISA

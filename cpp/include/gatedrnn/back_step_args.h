@@ -25,7 +25,8 @@ struct BackStepArgs {
   Index first_panel, last_panel;
   bool panels_reversed;  // visit the panels from the last to the first
   const void* weights;   // panels of the format
-  const void* operand;   // of the format, left side of the product: [rows][operand_stride]
+  const T* operand;      // left side of the product: [rows][operand_stride]
+  void* rounded;         // scratch for the same in the format, where that rounds
   Index operand_stride;
   T* products;  // scratch: [panel][row][kBackVectors][lanes]
   Index products_panel_stride;

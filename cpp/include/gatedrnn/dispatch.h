@@ -13,7 +13,7 @@ std::vector<const KernelTable*> compiled_tables();
 // Those of them that this machine and its operating system support.
 std::vector<const KernelTable*> available_tables();
 
-// The table in use: the widest available, or the one that the environment variable GATEDRNN_ISA names. Throws
+// The table in use: the fastest available, or the one that the environment variable GATEDRNN_ISA names. Throws
 // std::invalid_argument when it names none that is available.
 const KernelTable& active_table();
 

@@ -18,6 +18,7 @@ struct PackWeightsArgs {
   Index depth;
   void* to;       // the gate's first vector in the panel
   Index vectors;  // of the panel
+  void* scales;   // of the units of this vector, where the format has them
 };
 
 // For each cell one of each stage, in their order; and kLinear, backward for all products without a cell's mathematics.
@@ -83,6 +84,7 @@ struct KernelTable {
   };
 
   const char* name;
+  const KernelTable* base;  // has what this one has not: it adds formats to that; or null
   ByFormat<float> with_float;
   ByFormat<double> with_double;
   OfType<float> of_float;
@@ -90,20 +92,35 @@ struct KernelTable {
   // Goes on with the hashes of a block's 32-bit words; the same on every machine.
   void (*hash_blocks)(const unsigned char* data, Index blocks, std::uint32_t* lanes) noexcept;
 
+  // The table that has the kernels of a format: this one or one that it adds to. Null where none has.
+  template <class T>
+  const KernelTable* with(Format format) const {
+    if (by_format<T>().kernels[static_cast<int>(format)]) return this;
+    return base ? base->with<T>(format) : nullptr;
+  }
   // Null where there are none.
   template <class T>
   const Kernels<T>* find(Format format) const {
-    if constexpr (sizeof(T) == sizeof(float))
-      return with_float.kernels[static_cast<int>(format)];
-    else
-      return with_double.kernels[static_cast<int>(format)];
+    const KernelTable* const table = with<T>(format);
+    return table ? table->by_format<T>().kernels[static_cast<int>(format)] : nullptr;
   }
+  // That which has all that is not of a format.
+  const KernelTable& whole() const { return base ? base->whole() : *this; }
   template <class T>
   const OfType<T>& of() const {
     if constexpr (sizeof(T) == sizeof(float))
-      return of_float;
+      return whole().of_float;
     else
-      return of_double;
+      return whole().of_double;
+  }
+
+ private:
+  template <class T>
+  const ByFormat<T>& by_format() const {
+    if constexpr (sizeof(T) == sizeof(float))
+      return with_float;
+    else
+      return with_double;
   }
 };
 

@@ -44,10 +44,17 @@ class Tape;
 template <class T>
 struct BackwardCall;
 
+// What computes a network whose products may be of a format: so few units gain nothing from rounding, on any machine.
+constexpr Index kMostPlainUnits = 16;
+template <class T>
+Format format_for(const Spec& spec, Format wanted) {
+  return spec.hidden_size > kMostPlainUnits ? wanted : plain_format<T>;
+}
+
 template <class T>
 class Network {
  public:
-  // Throws std::invalid_argument where the table has no kernels of that format for T.
+  // Its products are of `format_for<T>(spec, format)`. Throws std::invalid_argument where the table has no such kernels.
   Network(const Spec& spec, const Parameters<T>& parameters, const KernelTable& table,
           const Core& core = gatedrnn::core(), Format format = plain_format<T>);
   ~Network();

@@ -24,6 +24,10 @@ struct PackedMatrix {
   unsigned char* at(Index panel, Index vector, Index term) {
     return bytes.data() + panel * panel_bytes() + (term / layout.terms * vectors + vector) * layout.vector_bytes();
   }
+  void* scales(Index panel, Index vector) {
+    return bytes.data() + panel * panel_bytes() + layout.weights_bytes(depth, vectors) +
+           vector * layout.lanes * layout.sum_bytes;
+  }
   const void* data() const { return bytes.data(); }
 };
 

@@ -10,8 +10,8 @@ namespace gatedrnn {
 
 constexpr std::size_t kAlignment = 64;  // a cache line, and the widest vector
 
-inline Index ceil_div(Index a, Index b) { return (a + b - 1) / b; }
-inline Index round_up(Index value, Index multiple) { return ceil_div(value, multiple) * multiple; }
+constexpr Index ceil_div(Index a, Index b) { return (a + b - 1) / b; }
+constexpr Index round_up(Index value, Index multiple) { return ceil_div(value, multiple) * multiple; }
 
 // An odd number of cache lines with room for so many values and a line more: rows that far apart do not all fall into
 // the same sets of a cache.

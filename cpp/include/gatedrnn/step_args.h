@@ -27,6 +27,7 @@ struct InputGemmArgs {
   const Core* core;
   const T* x;
   const Index* x_at;  // [rows]: where the `depth` values of each row begin, counted from x
+  void* rounded;      // scratch for the same in the format, where that rounds
   Index rows;
   Index depth;
   Index first_panel, last_panel;
@@ -55,15 +56,16 @@ struct StepArgs {
   const T* bias;         // [panel][slots * unit_vectors][lanes]: the reset-after GRU's n_h starts from it
   T* gates;              // as left by input_gemm; used up
   Index gates_panel_stride;
-  Index state_stride;   // of every [rows][state_stride] array below
-  const void* operand;  // of the format, left side of the product: h[t-1]; the second operand; what is projected
-  const T* h;           // h[t-1]
-  T* h_next;            // h[t]
-  T* c;                 // c[t-1] on entry, c[t] on exit; or null
-  T* second_operand;    // of a cell of two stages: what the first one makes for the second
-  T* carried;           // likewise, beside it
-  const T* peephole;    // [panel][peephole][unit vector][lane]
-  T* const* y;          // [rows] pointers to the output rows of this step, or null
+  Index state_stride;  // of every [rows][state_stride] array below
+  const T* operand;    // left side of the product: h[t-1]; the second operand; what is projected
+  void* rounded;       // scratch for the same in the format, where that rounds
+  const T* h;          // h[t-1]
+  T* h_next;           // h[t]
+  T* c;                // c[t-1] on entry, c[t] on exit; or null
+  T* second_operand;   // of a cell of two stages: what the first one makes for the second
+  T* carried;          // likewise, beside it
+  const T* peephole;   // [panel][peephole][unit vector][lane]
+  T* const* y;         // [rows] pointers to the output rows of this step, or null
   Write y_write;
   T* kept;  // for training: [rows][kept_stride], each row as kept_offset says
   Write kept_write;

@@ -7,7 +7,7 @@
 
 namespace gatedrnn {
 
-// Terms of a block of a product with weights: inputs or units, or gradients of pre-activations.
+// Terms of a block of a product with weights: inputs or units, or gradients of pre-activations. (Other formats have their own.)
 constexpr Index kBlockTerms = 128;
 
 // Gradients of parameters are sums over (step, row) pairs: most of a block, and the blocks of a group, whose sum starts from zero
@@ -19,24 +19,25 @@ constexpr Index kGroupBlocks = 128;
 // multiplies zeros and counts for no block.
 class Terms {
  public:
-  explicit constexpr Terms(Index depth) : Terms(depth, depth, depth) {}
-  constexpr Terms(Index depth, Index slot, Index slot_stride)
+  explicit constexpr Terms(Index depth, Index block = kBlockTerms) : Terms(depth, depth, depth, block) {}
+  constexpr Terms(Index depth, Index slot, Index slot_stride, Index block = kBlockTerms)
       : depth_(depth),
         slot_(slot),
         stride_(slot_stride),
+        block_(block),
         count_(depth <= slot || slot == slot_stride ? depth : ((depth - slot) / slot_stride + 1) * slot) {}
 
   Index depth() const { return depth_; }  // with padding
-  Index blocks() const { return count_ > kBlockTerms ? (count_ + kBlockTerms - 1) / kBlockTerms : 1; }
+  Index blocks() const { return count_ > block_ ? (count_ + block_ - 1) / block_ : 1; }
   // Where a block begins, counted with padding.
   Index begin(Index block) const {
-    const Index term = block * kBlockTerms;
+    const Index term = block * block_;
     if (term >= count_) return depth_;
     return slot_ == stride_ ? term : term / slot_ * stride_ + term % slot_;
   }
 
  private:
-  Index depth_, slot_, stride_, count_;
+  Index depth_, slot_, stride_, block_, count_;
 };
 
 // Cuts (step, row) pairs into blocks: whole steps, from the last to the first, while their pairs together fill at most one; a step

@@ -34,6 +34,13 @@ struct Scalar {
     std::memcpy(&a, &bits, sizeof bits);
     return a;
   }
+  static V upper_half(V a) {
+    Bits bits;
+    std::memcpy(&bits, &a, sizeof bits);
+    bits = bits >> 4 * sizeof(T) << 4 * sizeof(T);
+    std::memcpy(&a, &bits, sizeof bits);
+    return a;
+  }
 };
 
 }  // namespace gatedrnn::cells

@@ -1,0 +1,162 @@
+// bfloat16: weights and operands rounded to the upper half of a float32, to the nearest and of two to the even one, denormals to zero.
+//
+// The order of sums is that of Intel's matrix instruction TDPBF16PS, which other machines follow: the even and the odd terms of a
+// block of 32 are two chains of fused multiply-adds from zero; their sum is added to the sums of the blocks before.
+#pragma once
+
+#include "../dot_product.h"
+#include "bits.h"
+
+namespace gatedrnn::GATEDRNN_ISA {
+
+GATEDRNN_INLINE std::uint16_t to_bfloat16(float x) {
+  const std::uint32_t bits = bits_of(x), magnitude = bits & kMagnitude;
+  const std::uint32_t rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16, sign = bits >> 16 & 0x8000;
+  const std::uint32_t not_a_number = bits >> 16 | 0x40;
+  const std::uint32_t number = magnitude < kLeastNormal ? sign : rounded;
+  return static_cast<std::uint16_t>(magnitude > kInfinity ? not_a_number : number);
+}
+
+GATEDRNN_INLINE float from_bfloat16(std::uint16_t x) { return float_of(static_cast<std::uint32_t>(x) << 16); }
+
+// What is left of x beside its upper half, if that is finite.
+GATEDRNN_INLINE float rest_of_bfloat16(float x, std::uint16_t upper) {
+  return (upper & 0x7f80) == 0x7f80 ? 0.0f : x - from_bfloat16(upper);
+}
+
+// Values as words, with zeros up to whole parts.
+GATEDRNN_INLINE float round_to_bfloat16(const float* from, Index count, Pair* to) {
+  auto* const values = reinterpret_cast<std::uint16_t*>(to);
+  for (Index k = 0; k < count; ++k) values[k] = to_bfloat16(from[k]);
+  for (Index k = count; k < round_up(count, kRoundedPart); ++k) values[k] = 0;
+  return 1;
+}
+
+// `value(unit, k)` is a weight, zero where there is none. Successive pairs of a vector are that many bytes apart.
+template <class S, class Value>
+void pack_pairs(const PackWeightsArgs<float>& a, unsigned char* to, Index pair_bytes, Value&& value) {
+  for (Index k = 0; k < a.depth; k += 2, to += pair_bytes)
+    for (Index unit = 0; unit < S::lanes; ++unit)
+      for (Index i = 0; i < 2; ++i) {
+        const bool there = unit < a.units && k + i < a.depth;
+        const std::uint16_t weight = there ? value(a.from[unit * a.unit_stride + (k + i) * a.term_stride]) : 0;
+        __builtin_memcpy(to + (2 * unit + i) * sizeof weight, &weight, sizeof weight);
+      }
+}
+
+// With fused multiply-adds of float32.
+template <class Vectors>
+struct Bfloat16Dot {
+  using S = Vectors;
+  using V = typename S::V;
+  using Word = Pair;
+  struct Factor {
+    V even, odd;
+  };
+  using Sum = Factor;
+  static constexpr PanelLayout layout = {2, 2, sizeof(float), 2, S::lanes, 32, true};
+  static constexpr bool trains = true;
+  static constexpr int accumulators = kAccumulators / 2;
+
+  static GATEDRNN_INLINE Sum zero() { return {S::set(0), S::set(0)}; }
+  static GATEDRNN_INLINE Factor split(V pairs) { return {S::template shift_left<16>(pairs), S::upper_half(pairs)}; }
+  static GATEDRNN_INLINE Factor set(Word x) { return split(S::set(float_of(x))); }
+  static GATEDRNN_INLINE Factor load(const unsigned char* w) {
+    return split(S::load(reinterpret_cast<const float*>(w)));
+  }
+  static GATEDRNN_INLINE void multiply(const Factor& x, const Factor& w, Sum& sum) {
+    sum.even = S::madd(x.even, w.even, sum.even);
+    sum.odd = S::madd(x.odd, w.odd, sum.odd);
+  }
+  static GATEDRNN_INLINE V add(V before, const Sum& sum) { return S::add(before, S::add(sum.even, sum.odd)); }
+
+  static void pack(const PackWeightsArgs<float>& a) {
+    pack_pairs<S>(a, static_cast<unsigned char*>(a.to), a.vectors * layout.vector_bytes(), to_bfloat16);
+  }
+  static GATEDRNN_INLINE float round(const float* from, Index count, float, Word* to) {
+    return round_to_bfloat16(from, count, to);
+  }
+};
+
+// bfloat16x3: weights and operands as two pieces, each the nearest to what the one before left; products of all but the two
+// lower ones, added from the smallest to the largest, block by block.
+template <class Vectors>
+struct Bfloat16x3Dot {
+  using S = Vectors;
+  using V = typename S::V;
+  using Dot = Bfloat16Dot<S>;
+  struct Word {
+    Pair upper, lower;
+  };
+  struct Factor {
+    typename Dot::Factor upper, lower;
+  };
+  struct Sum {
+    typename Dot::Sum lower_upper, upper_lower, upper_upper;
+  };
+  static constexpr PanelLayout layout = {4, 4, sizeof(float), 2, S::lanes, 32, true};
+  static constexpr bool trains = true;
+  static constexpr int accumulators = kAccumulators / 4 < 6 ? 6 : kAccumulators / 4;  // the widest panel at least
+
+  static GATEDRNN_INLINE Sum zero() { return {Dot::zero(), Dot::zero(), Dot::zero()}; }
+  static GATEDRNN_INLINE Factor set(const Word& x) { return {Dot::set(x.upper), Dot::set(x.lower)}; }
+  static GATEDRNN_INLINE Factor load(const unsigned char* w) {
+    return {Dot::load(w), Dot::load(w + Dot::layout.vector_bytes())};
+  }
+  static GATEDRNN_INLINE void multiply(const Factor& x, const Factor& w, Sum& sum) {
+    Dot::multiply(x.lower, w.upper, sum.lower_upper);
+    Dot::multiply(x.upper, w.lower, sum.upper_lower);
+    Dot::multiply(x.upper, w.upper, sum.upper_upper);
+  }
+  static GATEDRNN_INLINE V add(V before, const Sum& sum) {
+    return Dot::add(Dot::add(Dot::add(before, sum.lower_upper), sum.upper_lower), sum.upper_upper);
+  }
+
+  static void pack(const PackWeightsArgs<float>& a) {
+    auto* const to = static_cast<unsigned char*>(a.to);
+    const Index stride = a.vectors * layout.vector_bytes();
+    pack_pairs<S>(a, to, stride, to_bfloat16);
+    pack_pairs<S>(a, to + Dot::layout.vector_bytes(), stride,
+                  [](float w) { return to_bfloat16(rest_of_bfloat16(w, to_bfloat16(w))); });
+  }
+  static GATEDRNN_INLINE float round(const float* from, Index count, float, Word* to) {
+    auto* const values = reinterpret_cast<std::uint16_t (*)[2][2]>(to);  // [pair][piece][term]
+    for (Index k = 0; k < round_up(count, kRoundedPart); ++k) {
+      const float x = k < count ? from[k] : 0.0f;
+      const std::uint16_t upper = to_bfloat16(x);
+      values[k / 2][0][k % 2] = upper;
+      values[k / 2][1][k % 2] = to_bfloat16(rest_of_bfloat16(x, upper));
+    }
+    return 1;
+  }
+};
+
+#ifdef __AVX512BF16__
+// With the instruction of AVX512-BF16, which sums up in an order of its own: one chain, of each pair first the odd term.
+template <class Vectors>
+struct Bfloat16PairDot {
+  using S = Vectors;
+  using V = typename S::V;
+  using Word = Pair;
+  using Factor = V;
+  using Sum = V;
+  static constexpr PanelLayout layout = {2, 2, sizeof(float), 2, S::lanes, 2 * kBlockTerms, true};
+  static constexpr bool trains = true;
+  static constexpr int accumulators = kAccumulators;
+
+  static GATEDRNN_INLINE Sum zero() { return S::set(0); }
+  static GATEDRNN_INLINE Factor set(Word x) { return S::set(float_of(x)); }
+  static GATEDRNN_INLINE Factor load(const unsigned char* w) { return S::load(reinterpret_cast<const float*>(w)); }
+  static GATEDRNN_INLINE void multiply(Factor x, Factor w, Sum& sum) {
+    sum = _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(x), reinterpret_cast<__m512bh>(w));
+  }
+  static GATEDRNN_INLINE V add(V before, Sum sum) { return S::add(before, sum); }
+
+  static void pack(const PackWeightsArgs<float>& a) { Bfloat16Dot<S>::pack(a); }
+  static GATEDRNN_INLINE float round(const float* from, Index count, float, Word* to) {
+    return round_to_bfloat16(from, count, to);
+  }
+};
+#endif
+
+}  // namespace gatedrnn::GATEDRNN_ISA

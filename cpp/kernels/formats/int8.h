@@ -1,0 +1,134 @@
+// int8: weights of 8 bits with a scale for each unit, operands of 16 bits with a scale for each row.
+//
+// A block's sum is an integer below 2^31, so the order of its terms does not matter: every instruction set gives the same bits.
+#pragma once
+
+#include "../dot_product.h"
+#include "bits.h"
+
+namespace gatedrnn::GATEDRNN_ISA {
+
+constexpr float kLargestWeight = 127, kLargestOperand = 32767;
+constexpr float kLeastScale = 1e-30f;  // of values so small that their reciprocals would overflow
+
+// A vector's lanes of integers: load 16 bits for each pair of weights, multiply pairs and add.
+#if defined(__AVX512BW__) && !defined(GATEDRNN_TEST_SIMD)
+struct Integers {
+  __m512i v;
+
+  static GATEDRNN_INLINE Integers zero() { return {_mm512_setzero_si512()}; }
+  static GATEDRNN_INLINE Integers set(Pair pair) { return {_mm512_set1_epi32(static_cast<int>(pair))}; }
+  static GATEDRNN_INLINE Integers load(const unsigned char* w) {
+    return {_mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(w)))};
+  }
+  GATEDRNN_INLINE void add(Integers x, Integers w) {
+#ifdef __AVX512VNNI__
+    v = _mm512_dpwssd_epi32(v, x.v, w.v);
+#else
+    v = _mm512_add_epi32(v, _mm512_madd_epi16(x.v, w.v));
+#endif
+  }
+  GATEDRNN_INLINE __m512 value() const { return _mm512_cvtepi32_ps(v); }
+};
+#elif defined(__AVX2__) && !defined(GATEDRNN_TEST_SIMD)
+struct Integers {
+  __m256i v;
+
+  static GATEDRNN_INLINE Integers zero() { return {_mm256_setzero_si256()}; }
+  static GATEDRNN_INLINE Integers set(Pair pair) { return {_mm256_set1_epi32(static_cast<int>(pair))}; }
+  static GATEDRNN_INLINE Integers load(const unsigned char* w) {
+    return {_mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(w)))};
+  }
+  GATEDRNN_INLINE void add(Integers x, Integers w) { v = _mm256_add_epi32(v, _mm256_madd_epi16(x.v, w.v)); }
+  GATEDRNN_INLINE __m256 value() const { return _mm256_cvtepi32_ps(v); }
+};
+#else
+struct Integers {
+  static constexpr int lanes = Simd<float>::lanes;
+  std::int32_t v[lanes], other[lanes];  // the second of each pair, where these are factors
+
+  static Integers zero() { return {}; }
+  static Integers set(Pair pair) {
+    Integers all;
+    for (int i = 0; i < lanes; ++i) {
+      all.v[i] = static_cast<std::int16_t>(pair);
+      all.other[i] = static_cast<std::int16_t>(pair >> 16);
+    }
+    return all;
+  }
+  static Integers load(const unsigned char* w) {
+    Integers pairs;
+    for (int i = 0; i < lanes; ++i) {
+      pairs.v[i] = static_cast<std::int8_t>(w[2 * i]);
+      pairs.other[i] = static_cast<std::int8_t>(w[2 * i + 1]);
+    }
+    return pairs;
+  }
+  void add(const Integers& x, const Integers& w) {
+    for (int i = 0; i < lanes; ++i) v[i] += x.v[i] * w.v[i] + x.other[i] * w.other[i];
+  }
+  Simd<float>::V value() const {
+    alignas(64) float values[lanes];
+    for (int i = 0; i < lanes; ++i) values[i] = static_cast<float>(v[i]);
+    return Simd<float>::load(values);
+  }
+};
+#endif
+
+struct Int8Dot {
+  using S = Simd<float>;
+  using V = S::V;
+  using Word = Pair;
+  using Factor = Integers;
+  using Sum = Integers;
+  static constexpr Index most_terms = 512;  // 512 * 127 * 32767 < 2^31
+  static constexpr PanelLayout layout = {1, 2, sizeof(float), 2, S::lanes, most_terms, true, true};
+  static constexpr bool trains = false;  // gradients need more range
+  static constexpr int accumulators = kAccumulators;
+
+  static GATEDRNN_INLINE Sum zero() { return Integers::zero(); }
+  static GATEDRNN_INLINE Factor set(Word x) { return Integers::set(x); }
+  static GATEDRNN_INLINE Factor load(const unsigned char* w) { return Integers::load(w); }
+  static GATEDRNN_INLINE void multiply(const Factor& x, const Factor& w, Sum& sum) { sum.add(x, w); }
+  static GATEDRNN_INLINE V value(const Sum& sum) { return sum.value(); }
+
+  static void pack(const PackWeightsArgs<float>& a) {
+    float reciprocals[S::lanes] = {};
+    for (Index unit = 0; unit < S::lanes; ++unit) {
+      Magnitude largest;
+      for (Index k = 0; unit < a.units && k < a.depth; ++k)
+        largest.add(a.from[unit * a.unit_stride + k * a.term_stride]);
+      const float scale = scale_of(largest, kLeastScale, kLargestWeight, reciprocals[unit]);
+      __builtin_memcpy(static_cast<unsigned char*>(a.scales) + unit * sizeof scale, &scale, sizeof scale);
+    }
+    auto* to = static_cast<std::int8_t*>(a.to);
+    for (Index k = 0; k < a.depth; k += 2, to += a.vectors * layout.vector_bytes())
+      for (Index unit = 0; unit < S::lanes; ++unit)
+        for (Index i = 0; i < 2; ++i) {
+          const bool there = unit < a.units && k + i < a.depth;
+          const float weight = there ? a.from[unit * a.unit_stride + (k + i) * a.term_stride] : 0.0f;
+          to[2 * unit + i] = static_cast<std::int8_t>(nearest(weight * reciprocals[unit]));
+        }
+  }
+
+  static GATEDRNN_INLINE float round(const float* from, Index count, float least, Word* to) {
+    Magnitude largest;
+    for (Index k = 0; k < count; ++k) largest.add(from[k]);
+    float reciprocal;
+    const float scale = scale_of(largest, least > kLeastScale ? least : kLeastScale, kLargestOperand, reciprocal);
+    auto* const values = reinterpret_cast<std::int16_t*>(to);
+    for (Index k = 0; k < count; ++k) values[k] = static_cast<std::int16_t>(nearest(from[k] * reciprocal));
+    for (Index k = count; k < round_up(count, kRoundedPart); ++k) values[k] = 0;
+    return scale;
+  }
+
+ private:
+  // Not a number where a value is not finite.
+  static GATEDRNN_INLINE float scale_of(const Magnitude& largest, float least, float levels, float& reciprocal) {
+    const float range = largest.finite() && largest.value() > least ? largest.value() : least;
+    reciprocal = levels / range;
+    return largest.finite() ? range / levels : float_of(kInfinity | 0x400000);
+  }
+};
+
+}  // namespace gatedrnn::GATEDRNN_ISA

@@ -1,0 +1,76 @@
+// All kernels of a format.
+#pragma once
+
+#include "back_step.h"
+#include "gradients.h"
+#include "input_gemm.h"
+#include "pack.h"
+#include "rows_in_lanes.h"
+#include "step.h"
+
+namespace gatedrnn::GATEDRNN_ISA {
+
+// Stages of the same layout share a kernel. The linear stage starts from zero, so no inputs are multiplied for it.
+template <class Product>
+struct InputGemmOf {
+  template <class Stage>
+  static constexpr auto of() -> typename StageKernels<InputGemmArgs<typename Product::T>>::Kernel {
+    constexpr StageDescription stage = Stage::description;
+    if constexpr (std::is_same_v<Stage, LinearStage>)
+      return nullptr;
+    else
+      return input_gemm<Product, stage.gates, stage.slots, stage.unit_vectors()>;
+  }
+};
+
+template <class Product, bool keeping>
+struct StepOf {
+  template <class Stage>
+  static constexpr auto of() {
+    constexpr bool keeps = keeping && Stage::keeps;
+    return step<Product, Stage, keeps>;
+  }
+};
+
+template <class Product>
+struct BackStepOf {
+  template <class Stage>
+  static constexpr auto of() {
+    return back_step<Product, Stage>;
+  }
+};
+
+template <class Dot>
+constexpr auto back_steps() {
+  using Args = BackStepArgs<typename Dot::S::T>;
+  if constexpr (Dot::trains)
+    return by_stage<BackStepOf<DotProduct<Dot>>, Args>();
+  else
+    return StageKernels<Args>{};
+}
+
+template <class Dot>
+constexpr Kernels<typename Dot::S::T> kernels() {
+  using Product = DotProduct<Dot>;
+  using S = typename Product::S;
+  using T = typename Product::T;
+  return {Product::layout,
+          by_stage<InputGemmOf<Product>, InputGemmArgs<T>>(),
+          by_stage<StepOf<Product, false>, StepArgs<T>>(),
+          Dot::trains ? by_stage<StepOf<Product, Dot::trains>, StepArgs<T>>() : StageKernels<StepArgs<T>>{},
+          back_steps<Dot>(),
+          Product::pack,
+          pack_rows<S>,
+          pack_columns<S>,
+          transposed_gemm<S>,
+          sum_columns<S>,
+          lane_kernels<T>(std::make_integer_sequence<int, kCellCount>())};
+}
+
+template <class Dot>
+constexpr auto kKernels = kernels<Dot>();
+
+#define GATEDRNN_STRING_(name) #name
+#define GATEDRNN_STRING(name) GATEDRNN_STRING_(name)
+
+}  // namespace gatedrnn::GATEDRNN_ISA
