@@ -8,6 +8,7 @@
 #include "gatedrnn/dispatch.h"
 #include "gil_release.h"
 #include "gradient_places.h"
+#include "named_parameters.h"
 #include "scratch.h"
 #include "thread_limit.h"
 #include "typed_stream.h"
@@ -16,25 +17,37 @@
 namespace gatedrnn::bindings {
 namespace {
 
+// Below a vector or two of units, float32 is faster than what is shorter, and more exact. So that bits are the same everywhere, no
+// machine decides for itself.
+constexpr Index kLeastLowPrecisionUnits = 17;
+
 template <class T>
-std::shared_ptr<const Network<T>> make_network(const Spec& spec, const Parameters<T>& parameters) {
+Format format_for(const Spec& spec, Format wanted) {
+  return spec.hidden_size < kLeastLowPrecisionUnits ? plain_format<T> : wanted;
+}
+
+template <class T>
+std::shared_ptr<const Network<T>> make_network(const Spec& spec, const Parameters<T>& parameters, Format wanted) {
+  const Format format = format_for<T>(spec, wanted);
+  const KernelTable* const table = table_of(format);
   const GilReleaseForBytes release(spec.gate_weights() * static_cast<Index>(sizeof(T)));
-  return std::make_shared<const Network<T>>(spec, parameters, active_table());
+  return std::make_shared<const Network<T>>(spec, parameters, table ? *table : active_table(), core(), format);
 }
 
 template <class T>
 class TypedNetwork final : public BoundNetwork {
  public:
-  TypedNetwork(const Spec& spec, bool bias, const py::dict& parameters)
+  TypedNetwork(const Spec& spec, bool bias, const py::dict& parameters, Format format)
       : bias_(bias),
+        format_(format),
         arrays_(parameters.attr("copy")()),
         parameters_(find_parameters<T>(spec, bias, arrays_)),
-        network_(make_network(spec, parameters_)),
+        network_(make_network(spec, parameters_, format)),
         step_work_(static_cast<double>(spec.gate_weights())) {}
 
   std::unique_ptr<BoundNetwork> renewed(const py::dict& parameters) const override {
     apply_thread_limit();
-    return std::make_unique<TypedNetwork>(network_->spec(), bias_, parameters);
+    return std::make_unique<TypedNetwork>(network_->spec(), bias_, parameters, format_);
   }
 
   py::tuple infer(py::handle x, py::handle state, py::handle lengths, py::handle out, bool batch_first) override {
@@ -54,11 +67,14 @@ class TypedNetwork final : public BoundNetwork {
   }
 
   void pack_for_backward() override {
+    if (format_ == Format::int8)
+      refuse_value("precision", "None, 'bfloat16' or 'bfloat16x3' for training", "'int8', which is for inference");
     apply_thread_limit();
     const GilReleaseForBytes release(network_->spec().gate_weights() * static_cast<Index>(sizeof(T)));
     network_->pack_for_backward(parameters_);
   }
   bool packed_for_backward() const override { return network_->packed_for_backward(); }
+  Index bytes() const override { return network_->bytes(); }
 
   py::tuple forward(py::handle x, py::handle state, py::handle lengths, bool batch_first, const TapeOptions& options,
                     bool x_stays) override {
@@ -138,7 +154,8 @@ class TypedNetwork final : public BoundNetwork {
   }
 
   const bool bias_;
-  py::dict arrays_;  // keeps the memory of parameters_ alive, for pack_for_backward
+  const Format format_;  // that was asked for
+  py::dict arrays_;      // keeps the memory of parameters_ alive, for pack_for_backward
   Parameters<T> parameters_;
   std::shared_ptr<const Network<T>> network_;
   double step_work_;
@@ -147,10 +164,15 @@ class TypedNetwork final : public BoundNetwork {
 }  // namespace
 
 std::unique_ptr<BoundNetwork> bind_network(const Spec& spec, bool bias, const py::dict& parameters,
-                                           const py::dtype& dtype) {
-  if (dtype.num() == py::dtype::num_of<float>()) return std::make_unique<TypedNetwork<float>>(spec, bias, parameters);
-  if (dtype.num() == py::dtype::num_of<double>()) return std::make_unique<TypedNetwork<double>>(spec, bias, parameters);
-  refuse_type("dtype", "float32 or float64", std::string(py::str(dtype)));
+                                           const py::dtype& dtype, const std::optional<std::string>& precision) {
+  if (dtype.num() == py::dtype::num_of<float>()) {
+    const Format format = precision ? low_format_named(*precision) : Format::float32;
+    return std::make_unique<TypedNetwork<float>>(spec, bias, parameters, format);
+  }
+  if (dtype.num() != py::dtype::num_of<double>())
+    refuse_type("dtype", "float32 or float64", std::string(py::str(dtype)));
+  if (precision) refuse_value("precision", "None for float64", "'" + *precision + "'");
+  return std::make_unique<TypedNetwork<double>>(spec, bias, parameters, Format::float64);
 }
 
 }  // namespace gatedrnn::bindings

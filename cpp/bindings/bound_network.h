@@ -5,6 +5,7 @@
 #include <pybind11/pybind11.h>
 
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "bound_tape.h"
@@ -35,6 +36,7 @@ class BoundNetwork {
   // While the parameters are those that it was made of: makes ready for forward.
   virtual void pack_for_backward() = 0;
   virtual bool packed_for_backward() const = 0;
+  virtual Index bytes() const = 0;  // of the packed weights
   // For training: (output, final state, tape).
   virtual py::tuple forward(py::handle x, py::handle state, py::handle lengths, bool batch_first,
                             const TapeOptions& options, bool x_stays) = 0;
@@ -47,8 +49,8 @@ class BoundNetwork {
   py::object recipe = py::none();
 };
 
-// `parameters` maps torch.nn's names to contiguous arrays of the dtype.
+// `parameters` maps torch.nn's names to contiguous arrays of the dtype. `precision`: a format's name, or none for the dtype's own.
 std::unique_ptr<BoundNetwork> bind_network(const Spec& spec, bool bias, const py::dict& parameters,
-                                           const py::dtype& dtype);
+                                           const py::dtype& dtype, const std::optional<std::string>& precision);
 
 }  // namespace gatedrnn::bindings

@@ -1,10 +1,11 @@
-// Cells and parameters by the names that they have in Python.
+// Cells, formats and parameters by the names that they have in Python.
 #pragma once
 
 #include <string>
 #include <vector>
 
 #include "arrays.h"
+#include "gatedrnn/format.h"
 #include "gatedrnn/parameters.h"
 
 namespace gatedrnn::bindings {
@@ -16,6 +17,13 @@ inline Cell cell_named(const std::string& name) {
     known += (cell == 0 ? "" : cell + 1 < kCellCount ? ", " : " or ") + std::string(kCellNames[cell]);
   }
   refuse_value("cell", known, "'" + name + "'");
+}
+
+// One of less than float32.
+inline Format low_format_named(const std::string& name) {
+  for (const Format format : {Format::bfloat16, Format::bfloat16x3, Format::int8})
+    if (name == kFormatNames[static_cast<int>(format)]) return format;
+  refuse_value("precision", "None, 'bfloat16', 'bfloat16x3' or 'int8'", "'" + name + "'");
 }
 
 // What Python has to know of the cells, by name: gates, whether the state is a pair, and names of peepholes.

@@ -125,6 +125,11 @@ py::dict machine() {
   py::dict missing;
   for (const auto& name : names(compiled_tables())) missing[name.c_str()] = missing_features(name, registers);
   d["missing"] = missing;
+  py::dict formats;
+  for (int format = 0; format < kFormatCount; ++format)
+    if (const KernelTable* const table = table_of(static_cast<Format>(format)))
+      formats[kFormatNames[format]] = table->name;
+  d["formats"] = formats;
   d["l1"] = core().l1;
   d["l2"] = core().l2;
   d["l3"] = core().l3;

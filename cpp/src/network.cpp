@@ -65,8 +65,36 @@ const Plan& checked(const Plan& plan, Index batch) {
 template <class T>
 const Kernels<T>& kernels_of(const KernelTable& table, Format format) {
   const Kernels<T>* const kernels = table.find<T>(format);
-  if (!kernels) throw std::invalid_argument(std::string("format: one that ") + table.name + " has no kernels for");
+  if (!kernels)
+    throw std::invalid_argument(std::string("precision: expected one that ") + table.name + " has kernels for, got " +
+                                kFormatNames[static_cast<int>(format)]);
   return *kernels;
+}
+
+template <class... Values>
+Index bytes_of(const Buffer<Values>&... buffers) {
+  return (... + (buffers.size() * static_cast<Index>(sizeof(Values))));
+}
+
+template <class T>
+Index bytes_of(const PackedLayer<T>& layer) {
+  Index bytes = bytes_of(layer.in_lanes);
+  for (const PackedStage<T>& stage : layer.stages)
+    bytes += bytes_of(stage.input.bytes, stage.recurrent.bytes, stage.bias, stage.peephole);
+  return bytes;
+}
+
+template <class T>
+Index bytes_of(const PackedBackLayer<T>& layer) {
+  return bytes_of(layer.recurrent.weights.bytes, layer.second.weights.bytes, layer.projection.weights.bytes,
+                  layer.input.weights.bytes, layer.peephole, layer.in_lanes, layer.peepholes_in_lanes);
+}
+
+template <class Layer>
+Index bytes_of(const std::vector<Layer>& layers) {
+  Index bytes = 0;
+  for (const Layer& layer : layers) bytes += bytes_of(layer);
+  return bytes;
 }
 
 }  // namespace
@@ -80,6 +108,12 @@ Network<T>::Network(const Spec& spec, const Parameters<T>& parameters, const Ker
       layers_(parameters.size()) {
   for (std::size_t i = 0; i < parameters.size(); ++i)
     pack_layer(spec_, static_cast<Index>(i) / spec_.directions, parameters[i], kernels_, layers_[i]);
+}
+
+template <class T>
+Index Network<T>::bytes() const {
+  const BackLayers* const back_layers = back_layers_.load(std::memory_order_acquire);
+  return bytes_of(layers_) + (back_layers ? bytes_of(*back_layers) : 0);
 }
 
 template <class T>

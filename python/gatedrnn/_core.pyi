@@ -28,6 +28,7 @@ class Network:
         bias: bool,
         proj_size: int,
         dtype: np.dtype[Any],
+        precision: str | None = None,
     ) -> None: ...
     def renewed(self, parameters: dict[str, _Array]) -> Network:
         """The same network with other parameters."""
@@ -44,6 +45,10 @@ class Network:
     def packed_for_backward(self) -> bool: ...
     def pack_for_backward(self) -> None:
         """Make ready for `forward`, while the parameters are those that the network was made of."""
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the packed weights."""
 
     def forward(
         self,
@@ -102,6 +107,7 @@ class _Machine(TypedDict):
     compiled: list[str]
     features: list[str]  # of the processor and the operating system, as /proc/cpuinfo names them
     missing: dict[str, list[str]]  # of those that each compiled one needs
+    formats: dict[str, str]  # the instruction set that computes each
     l1: int
     l2: int
     l3: int

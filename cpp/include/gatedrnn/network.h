@@ -87,6 +87,7 @@ class Network {
   const PackedBackLayer<T>& back_layer(Index layer, Index direction) const {
     return (*back_layers_.load(std::memory_order_acquire))[layer * spec_.directions + direction];
   }
+  Index bytes() const;         // of all packed weights, with those for backward once there are any
   Index state_stride() const;  // of a row of h or c in scratch, padded to whole panels
 
  private:
