@@ -53,9 +53,9 @@ def probability(name: str, value: object) -> float:
     return float(value)
 
 
-def choice(name: str, value: object, choices: Sequence[str]) -> str:
+def choice(name: str, value: object, choices: Sequence[str], where: str = "") -> str:
     """Accept one of a few words."""
-    wanted = " or ".join(map(repr, choices))
+    wanted = " or ".join(map(repr, choices)) + where
     if not isinstance(value, str):
         raise TypeError(f"{name}: expected {wanted}, got {described(value)}")
     if value not in choices:

@@ -103,7 +103,8 @@ def show_config(mode: str = "print") -> dict[str, Any] | None:
     "processor features" are those by which the instruction set is chosen.
 
     Args:
-        mode: "print" to print it and return None, "dict" to return it. Caches are in bytes.
+        mode: "print" to print it and return None, "dict" to return it. Caches are in bytes. "formats" are
+            the ways to compute products, with the instruction set that does.
 
     Raises:
         TypeError: `mode` is not a string.
@@ -127,6 +128,7 @@ def _config() -> dict[str, Any]:
         "isa": machine["isa"],
         "isa available": list(machine["available"]),
         "isa compiled": list(machine["compiled"]),
+        "formats": machine["formats"],
         "threads": _core.get_num_threads(),
         "threads from": _core.thread_source(),
         "caches": {"l1": machine["l1"], "l2": machine["l2"], "l3": machine["l3"]},
@@ -167,5 +169,8 @@ def _written(value: object) -> str:
     if value is False:
         return "not built"
     if isinstance(value, dict):
-        return ", ".join(f"{level.upper()} {size / 1024:.0f} KiB" for level, size in value.items())
+        return ", ".join(
+            f"{key} {of}" if isinstance(of, str) else f"{key.upper()} {of / 1024:.0f} KiB"
+            for key, of in value.items()
+        )
     return ", ".join(value) if isinstance(value, list) else str(value)

@@ -50,11 +50,11 @@ class LSTM(_Recurrent["tuple[Array, Array]", "tuple[Array | None, Array | None]"
         peephole: Whether the gates see the memory cell through ``weight_ci_l0``, ``weight_cf_l0``,
             ``weight_co_l0``.
         coupled: Whether the forget gate is 1 - i, which leaves three gates and no ``weight_cf_l0``.
-        dtype: float32 or float64, of parameters, states and all arithmetic.
+        dtype: float32 or float64, of parameters, states and, but for `precision`, all arithmetic.
         seed: Integer of at least 0 that decides the initial parameters, uniform in +-1/sqrt(H); None for new
             ones each time.
         device: Where calls compute, "cpu" or "cuda"; see `to`.
-        precision: On "cuda"; see `to`.
+        precision: How matrix products of float32 are computed, None for float32; see `to`.
 
     Raises:
         TypeError: An argument has the wrong type.
@@ -199,7 +199,7 @@ _CLASSES: dict[str, type[_Recurrent[Any, Any]]] = {cls.__name__: cls for cls in 
 
 
 def load(path: str | os.PathLike[str]) -> LSTM | GRU | RNN:
-    """Make the module that was saved to a file: same class, constructor arguments and bits.
+    """Make the module that was saved to a file: same class, constructor arguments, precision and bits.
 
     Nothing in the file is executed, and nothing is allocated before its sizes were found to match.
 

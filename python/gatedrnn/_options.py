@@ -53,6 +53,20 @@ def checked(options: Mapping[str, object]) -> dict[str, Any]:
     return plain
 
 
+# Of products of float32, where a module computes.
+_PRECISIONS = {"cpu": ("bfloat16", "bfloat16x3", "int8"), "cuda": ("tf32", "float16", "bfloat16")}
+
+
+def checked_precision(device: str, precision: object, dtype: np.dtype[Any]) -> str | None:
+    """Return the precision, or raise an error that says which ones there are."""
+    if precision is None:
+        return None
+    plain = _checks.choice("precision", precision, _PRECISIONS[device], f" on {device!r}")
+    if dtype != np.float32:
+        raise ValueError(f"precision: expected None for {dtype}, got {plain!r}")
+    return plain
+
+
 def completed(options: Mapping[str, object], defaults: Mapping[str, object]) -> dict[str, object]:
     """Add the arguments that came after the version which wrote a file or a pickle, at their defaults."""
     return {**{name: defaults[name] for name in {"coupled"} & defaults.keys()}, **options}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar, over
 import numpy as np
 
 from gatedrnn import _checks, _core, _device, _storage
-from gatedrnn._options import _Option, checked, completed
+from gatedrnn._options import _Option, checked, checked_precision, completed
 from gatedrnn._packs import PackCache, Recipe
 from gatedrnn._parameters import (
     IncompatibleKeys,
@@ -67,6 +67,18 @@ class _Recurrent(Generic[_State, _Given]):
     def precision(self) -> str | None:
         """What `to` or the constructor was given."""
         return self._precision
+
+    @property
+    def packed_nbytes(self) -> int:
+        """Bytes of the weights as the engine reads them, packed by `precision`; on the CPU.
+
+        Weights are packed at the first call (or when this is asked), and beside that for `backward` at the
+        first `forward`; nothing else is kept but the parameters themselves.
+        """
+        if self._device != "cpu":
+            raise ValueError(f"packed_nbytes: expected a module on 'cpu', got one on {self._device!r}")
+        nbytes: int = self._packs.get().nbytes
+        return nbytes
 
     def _initialize(self, seed: object, device: object, precision: object, **options: object) -> None:
         """Finish a constructor: check the arguments, then draw the parameters."""
@@ -167,14 +179,14 @@ class _Recurrent(Generic[_State, _Given]):
         Returns:
             The output, the final state, and the tape. A tape may be used more than once, from any thread; it
             keeps the parameters that the module has now. ``tape.nbytes`` is its size without the copy of x.
-            Errors are those of a call.
+            Errors are those of a call, and a ValueError where `precision` is "int8".
         """
         recompute = _checks.flag("recompute", recompute)
         seed = _checks.seed("dropout_seed", dropout_seed)
+        network = self._packs.get(for_backward=True)
         dropout = self.dropout if self.num_layers > 1 else 0.0
         if seed is None:
             seed = int(self._dropout_generator.integers(2**63)) if dropout else 0
-        network = self._packs.get(for_backward=True)
         result: tuple[Array, _State, _core.Tape] = network.forward(
             x, state, lengths, self._batch_first, dropout, seed % 2**64, recompute, self._identity
         )
@@ -260,9 +272,11 @@ class _Recurrent(Generic[_State, _Given]):
             device: "cpu" or "cuda", the current CUDA device. There, arguments and results are NumPy arrays,
                 which are copied, or arrays of the device (of PyTorch, CuPy, or with DLPack or
                 ``__cuda_array_interface__``), which are shared. See docs/cuda.md.
-            precision: For "cuda" and float32: "tf32" for products whose factors are rounded to 10 bits,
-                "float16" or "bfloat16" for weights and states of that type and sums of float32. None for
-                float32 throughout.
+            precision: None for float32 (or float64) throughout. Else, where the dtype is float32, how
+                matrix products are computed; parameters, states and outputs stay float32. On "cpu":
+                "bfloat16", "bfloat16x3" (nearly float32), or "int8" (weights of 8 bits, for inference only),
+                see docs/precision.md. On "cuda": "tf32" for products whose factors are rounded to 10 bits,
+                "float16" or "bfloat16" for weights and states of that type and sums of float32.
 
         Returns:
             The module itself.
@@ -353,7 +367,8 @@ class _Recurrent(Generic[_State, _Given]):
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write parameters and constructor arguments to a safetensors file, for `gatedrnn.load`.
 
-        The file appears as a whole or not at all. Any reader of safetensors can read the tensors.
+        The file appears as a whole or not at all. Any reader of safetensors can read the tensors. A module on
+        "cuda" is written as one on the CPU, without its precision there.
 
         Args:
             path: Where to; a file that exists is replaced.
@@ -363,7 +378,8 @@ class _Recurrent(Generic[_State, _Given]):
             OSError: The file cannot be written.
         """
         known = next(base.__name__ for base in type(self).__mro__ if _Recurrent in base.__bases__)
-        _storage.save(path, known, self._options, self.state_dict())
+        precision = self._precision if self._device == "cpu" else None
+        _storage.save(path, known, self._options, precision, self.state_dict())
 
     def _packed(self) -> Any:
         return self._packs.get()
@@ -374,11 +390,7 @@ class _Recurrent(Generic[_State, _Given]):
 
     def _place(self, device: object, precision: object) -> None:
         device = _checks.choice("device", device, ("cpu", "cuda"))
-        if precision is not None:
-            precision = _checks.choice("precision", precision, ("tf32", "float16", "bfloat16"))
-            if device == "cpu" or self.dtype != np.float32:
-                expected = "None but for float32 on 'cuda'"
-                raise ValueError(f"precision: expected {expected}, got {precision!r}")
+        precision = checked_precision(device, precision, self.dtype)
         if device == "cuda":
             _device.backend()
         self._device, self._precision = device, precision
@@ -389,8 +401,7 @@ class _Recurrent(Generic[_State, _Given]):
         return Recipe(make, self._cell, self._network_options())
 
     def _network_options(self) -> dict[str, Any]:
-        on_device = {"precision": self._precision} if self._device == "cuda" else {}
-        return on_device | {
+        return {
             "input_size": self.input_size,
             "hidden_size": self.hidden_size,
             "num_layers": self.num_layers,
@@ -398,6 +409,7 @@ class _Recurrent(Generic[_State, _Given]):
             "bias": self.bias,
             "proj_size": self._options.get("proj_size", 0),
             "dtype": self.dtype,
+            "precision": self._precision,
         }
 
     def _lend(self) -> Loan:

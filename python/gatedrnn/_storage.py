@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from gatedrnn import _checks, _files
-from gatedrnn._options import completed
+from gatedrnn._options import checked_precision, completed
 from gatedrnn._parameters import parameter_shapes
 
 if TYPE_CHECKING:
@@ -15,24 +15,33 @@ if TYPE_CHECKING:
 
     Array = npt.NDArray[np.floating[Any]]
     Class = Any  # LSTM, GRU or RNN, which import this module
-    Content = tuple[Class, dict[str, Any], dict[str, Array]]  # class, constructor arguments, parameters
+    # Class, constructor arguments, parameters, device, precision.
+    Content = tuple[Class, dict[str, Any], dict[str, Array], str, str | None]
 
 _FORMAT = "gatedrnn"
 _DTYPE_NAMES = {"float32": "F32", "float64": "F64"}  # safetensors' own
 
 
-def save(path: object, class_name: str, options: Mapping[str, Any], parameters: Mapping[str, Array]) -> None:
+def save(
+    path: object,
+    class_name: str,
+    options: Mapping[str, Any],
+    precision: str | None,
+    parameters: Mapping[str, Array],
+) -> None:
     """Write a module's class, constructor arguments and parameters; see `LSTM.save`."""
     import json
 
     config = {"class": class_name, **options, "dtype": options["dtype"].name}
+    if precision is not None:
+        config["precision"] = precision
     _files.write(path, _FORMAT, parameters, {"config": json.dumps(config)})
 
 
 def read(path: object, classes: Mapping[str, Class]) -> Content:
     """Read what `save` wrote of a module of one of these classes; errors are those of `gatedrnn.load`."""
     with _files.reading(path, _FORMAT, "a file saved by gatedrnn") as (file, metadata):
-        cls, options = _read_config(metadata, classes)
+        cls, options, precision = _read_config(metadata, classes)
         expected = parameter_shapes(options, cls._cell_of(options))
         names = set(file.keys())
         if names != set(expected):
@@ -46,11 +55,13 @@ def read(path: object, classes: Mapping[str, Class]) -> Content:
                 raise ValueError(
                     f"tensor {name} is {got[1]} of shape {got[0]}, not {wanted_dtype} of {shape}"
                 )
-        return cls, options, {name: file.get_tensor(name) for name in expected}
+        return cls, options, {name: file.get_tensor(name) for name in expected}, "cpu", precision
 
 
-def _read_config(metadata: Mapping[str, str], classes: Mapping[str, Class]) -> tuple[Class, dict[str, Any]]:
-    """Return the class and its checked constructor arguments."""
+def _read_config(
+    metadata: Mapping[str, str], classes: Mapping[str, Class]
+) -> tuple[Class, dict[str, Any], str | None]:
+    """Return the class, its checked constructor arguments, and the precision."""
     import json
 
     try:
@@ -63,8 +74,10 @@ def _read_config(metadata: Mapping[str, str], classes: Mapping[str, Class]) -> t
     cls = classes.get(name) if isinstance(name, str) else None
     if cls is None:
         raise ValueError(f"metadata config has class {_checks.shortened(name)}, not one of {sorted(classes)}")
+    precision = config.pop("precision", None)
     config = completed(config, cls._defaults)
     wanted = {"input_size", "hidden_size", *cls._defaults}
     if set(config) != wanted:
         raise ValueError(f"metadata config has the keys {sorted(config)}, not {sorted(wanted)}")
-    return cls, cls._checked(config)
+    options = cls._checked(config)
+    return cls, options, checked_precision("cpu", precision, options["dtype"])
