@@ -23,10 +23,15 @@ if TYPE_CHECKING:
 
     Array = npt.NDArray[np.floating[Any]]
 
+# What the engine computes parameters of each dtype in; and products, where nobody asks for another precision.
 DTYPES: dict[torch.dtype, np.dtype[Any]] = {
     torch.float32: np.dtype(np.float32),
     torch.float64: np.dtype(np.float64),
+    torch.bfloat16: np.dtype(np.float32),
+    torch.float16: np.dtype(np.float32),
 }
+LOW_PRECISIONS = {torch.bfloat16: "bfloat16", torch.float16: "bfloat16x3"}
+DTYPE_NAMES = "torch.float32, torch.float64, torch.bfloat16 or torch.float16"
 
 
 class Stack(NamedTuple):
@@ -36,6 +41,7 @@ class Stack(NamedTuple):
     num_layers: int
     bidirectional: bool
     bias: bool
+    precision: str | None = None
 
     @property
     def tracks(self) -> int:
@@ -75,7 +81,7 @@ class CachedNetwork(NamedTuple):
     stack: Stack
     places: list[tuple[str, slice, tuple[int, ...]]]  # of all parameters, side by side
     dtype: np.dtype[Any]
-    arrays: list[Array]  # the weights' memory
+    arrays: list[npt.NDArray[Any]]  # the weights' memory
     addresses: list[int]  # of the weights, which have no other memory while `arrays` keep it
     fingerprint: int
 
@@ -100,7 +106,7 @@ class CachedNetwork(NamedTuple):
             and self.fingerprint == _core.fingerprint(self.arrays)
         )
 
-    def is_like(self, stack: Stack, dtype: np.dtype[Any], arrays: Sequence[Array]) -> bool:
+    def is_like(self, stack: Stack, dtype: np.dtype[Any], arrays: Sequence[npt.NDArray[Any]]) -> bool:
         """Compare everything but the numbers."""
         shapes = [array.shape for array in self.arrays], [array.shape for array in arrays]
         return self.stack == stack and self.dtype == dtype and shapes[0] == shapes[1]
@@ -123,8 +129,8 @@ class NetworkCache:
         """Return the network of these weights, packing them first where they changed.
 
         Raises:
-            TypeError: The weights' dtypes are not all float32 or all float64.
-            ValueError: One is not on the CPU, or of the wrong shape.
+            TypeError: The weights' dtypes are not all the same of `DTYPES`.
+            ValueError: One is not on the CPU, or of the wrong shape, or the precision is not for them.
         """
         cached = self._cached
         if cached is None or not cached.is_of(stack, weights):
@@ -165,10 +171,12 @@ def _pack(
     shapes = shapes_of(stack, input_size, hidden_size, state_size)
     for (name, shape), weight in zip(shapes.items(), weights, strict=True):
         _check_weight(name, shape, weight, weights[0].dtype)
-    arrays: list[Array] = [w.detach().contiguous().numpy() for w in weights]
+    arrays = [_memory(w) for w in weights]
     fingerprint = _core.fingerprint(arrays)  # before the packing, in case of a write meanwhile
     dtype = DTYPES[weights[0].dtype]
-    parameters = dict(zip(shapes, arrays, strict=True))
+    low = weights[0].dtype in LOW_PRECISIONS
+    values = [w.detach().float().contiguous().numpy() for w in weights] if low else arrays
+    parameters = dict(zip(shapes, values, strict=True))
     if before is not None and before.is_like(stack, dtype, arrays):
         network = before.network.renewed(parameters)
     else:
@@ -182,6 +190,7 @@ def _pack(
             bias=stack.bias,
             proj_size=0 if state_size == hidden_size else state_size,
             dtype=dtype,
+            precision=stack.precision,
         )
     if for_backward:
         network.pack_for_backward()
@@ -193,11 +202,18 @@ def _pack(
     return CachedNetwork(network, stack, places, dtype, arrays, [w.data_ptr() for w in weights], fingerprint)
 
 
+def _memory(weight: Tensor) -> npt.NDArray[Any]:
+    """Share the memory of a weight where it is contiguous; of bfloat16, which NumPy has not, as integers."""
+    weight = weight.detach().contiguous()
+    array: npt.NDArray[Any] = (weight.view(torch.int16) if weight.dtype in LOW_PRECISIONS else weight).numpy()
+    return array
+
+
 def _check_weight(name: str, shape: tuple[int, ...], weight: Tensor, dtype: torch.dtype) -> None:
     if weight.device.type != "cpu":
         raise ValueError(f"{name}: expected a tensor on the CPU, got one on {weight.device}")
     if weight.dtype not in DTYPES:
-        raise TypeError(f"{name}: expected torch.float32 or torch.float64, got {weight.dtype}")
+        raise TypeError(f"{name}: expected {DTYPE_NAMES}, got {weight.dtype}")
     if weight.dtype != dtype:
         raise TypeError(f"{name}: expected {dtype} like the first parameter, got {weight.dtype}")
     if tuple(weight.shape) != shape:

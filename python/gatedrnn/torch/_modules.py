@@ -13,8 +13,9 @@ from torch.nn.utils.rnn import PackedSequence
 
 import gatedrnn
 from gatedrnn import _checks
+from gatedrnn._options import checked_precision
 from gatedrnn.torch import _ops
-from gatedrnn.torch._cache import DTYPES, NetworkCache, Stack, shapes_of
+from gatedrnn.torch._cache import DTYPE_NAMES, DTYPES, LOW_PRECISIONS, NetworkCache, Stack, shapes_of
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -37,6 +38,7 @@ class _Recurrent(nn.Module):
     _numpy_class: ClassVar[Any]  # checks the constructor's arguments
     _own_options: ClassVar[tuple[str, ...]] = ()  # those of the cell alone
     proj_size = 0
+    precision: str | None = None  # of pickles from before it, too
 
     input_size: int
     hidden_size: int
@@ -47,12 +49,17 @@ class _Recurrent(nn.Module):
     bidirectional: bool
 
     def __init__(
-        self, device: torch.device | str | int | None, dtype: torch.dtype | None, **options: object
+        self,
+        device: torch.device | str | int | None,
+        dtype: torch.dtype | None,
+        precision: str | None,
+        **options: object,
     ) -> None:
         super().__init__()
         dtype = dtype or torch.get_default_dtype()
         if dtype not in DTYPES:
-            raise ValueError(f"dtype: expected torch.float32 or torch.float64, got {dtype}")
+            raise ValueError(f"dtype: expected {DTYPE_NAMES}, got {dtype}")
+        self.precision = checked_precision("cpu", precision, DTYPES[dtype])
         checked = self._numpy_class._checked(options)
         for name, value in checked.items():
             setattr(self, name, value)
@@ -101,6 +108,8 @@ class _Recurrent(nn.Module):
             value = getattr(self, name)
             if value != defaults[name]:
                 parts.append(f"{name}={value!r}")
+        if self.precision is not None:
+            parts.append(f"precision={self.precision!r}")
         return ", ".join(parts)
 
     # ---- a call ----
@@ -127,7 +136,7 @@ class _Recurrent(nn.Module):
             self._check_state(h, c, _ops.batch_of(x, None, self.batch_first, False), x.dtype)
         if lengths is not None:
             _check_lengths(lengths, x)
-        return self._dispatch(x, h, c, lengths, False, weights)
+        return self._dispatch_cast(x, h, c, lengths, False, weights)
 
     def _compute_packed(
         self, packed: PackedSequence, h: Tensor | None, c: Tensor | None, weights: tuple[Tensor, ...]
@@ -139,9 +148,37 @@ class _Recurrent(nn.Module):
         if h is not None:
             self._check_state(h, c, (batch,), x.dtype)
         row_lengths = (batch_sizes.unsqueeze(1) > torch.arange(batch)).sum(0)
-        results = self._dispatch(x, _reordered(h, order), _reordered(c, order), row_lengths, True, weights)
+        h, c = _reordered(h, order), _reordered(c, order)
+        results = self._dispatch_cast(x, h, c, row_lengths, True, weights)
         output = PackedSequence(results[0], batch_sizes, order, inverse)
         return output, *[_reordered(state, inverse) for state in results[1:]]
+
+    def _dispatch_cast(
+        self,
+        x: Tensor,
+        h: Tensor | None,
+        c: Tensor | None,
+        lengths: Lengths | None,
+        packed: bool,
+        weights: tuple[Tensor, ...],
+    ) -> tuple[Tensor, ...]:
+        """Compute in what the engine has: float32 where tensors are of less, or are to be.
+
+        The results are of the parameters' dtype, or where autocast's is bfloat16 and theirs no more than
+        float32, of that.
+        """
+        dtype = weights[0].dtype
+        cast_to = torch.bfloat16 if dtype != torch.float64 and _autocasts_to_bfloat16() else dtype
+        precision = self.precision
+        if precision is None:
+            precision = LOW_PRECISIONS.get(cast_to)
+        elif dtype == torch.float64:
+            raise ValueError(f"precision: expected None for {dtype}, got {precision!r}")
+        stack = self._stack if precision is None else self._stack._replace(precision=precision)
+        if dtype in LOW_PRECISIONS:
+            x, h, c = _converted(x, h, c, torch.float32)
+        results = self._dispatch(x, h, c, lengths, packed, weights, stack)
+        return results if cast_to == x.dtype else tuple([result.to(cast_to) for result in results])
 
     def _dispatch(
         self,
@@ -151,6 +188,7 @@ class _Recurrent(nn.Module):
         lengths: Lengths | None,
         packed: bool,
         weights: tuple[Tensor, ...],
+        stack: Stack,
     ) -> tuple[Tensor, ...]:
         """Choose the way to the engine (see `_ops`), and whether to keep a tape."""
         batch_first = self.batch_first and not packed
@@ -166,7 +204,7 @@ class _Recurrent(nn.Module):
         ):
             if lengths is not None:
                 lengths = torch.as_tensor(lengths)
-            arguments = (x, h, c, weights, lengths, batch_first, packed, *self._stack, self._cache.number)
+            arguments = (x, h, c, weights, lengths, batch_first, packed, *stack, self._cache.number)
             return self._through_operators(arguments, dropout, seed, keep)
         if _transforming():
             raise NotImplementedError(
@@ -175,7 +213,7 @@ class _Recurrent(nn.Module):
             )
         if isinstance(lengths, Tensor):
             lengths = lengths.numpy()
-        cached = self._cache.get(self._stack, weights, keep)
+        cached = self._cache.get(stack, weights, keep)
         call = _ops.Call(cached, lengths, batch_first, packed, dropout, 0 if seed is None else int(seed))
         return _ops.forward(call, x, h, c, weights) if keep else _ops.run(call, x, h, c)
 
@@ -195,7 +233,7 @@ class _Recurrent(nn.Module):
         if not isinstance(x, Tensor):
             raise TypeError(f"input: expected a tensor or a PackedSequence, got {_checks.described(x)}")
         if dtype not in DTYPES:
-            raise TypeError(f"{self._names[0]}: expected torch.float32 or torch.float64, got {dtype}")
+            raise TypeError(f"{self._names[0]}: expected {DTYPE_NAMES}, got {dtype}")
         _check_tensor("input", x, dtype)
         axes = x.dim()
         if not (axes == 2 or (axes == 3 and not packed)) or x.size(-1) != self.input_size:
@@ -235,10 +273,23 @@ def _check_lengths(lengths: Lengths, x: Tensor) -> None:
 def _cast(
     x: Tensor, h: Tensor | None, c: Tensor | None, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Within `torch.autocast`, undo what it did to the results of other modules."""
-    if getattr(x, "dtype", dtype) == dtype or not torch.is_autocast_enabled("cpu"):
-        return x, h, c
-    return x.to(dtype), None if h is None else h.to(dtype), None if c is None else c.to(dtype)
+    """Within `torch.autocast`, undo what it did to the results of other modules, and to our own."""
+    return _converted(x, h, c, dtype) if torch.is_autocast_enabled("cpu") else (x, h, c)
+
+
+def _converted(
+    x: Tensor, h: Tensor | None, c: Tensor | None, dtype: torch.dtype
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Return what are tensors in this dtype, and leave the rest to checks."""
+
+    def convert(tensor: Any) -> Any:
+        return tensor.to(dtype) if isinstance(tensor, Tensor) else tensor
+
+    return convert(x), convert(h), convert(c)
+
+
+def _autocasts_to_bfloat16() -> bool:
+    return torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
 
 
 def _reordered(state: Tensor | None, order: Tensor | None) -> Any:
@@ -267,10 +318,15 @@ class LSTM(_Recurrent):
     Args:
         dropout: Probability of dropout between layers in training mode, drawn from torch's generator.
         device: Where the parameters are made; a call needs them on the CPU.
-        dtype: torch.float32 or torch.float64; None for torch's default.
+        dtype: torch.float32 or torch.float64, or torch.bfloat16 or torch.float16, which are computed in
+            float32 but for products (see `precision`); None for torch's default.
         peephole: Whether the gates see the memory cell through ``weight_ci_l0``, ``weight_cf_l0``,
             ``weight_co_l0``, which torch.nn has not.
         coupled: Whether the forget gate is 1 - i, which leaves the gates i, g, o; torch.nn has not.
+        precision: How matrix products are computed, "bfloat16", "bfloat16x3" or "int8" (for inference only),
+            see docs/precision.md. None for that of the dtype: float32 or float64; "bfloat16" for bfloat16
+            and under ``torch.autocast("cpu", torch.bfloat16)``, whose results are bfloat16; "bfloat16x3" for
+            float16.
 
     Raises:
         TypeError: An argument has the wrong type.
@@ -297,11 +353,12 @@ class LSTM(_Recurrent):
         *,
         peephole: bool = False,
         coupled: bool = False,
+        precision: str | None = None,
     ) -> None:
         sizes = dict(input_size=input_size, hidden_size=hidden_size, num_layers=num_layers)
         flags = dict(bias=bias, batch_first=batch_first, bidirectional=bidirectional)
         rest = dict(dropout=dropout, proj_size=proj_size, peephole=peephole, coupled=coupled)
-        super().__init__(device, dtype, **sizes, **flags, **rest)
+        super().__init__(device, dtype, precision, **sizes, **flags, **rest)
 
     def forward(
         self,
@@ -389,11 +446,12 @@ class GRU(_SingleState):
         dtype: torch.dtype | None = None,
         *,
         reset_after: bool = True,
+        precision: str | None = None,
     ) -> None:
         sizes = dict(input_size=input_size, hidden_size=hidden_size, num_layers=num_layers)
         flags = dict(bias=bias, batch_first=batch_first, bidirectional=bidirectional)
         rest = dict(dropout=dropout, reset_after=reset_after)
-        super().__init__(device, dtype, **sizes, **flags, **rest)
+        super().__init__(device, dtype, precision, **sizes, **flags, **rest)
 
 
 class RNN(_SingleState):
@@ -422,8 +480,10 @@ class RNN(_SingleState):
         bidirectional: bool = False,
         device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
+        *,
+        precision: str | None = None,
     ) -> None:
         sizes = dict(input_size=input_size, hidden_size=hidden_size, num_layers=num_layers)
         flags = dict(bias=bias, batch_first=batch_first, bidirectional=bidirectional)
         rest = dict(dropout=dropout, nonlinearity=nonlinearity)
-        super().__init__(device, dtype, **sizes, **flags, **rest)
+        super().__init__(device, dtype, precision, **sizes, **flags, **rest)

@@ -259,7 +259,8 @@ _library: Any = cast(Any, torch.library).Library("gatedrnn", "DEF")
 
 _ARGUMENTS = (
     "Tensor x, Tensor? h, Tensor? c, Tensor[] weights, Tensor? lengths, bool batch_first, "
-    "bool sequence_packed, str cell, int num_layers, bool bidirectional, bool bias, SymInt cache"
+    "bool sequence_packed, str cell, int num_layers, bool bidirectional, bool bias, str? precision, "
+    "SymInt cache"
 )
 
 
@@ -337,7 +338,10 @@ def _backward_kernel(
     if d_c_n is not None and not d_c_n.numel():  # by the empty c_n, or of no rows
         d_c_n = None
     d_x, d_state, d_weights = _differentiate(token, d_output, d_h_n, d_c_n, input_gradient)
-    gradients = [torch.from_numpy(gradient) for gradient in d_weights.values()]
+    gradients = [
+        torch.from_numpy(gradient).to(weight.dtype)
+        for gradient, weight in zip(d_weights.values(), weights, strict=True)
+    ]
     d_h, d_c = d_state if type(d_state) is tuple else (d_state, np.empty(0, d_state.dtype))
     by_x = x.new_empty(0) if d_x is None else torch.from_numpy(d_x)
     return by_x, torch.from_numpy(d_h), torch.from_numpy(d_c), gradients
@@ -371,7 +375,7 @@ def _gradients(
     )
     h_given, c_given = ctx.state_given
     d_state = d_h if h_given else None, d_c if c_given else None
-    return d_x if needed[0] else None, *d_state, d_weights, *[None] * 10
+    return d_x if needed[0] else None, *d_state, d_weights, *[None] * 11
 
 
 def _refuse(ctx: Any, *_: Any) -> None:
