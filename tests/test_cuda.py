@@ -119,17 +119,17 @@ except RuntimeError as error:
         (
             {"precision": "tf32"},
             ValueError,
-            "precision: expected None but for float32 on 'cuda', got 'tf32'",
+            "precision: expected 'bfloat16' or 'bfloat16x3' or 'int8' on 'cpu', got 'tf32'",
         ),
         (
             {"device": "cuda", "precision": "tf32", "dtype": np.float64},
             ValueError,
-            "precision: expected None but for float32 on 'cuda', got 'tf32'",
+            "precision: expected None for float64, got 'tf32'",
         ),
         (
             {"device": "cuda", "precision": "int8"},
             ValueError,
-            "precision: expected 'tf32' or 'float16' or 'bfloat16', got 'int8'",
+            "precision: expected 'tf32' or 'float16' or 'bfloat16' on 'cuda', got 'int8'",
         ),
     ],
 )

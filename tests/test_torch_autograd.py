@@ -298,17 +298,3 @@ def test_copied_tape_is_refused():
         output, _ = module(random(4, 3, INPUT))
     with pytest.raises(RuntimeError, match=r"tape of this call is gone, .*saved_tensors_hooks"):
         output.sum().backward()
-
-
-def test_autocast():
-    """Other modules' low precision is taken, and computed with in the parameters' own."""
-    module, linear = ours("lstm"), torch.nn.Linear(INPUT, INPUT)
-    x, state = random(4, 3, INPUT), state_of(module, 3)
-    with torch.autocast("cpu", torch.bfloat16):
-        low = linear(x)
-        assert low.dtype == torch.bfloat16
-        output, _ = module(low, state)
-    assert output.dtype == torch.float32
-    assert torch.equal(output, module(low.float(), state)[0])
-    output.sum().backward()
-    assert linear.weight.grad.dtype == torch.float32

@@ -49,10 +49,16 @@ ERRORS = {
         ValueError,
         "weight_ih_l0: expected a tensor on the CPU, got one on meta",
     ),
-    "low precision": (
-        lambda m: m.half()(random(4, 3, INPUT).half()),
+    "eight bits": (
+        lambda m: m.to(torch.float8_e5m2)(random(4, 3, INPUT)),
         TypeError,
-        "weight_ih_l0: expected torch.float32 or torch.float64, got torch.float16",
+        "weight_ih_l0: expected torch.float32, torch.float64, torch.bfloat16 or torch.float16, "
+        "got torch.float8_e5m2",
+    ),
+    "low precision": (
+        lambda m: m.half()(random(4, 3, INPUT)),
+        TypeError,
+        "input: expected torch.float16 like the parameters, got torch.float32",
     ),
     "a parameter of another type": (
         lambda m: setattr(m.bias_hh_l0, "data", m.bias_hh_l0.data.double()) or m(random(4, 3, INPUT)),
@@ -131,9 +137,30 @@ ERRORS = {
         "proj_size: expected less than hidden_size=7, got 7",
     ),
     "dtype": (
-        lambda _: gt.RNN(5, 7, dtype=torch.bfloat16),
+        lambda _: gt.RNN(5, 7, dtype=torch.int8),
         ValueError,
-        "dtype: expected torch.float32 or torch.float64, got torch.bfloat16",
+        "dtype: expected torch.float32, torch.float64, torch.bfloat16 or torch.float16, got torch.int8",
+    ),
+    "precision": (
+        lambda _: gt.RNN(5, 7, precision="tf32"),
+        ValueError,
+        "precision: expected 'bfloat16' or 'bfloat16x3' or 'int8' on 'cpu', got 'tf32'",
+    ),
+    "precision of float64": (
+        lambda _: gt.GRU(5, 7, precision="bfloat16", dtype=torch.float64),
+        ValueError,
+        "precision: expected None for float64, got 'bfloat16'",
+    ),
+    "precision of what became float64": (
+        lambda _: gt.GRU(5, 7, precision="bfloat16").double()(random(4, 3, 5).double()),
+        ValueError,
+        "precision: expected None for torch.float64, got 'bfloat16'",
+    ),
+    "training in int8": (
+        lambda _: gt.GRU(5, 7, precision="int8")(random(4, 3, 5)),
+        ValueError,
+        "precision: expected None, 'bfloat16' or 'bfloat16x3' for training, got 'int8', which is for "
+        "inference",
     ),
     "size": (
         lambda _: gt.GRU(5, 1 << 40),
