@@ -17,21 +17,10 @@
 namespace gatedrnn::bindings {
 namespace {
 
-// Below a vector or two of units, float32 is faster than what is shorter, and more exact. So that bits are the same everywhere, no
-// machine decides for itself.
-constexpr Index kLeastLowPrecisionUnits = 17;
-
 template <class T>
-Format format_for(const Spec& spec, Format wanted) {
-  return spec.hidden_size < kLeastLowPrecisionUnits ? plain_format<T> : wanted;
-}
-
-template <class T>
-std::shared_ptr<const Network<T>> make_network(const Spec& spec, const Parameters<T>& parameters, Format wanted) {
-  const Format format = format_for<T>(spec, wanted);
-  const KernelTable* const table = table_of(format);
+std::shared_ptr<const Network<T>> make_network(const Spec& spec, const Parameters<T>& parameters, Format format) {
   const GilReleaseForBytes release(spec.gate_weights() * static_cast<Index>(sizeof(T)));
-  return std::make_shared<const Network<T>>(spec, parameters, table ? *table : active_table(), core(), format);
+  return std::make_shared<const Network<T>>(spec, parameters, active_table(), core(), format);
 }
 
 template <class T>

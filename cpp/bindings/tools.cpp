@@ -126,9 +126,12 @@ py::dict machine() {
   for (const auto& name : names(compiled_tables())) missing[name.c_str()] = missing_features(name, registers);
   d["missing"] = missing;
   py::dict formats;
-  for (int format = 0; format < kFormatCount; ++format)
-    if (const KernelTable* const table = table_of(static_cast<Format>(format)))
-      formats[kFormatNames[format]] = table->name;
+  for (int f = 0; f < kFormatCount; ++f) {
+    const auto format = static_cast<Format>(f);
+    const KernelTable* const table =
+        format == Format::float64 ? active_table().with<double>(format) : active_table().with<float>(format);
+    formats[kFormatNames[f]] = table->name;
+  }
   d["formats"] = formats;
   d["l1"] = core().l1;
   d["l2"] = core().l2;

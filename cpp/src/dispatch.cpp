@@ -59,9 +59,4 @@ const KernelTable& active_table() {
   return *table;
 }
 
-const KernelTable* table_of(Format format) {
-  const KernelTable& table = active_table();
-  return table.find<float>(format) || table.find<double>(format) ? &table : nullptr;
-}
-
 }  // namespace gatedrnn

@@ -17,7 +17,4 @@ std::vector<const KernelTable*> available_tables();
 // std::invalid_argument when it names none that is available.
 const KernelTable& active_table();
 
-// The table that computes a format here, null where none does.
-const KernelTable* table_of(Format format);
-
 }  // namespace gatedrnn
