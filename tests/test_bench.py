@@ -15,7 +15,7 @@ import time
 import pytest
 
 import against_self
-from gatedrnn.bench import cli
+from gatedrnn.bench import cli, shapes
 from gatedrnn.bench.busy_process import BusyProcess, processors
 from helpers import run_python
 
@@ -60,6 +60,70 @@ def test_ours_beside_a_peer(tmp_path, capsys):
         assert peer["ratio"] == row["fastest_ratio"] == pytest.approx(statistics.median(ratios))
 
 
+@pytest.fixture
+def torch_as_before(one_torch_thread):
+    """A benchmark sets how PyTorch computes in float32."""
+    torch = pytest.importorskip("torch")
+    before = torch.get_float32_matmul_precision()
+    yield
+    torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.parametrize(
+    ("precision", "without"),
+    [
+        ("bfloat16", ["ONNX Runtime: its recurrent operators do not compute in bfloat16"]),
+        ("bfloat16x3", []),
+        (
+            "int8",
+            ["ONNX Runtime: quantizes no recurrent operator but LSTM", "OpenVINO: quantizes no"],
+        ),
+    ],
+)
+def test_a_lower_precision(precision, without, tmp_path, capsys, torch_as_before):
+    """Beside our float32 and every peer that has it; who has not is named."""
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("openvino")
+    file = tmp_path / "results.json"
+    only = ["--only", "LSTM H=64 B=1 T", "--only", "GRU H=64 B=1 T"]
+    assert cli.main([*SHORT, "--precision", precision, *only, "--no-pin", "--json", str(file)]) == 0
+    text = capsys.readouterr().out
+    (part,) = json.loads(file.read_text())["sets"]
+    assert [row["label"] for row in part["rows"]] == ["LSTM H=64 B=1 T=100", "GRU H=64 B=1 T=100"]
+    for row in part["rows"]:
+        ours, in_float32, *peers = row["entries"]
+        assert not in_float32["is_peer"]
+        assert in_float32["error"][0] < 1e-5
+        measured = [ours, in_float32, *(peer for peer in peers if peer["problem"] != "none")]
+        assert len(measured) > 2
+        for entry in measured:
+            largest, mean = entry["error"]
+            assert 0 < mean < largest < {"bfloat16": 0.02, "bfloat16x3": 2e-5, "int8": 0.06}[precision]
+            assert f"{largest:.1e} {mean:.1e}" in text
+            assert entry["ratio"] > 0
+    assert {"gatedrnn float32", "PyTorch"} <= set(part["summary"]["smallest_ratio"])
+    for reason in without:
+        assert reason in text
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "bfloat16x3"])
+def test_training_in_a_lower_precision(precision, tmp_path, torch_as_before):
+    file = tmp_path / "results.json"
+    arguments = ["--precision", precision, "--train", "--only", "LSTM H=128 B=16", "--no-pin"]
+    assert cli.main([*SHORT, *arguments, "--json", str(file)]) == 0
+    (row,) = json.loads(file.read_text())["sets"][0]["rows"]
+    assert [entry["name"] for entry in row["entries"]] == ["gatedrnn", "gatedrnn float32", "PyTorch"]
+    assert all(entry["ratio"] for entry in row["entries"])
+
+
+def test_our_own_numbers_are_checked_in_a_lower_precision(monkeypatch, capsys):
+    """There all are compared with float64."""
+    monkeypatch.setitem(shapes._ROUNDOFF, "bfloat16", 1e-12)
+    arguments = ["--precision", "bfloat16", "--only", "GRU H=64", "--peers", "none", "--no-pin"]
+    assert cli.main([*SHORT, *arguments]) == 1
+    assert "skipped: ours disagrees: output differs from float64 by" in capsys.readouterr().out
+
+
 def test_labels_are_listed(capsys):
     assert cli.main(["--list", "--only", "H=1024 B=1 "]) == 0
     expected = ["grid: LSTM H=1024 B=1 T=50", "grid: GRU H=1024 B=1 T=50"]
@@ -69,7 +133,9 @@ def test_labels_are_listed(capsys):
 @pytest.mark.parametrize(
     ("arguments", "error"),
     [
-        (["--train", "--set", "streaming"], "--train has the sets grid, deepbench, ragged, not streaming"),
+        (["--train", "--set", "streaming"], "--train has the sets grid, deepbench, ragged, precision, not"),
+        (["--train", "--precision", "int8"], "--precision int8 is for inference"),
+        (["--dtype", "float64", "--precision", "int8"], "--precision int8 does not go with --dtype float64"),
         (["--only", "H=3 "], "no label of --set grid contains"),
         (["--json", "nowhere/x.json"], "there is no such directory"),
         (["--cells", "GRU,LTSM"], "'LTSM' is none of"),

@@ -6,6 +6,7 @@ import argparse
 import datetime
 import functools
 import importlib
+import math
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -45,7 +46,8 @@ class Benchmark:
         self.disagreement = False
         self.absent: dict[str, str] = {}
         self.peers = self._load_peers()
-        self.roofline = roofline.measure(self.dtype, self.threads)
+        self.kind: str = options.precision or options.dtype  # of the numbers
+        self.roofline = roofline.measure(self.kind, self.threads)
         self.write = print
         if installed("tqdm"):
             tqdm = importlib.import_module("tqdm").tqdm
@@ -124,7 +126,7 @@ class Benchmark:
             row = self._row(name, shape)
             rows.append(row)
             self.write(report.line(row, columns))
-        result = report.summary(rows, columns)
+        result = report.summary(rows, columns, limit=math.isfinite(self.roofline.flops))
         self.write(f"\n{report.summary_text(result)}")
         if reasons := report.details(rows):
             self.write(reasons)
@@ -136,7 +138,8 @@ class Benchmark:
             names.append(peer.name)
             if set_name == "ragged" and peer.name == "PyTorch" and not self.options.train:
                 names.append("PyTorch packed")
-        return ([f"{Ours.name} m(x)"] if set_name == "streaming" else []) + names
+        ours = [f"{Ours.name} m(x)"] if set_name == "streaming" else []
+        return ours + ([Ours.name_in_float32] if self.options.precision else []) + names
 
     # -- one shape ------------------------------------------------------------
     def _row(self, set_name: str, shape: Shape) -> Row:
@@ -147,7 +150,7 @@ class Benchmark:
         if least > budget:
             row.skipped = f"needs at least {least:.0f} s (--max-seconds-per-shape)"
             return row
-        problem = shapes.problem(shape, self.dtype)
+        problem = shapes.problem(shape, self.dtype, precision=self.options.precision)
         contenders = Ours.contenders(problem)
         row.entries = [Entry(contender.name, is_peer=False, note=contender.note) for contender in contenders]
         for peer in self.peers:
@@ -155,6 +158,9 @@ class Benchmark:
             contenders += added
             row.entries += entries
         contenders, estimates = self._checked(problem, contenders, row)
+        if row.ours.problem:
+            row.skipped = f"ours {row.ours.problem}: {row.ours.detail}"
+            return row
         fewest = sum(estimates) * MIN_ROUNDS
         if fewest > budget:
             row.skipped = f"its fewest rounds take {fewest:.0f} s (--max-seconds-per-shape)"
@@ -184,14 +190,18 @@ class Benchmark:
     def _checked(
         self, problem: Problem, contenders: list[Contender], row: Row
     ) -> tuple[list[Contender], list[float]]:
-        """Those whose numbers agree with ours, and their rough times; the other entries say what is wrong."""
+        """Those whose numbers agree, and their rough times; the other entries say what is wrong.
+
+        They agree with ours; in a lower precision all, also ours, with what we compute in float64.
+        """
         entries = {entry.name: entry for entry in row.entries}
-        expected = self._outcome(problem, contenders[0])
+        reference = Ours.contenders(problem.in_float64())[0] if problem.precision else contenders[0]
+        expected = self._outcome(problem, reference)
         agreeing, estimates = [], []
         for contender in contenders:
             entry = entries[contender.name]
             try:
-                if contender is not contenders[0] and not self.options.no_check:
+                if contender is not reference and not self.options.no_check:
                     self._compare(problem, expected, self._outcome(problem, contender), entry)
                 if not entry.problem:
                     estimates.append(estimate(contender))
@@ -216,25 +226,32 @@ class Benchmark:
         self, problem: Problem, expected: Sequence[Any], actual: Sequence[Any], entry: Entry
     ) -> None:
         allowed = problem.tolerance(_CHECKED_STEPS if problem.shape.stream else problem.shape.T)
+        whose = "float64" if problem.precision else "ours"
         kinds = ["output", "state h", "state c"]
         if problem.shape.train:
             kinds = ["output", "gradient of x", *(f"gradient of {name}" for name in problem.weights)]
+        errors = []
         for kind, want, got in zip(kinds, expected, actual, strict=False):
             if want.shape != got.shape:
-                entry.detail = f"{kind} has shape {got.shape}, ours {want.shape}"
-            else:
-                error = float(np.abs(want - got).max(initial=0.0))
-                if not error <= allowed * max(1.0, float(np.abs(want).max(initial=0.0))):
-                    entry.detail = f"{kind} differs from ours by {error:.2g}, rounding explains {allowed:.2g}"
-            if entry.detail:
-                entry.problem = "disagrees"
-                self.disagreement = True
-                return
+                entry.detail = f"{kind} has shape {got.shape}, {whose} {want.shape}"
+                break
+            # Of numbers that may be above 1, such as gradients, relative to the largest.
+            errors.append(np.abs(want - got).ravel() / max(1.0, float(np.abs(want).max(initial=0.0))))
+            error = float(errors[-1].max(initial=0.0))
+            if not error <= allowed:
+                entry.detail = f"{kind} differs from {whose} by {error:.2g}, rounding explains {allowed:.2g}"
+                break
+        if problem.precision and errors:
+            every = np.concatenate(errors)
+            entry.error = float(every.max()), float(np.sqrt(np.mean(every**2)))
+        if entry.detail:
+            entry.problem = "disagrees"
+            self.disagreement = True
 
     def _conditions(self) -> str:
         machine = _core.machine()
         count = f"{self.threads} thread" + "s" * (self.threads > 1)
-        return f"{machine['isa']}, {self.options.dtype}, {count}, on {machine['cpu']}"
+        return f"{machine['isa']}, {self.kind}, {count}, on {machine['cpu']}"
 
 
 def _sentence(error: Exception) -> str:

@@ -30,7 +30,7 @@ def main(argv: list[str] | None = None) -> int:
         return beside_others.main(rest)
     parser = _parser()
     options = parser.parse_args(arguments)
-    options.set = list(dict.fromkeys(options.set or ["grid"]))
+    options.set = list(dict.fromkeys(options.set or ["precision" if options.precision else "grid"]))
     labels = _labels(parser, options)
     if options.list:
         print(*labels, sep="\n")
@@ -61,7 +61,8 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Ratios are medians over rounds in which everybody runs for a short slice in rotating order.",
     )
     add = parser.add_argument
-    sets = "named set of shapes; may be repeated (default: grid); beside-others has options of its own"
+    sets = "named set of shapes; may be repeated (default: grid, with --precision precision); "
+    sets += "beside-others has options of its own"
     add("--set", action="append", choices=list(shapes.SETS), help=sets)
     cells, peers = ", ".join(shapes.CELLS), ", ".join(PEERS)
     add("--cells", type=names(shapes.CELLS), metavar="NAMES", help=f"comma-separated, of {cells}")
@@ -71,6 +72,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--peers", type=names(tuple(PEERS), empty="none"), metavar="NAMES", help=some)
     dtypes = ("float32", "float64")
     add("--dtype", choices=dtypes, default="float32", help="float64: only PyTorch has it too")
+    lower = "compute in it, everybody as they can, beside our float32; print errors against float64"
+    add("--precision", choices=shapes.PRECISIONS, help=lower)
     held = "hold gatedrnn, and the peers that can be, to this instruction set"
     add("--isa", choices=tuple(ISA_VARIABLES), help=held)
     add_timing(parser, slice_milliseconds=2)
@@ -91,6 +94,10 @@ def _labels(parser: argparse.ArgumentParser, options: argparse.Namespace) -> lis
         parser.error("--plot needs matplotlib, which is not installed")
     if options.train and (unknown := [name for name in options.set if name not in shapes.TRAINING_SETS]):
         parser.error(f"--train has the sets {', '.join(shapes.TRAINING_SETS)}, not {', '.join(unknown)}")
+    if options.precision and options.dtype != "float32":
+        parser.error(f"--precision {options.precision} does not go with --dtype {options.dtype}")
+    if options.precision == "int8" and options.train:
+        parser.error("--precision int8 is for inference, --train for bfloat16 and bfloat16x3")
     labels = [
         f"{name}: {shape.label}"
         for name in options.set

@@ -12,8 +12,13 @@ import functools
 import importlib
 import importlib.metadata
 import itertools
+import tempfile
+import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -22,6 +27,9 @@ import gatedrnn as gr
 from gatedrnn._optional import installed
 from gatedrnn.bench.shapes import Array, Problem
 from gatedrnn.bench.timing import Contender, faster
+
+_Session = Callable[[], AbstractContextManager[Any]]
+_ENGINES = ("x86", "fbgemm", "onednn")  # of PyTorch's int8
 
 
 class UnsupportedError(Exception):
@@ -82,6 +90,10 @@ def _in_turns(requests: Sequence[tuple[Callable[[], Any], Any]]) -> Callable[[],
     return run
 
 
+def _noted(contender: Contender, note: str) -> Contender:
+    return replace(contender, note=", ".join(filter(None, (note, contender.note))))
+
+
 # Class and arguments, in torch.nn too but for the GRU that it has not.
 _MODULES: dict[str, tuple[str, dict[str, Any]]] = {
     "LSTM": ("LSTM", {}),
@@ -97,19 +109,33 @@ class Ours:
     """This library, called as its users call it."""
 
     name = "gatedrnn"
+    name_in_float32 = f"{name} float32"
 
     @staticmethod
     def module(problem: Problem) -> Any:
         """The module with the problem's weights."""
         shape = problem.shape
         name, options = _MODULES[shape.cell]
+        if problem.precision:
+            options = options | {"precision": problem.precision}
         module: Any = getattr(gr, name)(shape.I, shape.H, dtype=problem.dtype, **options)
         module.load_state_dict(problem.weights)
         return module
 
     @classmethod
     def contenders(cls, problem: Problem) -> list[Contender]:
-        """One call of the module; for streams a step, and beside it a call with the state fed back."""
+        """One call of the module; for streams a step, and beside it a call with the state fed back.
+
+        In a lower precision the first of them also in float32, beside it.
+        """
+        ways = cls._ways(problem)
+        if problem.precision:
+            plain = cls._ways(replace(problem, precision=None))[0]
+            ways.append(replace(plain, name=cls.name_in_float32, is_peer=False))
+        return ways
+
+    @classmethod
+    def _ways(cls, problem: Problem) -> list[Contender]:
         module = cls.module(problem)
         if problem.shape.train:
             return [Contender(cls.name, functools.partial(_train_ours, module, problem), _our_gradients)]
@@ -159,7 +185,10 @@ def _fed_back(module: Any, x: Any) -> tuple[Callable[[], Any], Callable[[], None
 
 # ----------------------------------------------------------------------------------------------------
 class PyTorch(Peer):
-    """torch.nn under inference_mode; its LSTM in float32 goes through oneDNN by itself."""
+    """torch.nn under inference_mode; its LSTM in float32 goes through oneDNN by itself.
+
+    Where a precision can be had in several ways, the faster one.
+    """
 
     name = "PyTorch"
     modules = ("torch",)
@@ -175,20 +204,62 @@ class PyTorch(Peer):
 
     def contenders(self, problem: Problem) -> list[Contender]:
         """The module; for ragged rows with packing and padding around it, and beside it packed before."""
-        torch, shape = self.torch, problem.shape
-        module = self._module(problem)
-        x = torch.from_numpy(problem.x)
-        if shape.train:
-            return [Contender(self.name, self._training(module.train(), x, problem), self._gradients)]
-        if shape.stream:
-            call, reset = _fed_back(module, x)
-            return [Contender(self.name, call, self._arrays, torch.inference_mode, reset)]
-        if problem.lengths is None:
-            run = functools.partial(module, x)
-            return [Contender(self.name, run, self._arrays, torch.inference_mode)]
-        return self._ragged(module, x, torch.from_numpy(problem.lengths))
+        ways = [
+            [_noted(contender, note) for contender in self._runs(problem, *way)]
+            for note, *way in self._ways(problem)
+        ]
+        return [faster(candidates) for candidates in zip(*ways, strict=True)]
 
-    def _ragged(self, module: Any, x: Any, lengths: Any) -> list[Contender]:
+    def _ways(self, problem: Problem) -> list[tuple[str, Any, Any, _Session]]:
+        """How the precision can be had: a note, the module, x, and what to enter around a call."""
+        torch = self.torch
+        module, x = self._module(problem), torch.from_numpy(problem.x)
+        if problem.precision == "bfloat16":
+            autocast = functools.partial(torch.autocast, "cpu", torch.bfloat16)
+            converted = self._module(problem).bfloat16()
+            return [
+                ("bfloat16", converted, x.bfloat16(), contextlib.nullcontext),
+                ("autocast", module, x, autocast),
+            ]
+        if problem.precision == "int8":
+            engines = [name for name in _ENGINES if name in torch.backends.quantized.supported_engines]
+            if not engines:
+                raise UnsupportedError("has no engine for int8 on this processor")
+            return [(name, self._quantized(module, name), x, contextlib.nullcontext) for name in engines]
+        if problem.precision == "bfloat16x3":  # its word for it; what comes of it depends on the processor
+            torch.set_float32_matmul_precision("high")
+            return [("high", module, x, contextlib.nullcontext)]
+        return [("", module, x, contextlib.nullcontext)]
+
+    def _quantized(self, module: Any, engine: str) -> Any:
+        """Of the module in its container, which stays as it is."""
+        torch = self.torch
+        if not isinstance(module, (torch.nn.LSTM, torch.nn.GRU)):
+            raise UnsupportedError("quantizes no recurrent layer but LSTM and GRU")
+        torch.backends.quantized.engine = engine
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it is deprecated, and there is nothing else in PyTorch
+            quantize = torch.ao.quantization.quantize_dynamic
+            return quantize(torch.nn.Sequential(module), {type(module)}, dtype=torch.qint8)[0]
+
+    def _runs(self, problem: Problem, module: Any, x: Any, around: _Session) -> list[Contender]:
+        if problem.shape.train:
+            run = self._training(module.train(), x, problem, around)
+            return [Contender(self.name, run, self._gradients)]
+        session = functools.partial(self._inference, around)
+        if problem.shape.stream:
+            call, reset = _fed_back(module, x)
+            return [Contender(self.name, call, self._arrays, session, reset)]
+        if problem.lengths is None:
+            return [Contender(self.name, functools.partial(module, x), self._arrays, session)]
+        return self._ragged(module, x, self.torch.from_numpy(problem.lengths), session)
+
+    @contextlib.contextmanager
+    def _inference(self, around: _Session) -> Iterator[None]:
+        with self.torch.inference_mode(), around():
+            yield
+
+    def _ragged(self, module: Any, x: Any, lengths: Any, session: _Session) -> list[Contender]:
         rnn, steps = self.torch.nn.utils.rnn, len(x)
         packed = rnn.pack_padded_sequence(x, lengths, enforce_sorted=False)
 
@@ -199,39 +270,38 @@ class PyTorch(Peer):
         def unpack(result: Any) -> list[Array]:
             return self._arrays((rnn.pad_packed_sequence(result[0], total_length=steps)[0], result[1]))
 
-        mode = self.torch.inference_mode
+        before, note = f"{self.name} packed", "packed before, left packed"
         return [
-            Contender(self.name, run, self._arrays, mode, note="pack, run, pad"),
-            Contender(
-                f"{self.name} packed", lambda: module(packed), unpack, mode, note="packed before, left packed"
-            ),
+            Contender(self.name, run, self._arrays, session, note="pack, run, pad"),
+            Contender(before, lambda: module(packed), unpack, session, note=note),
         ]
 
-    def _training(self, module: Any, x: Any, problem: Problem) -> Callable[[], Any]:
+    def _training(self, module: Any, x: Any, problem: Problem, around: _Session) -> Callable[[], Any]:
         """Forward and backward; ragged rows are packed before the module and padded after it."""
         torch, rnn = self.torch, self.torch.nn.utils.rnn
         x = x.requires_grad_()
         d_output = torch.from_numpy(problem.d_output)
+        d_outputs = {dtype: d_output.to(dtype) for dtype in (d_output.dtype, torch.bfloat16)}
         lengths = None if problem.lengths is None else torch.from_numpy(problem.lengths)
 
         def run() -> Any:
             module.zero_grad(set_to_none=True)
             x.grad = None
-            if lengths is None:
-                output = module(x)[0]
-            else:
-                packed = module(rnn.pack_padded_sequence(x, lengths, enforce_sorted=False))[0]
-                output = rnn.pad_packed_sequence(packed, total_length=len(x))[0]
-            output.backward(d_output)
+            with around():
+                if lengths is None:
+                    output = module(x)[0]
+                else:
+                    packed = module(rnn.pack_padded_sequence(x, lengths, enforce_sorted=False))[0]
+                    output = rnn.pad_packed_sequence(packed, total_length=len(x))[0]
+            output.backward(d_outputs[output.dtype])
             return output, x, module
 
         return run
 
-    @staticmethod
-    def _gradients(result: Any) -> list[Array]:
+    def _gradients(self, result: Any) -> list[Array]:
         output, x, module = result
-        gradients = [parameter.grad.numpy() for parameter in module.parameters()]
-        return [output.detach().numpy(), x.grad.numpy(), *gradients]
+        gradients = [parameter.grad for parameter in module.parameters()]
+        return [self._array(tensor) for tensor in (output.detach(), x.grad, *gradients)]
 
     @property
     def classes(self) -> Any:
@@ -248,10 +318,13 @@ class PyTorch(Peer):
         module.load_state_dict({key: self.torch.from_numpy(w) for key, w in problem.weights.items()})
         return module.eval()
 
-    @staticmethod
-    def _arrays(result: Any) -> list[Array]:
+    def _arrays(self, result: Any) -> list[Array]:
         output, state = result
-        return [output.numpy(), *(part[0].numpy() for part in _parts(state))]
+        return [self._array(tensor) for tensor in (output, *(part[0] for part in _parts(state)))]
+
+    def _array(self, tensor: Any) -> Array:
+        array: Array = (tensor.float() if tensor.dtype == self.torch.bfloat16 else tensor).numpy()
+        return array
 
 
 # ----------------------------------------------------------------------------------------------------
@@ -286,6 +359,10 @@ class OnnxRuntime(Peer):
         """The better one of a bound and a plain run."""
         if problem.dtype != np.float32:
             raise UnsupportedError(f"its recurrent operators do not compute in {problem.dtype.name}")
+        if problem.precision == "bfloat16":
+            raise UnsupportedError("its recurrent operators do not compute in bfloat16")
+        if problem.precision == "int8" and problem.shape.cell != "LSTM":
+            raise UnsupportedError("quantizes no recurrent operator but LSTM")
         session = self._session(problem)
         feeds: dict[str, Array] = {"X": problem.x}
         if problem.lengths is not None:
@@ -308,9 +385,22 @@ class OnnxRuntime(Peer):
         options.graph_optimization_level = self.runtime.GraphOptimizationLevel.ORT_ENABLE_ALL
         options.log_severity_level = 3
         model = self._model(problem)
-        return self.runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        if problem.precision == "int8":
+            model = self._quantized(model)
+        return self.runtime.InferenceSession(
+            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
 
-    def _model(self, problem: Problem) -> bytes:
+    def _quantized(self, model: Any) -> Any:
+        quantize = importlib.import_module("onnxruntime.quantization").quantize_dynamic
+        # It asks, in a warning, for a model whose shapes were inferred before; ours says them all.
+        self.onnx.helper.set_model_props(model, {"onnx.quant.pre_process": "onnxruntime.quant"})
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "layer.onnx"
+            quantize(model, file)
+            return self.onnx.load(file)
+
+    def _model(self, problem: Problem) -> Any:
         helper, types = self.onnx.helper, self.onnx.TensorProto
         shape, order = problem.shape, self._ORDER[problem.shape.cell]
         constants = {
@@ -338,9 +428,7 @@ class OnnxRuntime(Peer):
             [helper.make_tensor_value_info(name, types.FLOAT, size) for name, size in outputs.items()],
             initializer=[self.onnx.numpy_helper.from_array(value, name) for name, value in constants.items()],
         )
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 14)], ir_version=8)
-        serialized: bytes = model.SerializeToString()
-        return serialized
+        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 14)], ir_version=8)
 
     def _zeros(self, problem: Problem, *size: int) -> Any:
         return self.runtime.OrtValue.ortvalue_from_numpy(np.zeros(size, problem.dtype))
@@ -422,7 +510,7 @@ def _ort_value_arrays(result: Sequence[Any]) -> list[Array]:
 
 # ----------------------------------------------------------------------------------------------------
 class OpenVino(Peer):
-    """One sequence node, compiled for float32; the request is reused, its tensors are shared with NumPy."""
+    """One sequence node, compiled for a precision; the request is reused, its tensors are NumPy's memory."""
 
     name = "OpenVINO"
     modules = ("openvino",)
@@ -449,6 +537,12 @@ class OpenVino(Peer):
         """Its own layout (B, T, I), or ours with transposes around: the faster."""
         if problem.dtype != np.float32:
             raise UnsupportedError(f"its plug-in for CPUs does not compute in {problem.dtype.name}")
+        if problem.precision == "int8":
+            raise UnsupportedError("quantizes no recurrent layer without data to calibrate on")
+        if problem.precision == "bfloat16" and "BF16" not in self.core.get_property(
+            "CPU", "OPTIMIZATION_CAPABILITIES"
+        ):
+            raise UnsupportedError("does not compute in bfloat16 on this processor")
         shape = problem.shape
         if shape.stream:
             return [self._stream(problem)]
@@ -484,7 +578,7 @@ class OpenVino(Peer):
             "INFERENCE_NUM_THREADS": self.threads,
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": 1,
-            "INFERENCE_PRECISION_HINT": "f32",
+            "INFERENCE_PRECISION_HINT": "bf16" if problem.precision == "bfloat16" else "f32",
             "ENABLE_CPU_PINNING": False,  # else its two threads share the CPU that the caller is held on
         }
         return self.core.compile_model(model, "CPU", settings)

@@ -27,6 +27,7 @@ class Entry:
     detail: str = ""  # the whole sentence
     is_peer: bool = True
     held: bool = True
+    error: tuple[float, float] | None = None  # largest and root mean square, against float64
 
 
 @dataclass
@@ -81,7 +82,7 @@ def header(names: Sequence[str]) -> str:
 
 
 def line(row: Row, names: Sequence[str]) -> str:
-    """A shape's line of the table."""
+    """A shape's line of the table, and a second one for errors where they are known."""
     text = f"{row.shape.label:{_LABEL_WIDTH}}"
     if row.skipped:
         return f"{text} skipped: {row.skipped}"
@@ -90,7 +91,16 @@ def line(row: Row, names: Sequence[str]) -> str:
     text += "".join(f" | {_cell(entries.get(name)):>18}" for name in names)
     fastest, share = row.fastest(), row.share_of_limit
     text += f" | {_ratio(fastest.ratio if fastest else None):>7}"
-    return f"{text} {'-' if share is None else f'{share:.0%}':>6}"
+    text += f" {'-' if share is None else f'{share:.0%}':>6}"
+    if row.ours.error is None:
+        return text
+    width = _LABEL_WIDTH + 11
+    errors = "".join(f" | {_error(entries.get(name)):>18}" for name in names)
+    return f"{text}\n{'  error: max, rms' + _error(row.ours).rjust(18):>{width}}{errors}"
+
+
+def _error(entry: Entry | None) -> str:
+    return " ".join(f"{size:.1e}" for size in entry.error) if entry and entry.error else "-"
 
 
 def _cell(entry: Entry | None) -> str:
@@ -115,10 +125,11 @@ def _ratio(ratio: float | None) -> str:
 
 
 # ----------------------------------------------------------------------------------------------------
-def summary(rows: Iterable[Row], names: Sequence[str]) -> dict[str, Any]:
-    """Geometric means per contender and of the fastest, the smallest ratio, the median share of the limit.
+def summary(rows: Iterable[Row], names: Sequence[str], *, limit: bool = True) -> dict[str, Any]:
+    """Geometric means and smallest ratios per contender and of the fastest, the median share of the limit.
 
-    ``at_the_limit`` has what means and smallest ratio would be if our time were the limit at every shape.
+    ``at_the_limit`` has what means and smallest ratio would be if our time were the limit at every shape;
+    without ``limit`` there is no such thing.
     """
     timed = [row for row in rows if not row.skipped and row.ours.seconds is not None]
     result: dict[str, Any] = {"shapes": len(timed), "shapes_with": {}}
@@ -128,7 +139,7 @@ def summary(rows: Iterable[Row], names: Sequence[str]) -> dict[str, Any]:
             result["shapes_with"][name] = count
     result |= _means(timed, result["shapes_with"], lambda row: 1.0)
     shares = [row.share_of_limit for row in timed if row.share_of_limit is not None]
-    if shares:
+    if shares and limit:
         result["median_share_of_limit"] = statistics.median(shares)
         result["at_the_limit"] = _means(timed, result["shapes_with"], lambda row: row.share_of_limit or 1.0)
     return result
@@ -140,11 +151,13 @@ def _ratio_to(row: Row, name: str) -> float | None:
 
 def _means(rows: Sequence[Row], names: Iterable[str], share: Callable[[Row], float]) -> dict[str, Any]:
     """What the ratios come to if our own times were `share(row)` of what they are."""
-    means = {
-        name: statistics.geometric_mean(
-            ratio / share(row) for row in rows if (ratio := _ratio_to(row, name)) is not None
-        )
+    ratios = {
+        name: [ratio / share(row) for row in rows if (ratio := _ratio_to(row, name)) is not None]
         for name in names
+    }
+    means = {
+        "geometric_mean": {name: statistics.geometric_mean(ratios[name]) for name in ratios},
+        "smallest_ratio": {name: min(ratios[name]) for name in ratios},
     }
     fastest = [
         (entry.ratio / share(row), row.shape.label, entry.name)
@@ -152,10 +165,9 @@ def _means(rows: Sequence[Row], names: Iterable[str], share: Callable[[Row], flo
         if (entry := row.fastest()) and entry.ratio
     ]
     if not fastest:
-        return {"geometric_mean": means}
+        return means
     ratio, label, name = min(fastest)
-    return {
-        "geometric_mean": means,
+    return means | {
         "geometric_mean_fastest": statistics.geometric_mean(entry[0] for entry in fastest),
         "smallest": {"ratio": ratio, "shape": label, "peer": name},
     }
@@ -172,6 +184,7 @@ def summary_text(result: Mapping[str, Any]) -> str:
         lines.append(
             f"  geometric mean against {name:<18} {mean:6.2f}"
             + _in_brackets(limit.get("geometric_mean", {}).get(name))
+            + f", smallest {result['smallest_ratio'][name]:.2f}"
             + (f"  ({part} shapes)" if part < count else "")
         )
     if "smallest" in result:

@@ -22,6 +22,9 @@ holds this share:
 Training has each product three times: forward, for the gradient of the left side (the inputs', all steps
 together; the state's, step by step with the recurrent weights read again), and for that of the weights.
 
+A lower precision reads the bytes that its weights take. Where no probe measures its multiply-adds, they are
+free.
+
 Activations, reading x, writing the output, the tape and barriers are free in this model. It is a limit, not a
 forecast.
 """
@@ -45,6 +48,8 @@ from gatedrnn.bench.shapes import Shape
 _MILLISECONDS = 10.0
 _TRIES = 3  # noise only ever slows down: the best counts
 _LARGEST_BUFFER = 128 << 20
+_ITEMSIZE = {"float32": 4, "float64": 8, "bfloat16": 2, "bfloat16x3": 4, "int8": 1}  # of a weight
+_PROBED = ("float32", "float64")  # whose multiply-adds `_core.measure_fma` measures
 
 
 @dataclass(frozen=True)
@@ -60,12 +65,12 @@ class Level:
 class Roofline:
     """One thread's share of the machine while `threads` threads are busy.
 
-    `flops` is per second. `curve` holds (bytes, bytes per second), rising in bytes. `levels` go from near to
-    far; the last one is memory.
+    `flops` is per second, in numbers of this `kind`; infinite where unknown. `curve` holds (bytes, bytes per
+    second), rising in bytes. `levels` go from near to far; the last one is memory.
     """
 
+    kind: str
     threads: int
-    itemsize: int
     flops: float
     curve: tuple[tuple[int, float], ...]
     levels: tuple[Level, ...]
@@ -89,9 +94,9 @@ class Roofline:
 
     def limit_seconds(self, shape: Shape) -> float:
         """The least time for the shape; see the module's docstring."""
-        rows = shape.gates * shape.H
-        input_bytes = rows * shape.I * self.itemsize / self.threads
-        hidden_bytes = rows * shape.H * self.itemsize / self.threads
+        rows, itemsize = shape.gates * shape.H, _ITEMSIZE[self.kind]
+        input_bytes = rows * shape.I * itemsize / self.threads
+        hidden_bytes = rows * shape.H * itemsize / self.threads
         both = input_bytes + hidden_bytes
         lengths = shape.lengths()
         steps = shape.T if lengths is None else int(lengths.max())
@@ -106,10 +111,10 @@ class Roofline:
         return 2 * (inputs + recurrence) + compute
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON; bytes are None for memory."""
+        """For JSON; None for the bytes of memory and for unknown flops."""
         return {
             "threads": self.threads,
-            "flops_per_thread": self.flops,
+            "flops_per_thread": self.flops if math.isfinite(self.flops) else None,
             "read_bandwidth_per_thread": [list(point) for point in self.curve],
             "levels": {
                 level.name: {
@@ -123,11 +128,12 @@ class Roofline:
     def __str__(self) -> str:
         levels = ", ".join(f"{level.name} {level.bandwidth / 1e9:.0f}" for level in self.levels)
         each = " per thread" if self.threads > 1 else ""
-        kind = "float32" if self.itemsize == 4 else "float64"
-        return f"{kind} FMA {self.flops / 1e9:.0f} GFLOP/s{each}; reading, GB/s{each}: {levels}"
+        known = math.isfinite(self.flops)
+        compute = f"{self.flops / 1e9:.0f} GFLOP/s{each}" if known else "not measured, so free"
+        return f"{self.kind} FMA {compute}; reading, GB/s{each}: {levels}"
 
 
-def measure(dtype: np.dtype[Any], threads: int) -> Roofline:
+def measure(kind: str, threads: int) -> Roofline:
     """Measure the machine; takes a second or two."""
     machine = _core.machine()
     near = int(machine["l1"]) or 32 << 10
@@ -138,7 +144,9 @@ def measure(dtype: np.dtype[Any], threads: int) -> Roofline:
     while size <= min(2 * far, _LARGEST_BUFFER):
         sizes |= {size, size * 3 // 2}
         size *= 2
-    flops = _best(lambda: _core.measure_fma(dtype, _MILLISECONDS), threads)
+    flops = math.inf
+    if kind in _PROBED:
+        flops = _best(lambda: _core.measure_fma(kind, _MILLISECONDS), threads)
 
     def read(size: int) -> float:
         return _best(lambda: _core.measure_bandwidth(size, _MILLISECONDS), threads)
@@ -155,7 +163,7 @@ def measure(dtype: np.dtype[Any], threads: int) -> Roofline:
         Level("L3", capacity, last),
         Level("memory", float("inf"), memory),
     )
-    return Roofline(threads, dtype.itemsize, flops, tuple(curve), levels)
+    return Roofline(kind, threads, flops, tuple(curve), levels)
 
 
 def _best(probe: Callable[[], float], threads: int) -> float:

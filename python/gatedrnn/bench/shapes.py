@@ -31,6 +31,11 @@ _POINTWISE = {"LSTM": (5, 4), "GRU": (3, 4), "GRU_BEFORE": (3, 4), "RNN": (1, 0)
 _ACTIVATION_ULP = 8  # what any library's own sigmoid or tanh may be off by
 _MEMORY_STEPS = 16  # random weights of order 1 / sqrt(H) let an old error fade by about this many steps
 
+# The unit roundoff of an operand: of bfloat16's 8 bits, of the 16 that two pieces hold, of the 7 that some
+# use of int8. The last is a usual number's, a fourth of the largest, which sets the scale.
+_ROUNDOFF = {"bfloat16": 2.0**-9, "bfloat16x3": 2.0**-17, "int8": 4 * 2.0**-7}
+PRECISIONS = tuple(_ROUNDOFF)
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -89,7 +94,7 @@ class Shape:
 class Problem:
     """A shape with its numbers: torch-ordered weights and x (T, B, I), C-contiguous.
 
-    `d_output` (T, B, H) is the gradient that training starts from.
+    `d_output` (T, B, H) is the gradient that training starts from. `precision` is a lower one to compute in.
     """
 
     shape: Shape
@@ -97,11 +102,18 @@ class Problem:
     x: Array
     lengths: Array | None
     d_output: Array
+    precision: str | None = None
 
     @property
     def dtype(self) -> np.dtype[Any]:
         """float32 or float64."""
         return self.x.dtype
+
+    def in_float64(self) -> Problem:
+        """The same numbers, to be computed in float64."""
+        wide = {name: value.astype(np.float64) for name, value in self.weights.items()}
+        x, d_output = self.x.astype(np.float64), self.d_output.astype(np.float64)
+        return replace(self, weights=wide, x=x, d_output=d_output, precision=None)
 
     def tolerance(self, steps: int) -> float:
         """The largest difference between two libraries' states after `steps` steps that rounding explains.
@@ -109,8 +121,14 @@ class Problem:
         A pre-activation is a sum of n = 2 + I + H products; its rounding error is of order sqrt(n) eps.
         Activations and pointwise arithmetic add theirs. Errors of the last few steps add up, older ones
         fade. Two libraries: twice that.
+
+        In a lower precision it is the difference between a library and float64, and the operands' rounding is
+        what counts. It is random, so variances add up: in roundoffs those of n products with weights of order
+        1 / sqrt(H) to n / H, in bfloat16 one more for each activation and operation, as some round them all.
         """
         shape = self.shape
+        if self.precision:
+            return self._tolerance_of_operands(_ROUNDOFF[self.precision], steps)
         activations, arithmetic = _POINTWISE[shape.cell]
         per_step = np.sqrt(2 + shape.I + shape.H) + activations * _ACTIVATION_ULP + arithmetic
         error = 2 * np.finfo(self.dtype).eps * per_step * min(max(steps, 1), _MEMORY_STEPS)
@@ -119,8 +137,16 @@ class Problem:
             error = 2 * error + 2 * np.finfo(self.dtype).eps * np.sqrt(shape.row_steps())
         return float(error)
 
+    def _tolerance_of_operands(self, roundoff: float, steps: int) -> float:
+        shape = self.shape
+        pointwise = sum(_POINTWISE[shape.cell]) if self.precision == "bfloat16" else 0
+        variance = ((shape.I + shape.H) / shape.H + pointwise) * min(max(steps, 1), _MEMORY_STEPS)
+        if shape.train:  # as above; some round the gradients of weights at every step
+            return float(roundoff * (2 * np.sqrt(variance) + np.sqrt(shape.T)))
+        return float(roundoff * np.sqrt(variance))
 
-def problem(shape: Shape, dtype: npt.DTypeLike, seed: int = 0) -> Problem:
+
+def problem(shape: Shape, dtype: npt.DTypeLike, seed: int = 0, precision: str | None = None) -> Problem:
     """Draw weights as torch.nn does (uniform within 1 / sqrt(H)) and normal inputs."""
     rng = np.random.default_rng(seed)
     rows = shape.gates * shape.H
@@ -138,7 +164,7 @@ def problem(shape: Shape, dtype: npt.DTypeLike, seed: int = 0) -> Problem:
     lengths = shape.lengths()
     if lengths is not None:  # what a user's padding holds is not to be computed with
         x[np.arange(shape.T)[:, None] >= lengths] = 0
-    return Problem(shape, weights, x, lengths, d_output)
+    return Problem(shape, weights, x, lengths, d_output, precision)
 
 
 GRID_SIZES = (
@@ -148,6 +174,13 @@ GRID_SIZES = (
     (128, 64, 100), (256, 64, 100), (512, 64, 25),
     (128, 256, 50), (512, 128, 25),
 )  # fmt: skip
+_PRECISION_SIZES = {
+    "LSTM": (
+        (64, 1, 100), (256, 1, 100), (512, 1, 100), (1024, 1, 50), (128, 16, 100), (256, 16, 100),
+        (256, 64, 100), (512, 128, 25), (128, 256, 50),
+    ),
+    "GRU": ((64, 1, 100), (256, 1, 100), (512, 1, 100), (256, 64, 100), (512, 128, 25)),
+}  # fmt: skip
 _STREAM_SIZES = tuple((hidden, rows) for rows in (1, 16, 256) for hidden in (64, 128, 256, 512))
 _DEEPBENCH_GRUS = [(H, T) for H in (2816, 2048, 1536, 2560) for T in (1500, 750, 375, 187)]
 
@@ -155,6 +188,12 @@ _DEEPBENCH_GRUS = [(H, T) for H in (2816, 2048, 1536, 2560) for T in (1500, 750,
 def grid(cell: str) -> list[Shape]:
     """The 18 shapes that the README's numbers are about; the input is as wide as the state."""
     return [Shape(cell, hidden, hidden, rows, steps) for hidden, rows, steps in GRID_SIZES]
+
+
+def precision(cell: str) -> list[Shape]:
+    """Single rows, whose time is that of reading weights, and batches, whose time is that of products."""
+    sizes = _PRECISION_SIZES["LSTM" if cell == "LSTM" else "GRU"]
+    return [Shape(cell, hidden, hidden, rows, steps) for hidden, rows, steps in sizes]
 
 
 def deepbench(cell: str) -> list[Shape]:
@@ -209,11 +248,13 @@ SETS: dict[str, _Rule] = {
     "deepbench": (deepbench, ("LSTM", "GRU", "RNN")),
     "streaming": (streaming, ("LSTM", "GRU")),
     "ragged": (ragged, ("LSTM", "GRU")),
+    "precision": (precision, ("LSTM", "GRU")),
 }
 TRAINING_SETS: dict[str, _Rule] = {
     "grid": (lambda cell: [shape for shape in grid(cell) if shape.T > 1], ("LSTM", "GRU")),
     "deepbench": (deepbench_training, ("LSTM", "GRU", "RNN")),
     "ragged": (ragged, ("LSTM", "GRU")),
+    "precision": (lambda cell: [shape for shape in precision(cell) if shape.B > 1], ("LSTM", "GRU")),
 }
 
 

@@ -16,7 +16,8 @@ from gatedrnn.bench.placement import placement
 from gatedrnn.bench.shapes import Array
 
 MIN_ROUNDS = 3
-_LONG_CALL = 0.25  # seconds, as the next two
+_LONG_CALL = 0.25  # seconds, as the next three
+_LONG_TRIAL = 2.0
 _WARM_CALL = 0.05  # longer calls wake their threads and fetch their weights in a time that weighs nothing
 _WARM_UP = 0.001
 
@@ -76,9 +77,11 @@ def estimate(contender: Contender) -> float:
 def faster(candidates: Sequence[Contender]) -> Contender:
     """The quickest of several ways to run a peer; the first where a call is too long to try them all."""
     first, *others = candidates
+    if not others:
+        return first
     best_time = estimate(first)
     best = first
-    for other in others if best_time < _LONG_CALL else ():
+    for other in others if best_time < _LONG_TRIAL else ():
         seconds = estimate(other)
         if seconds < best_time:
             best, best_time = other, seconds
