@@ -24,14 +24,6 @@ GATEDRNN_INLINE float rest_of_bfloat16(float x, std::uint16_t upper) {
   return (upper & 0x7f80) == 0x7f80 ? 0.0f : x - from_bfloat16(upper);
 }
 
-// Values as words, with zeros up to whole parts.
-GATEDRNN_INLINE float round_to_bfloat16(const float* from, Index count, Pair* to) {
-  auto* const values = reinterpret_cast<std::uint16_t*>(to);
-  for (Index k = 0; k < count; ++k) values[k] = to_bfloat16(from[k]);
-  for (Index k = count; k < round_up(count, kRoundedPart); ++k) values[k] = 0;
-  return 1;
-}
-
 // `value(unit, k)` is a weight, zero where there is none. Successive pairs of a vector are that many bytes apart.
 template <class S, class Value>
 void pack_pairs(const PackWeightsArgs<float>& a, unsigned char* to, Index pair_bytes, Value&& value) {
@@ -44,25 +36,27 @@ void pack_pairs(const PackWeightsArgs<float>& a, unsigned char* to, Index pair_b
       }
 }
 
-// With fused multiply-adds of float32.
+// With fused multiply-adds of float32, for which operands that are rounded stay float32.
 template <class Vectors>
 struct Bfloat16Dot {
   using S = Vectors;
   using V = typename S::V;
-  using Word = Pair;
+  struct Word {
+    float even, odd;
+  };
   struct Factor {
     V even, odd;
   };
   using Sum = Factor;
-  static constexpr PanelLayout layout = {2, 2, sizeof(float), 2, S::lanes, 32, true};
+  static constexpr PanelLayout layout = {2, sizeof(float), sizeof(float), 2, S::lanes, 32, true};
   static constexpr bool trains = true;
-  static constexpr int accumulators = kAccumulators / 2;
+  static constexpr int accumulators = kAccumulators > 12 ? 12 : 4;
 
   static GATEDRNN_INLINE Sum zero() { return {S::set(0), S::set(0)}; }
-  static GATEDRNN_INLINE Factor split(V pairs) { return {S::template shift_left<16>(pairs), S::upper_half(pairs)}; }
-  static GATEDRNN_INLINE Factor set(Word x) { return split(S::set(float_of(x))); }
+  static GATEDRNN_INLINE Factor set(const Word& x) { return {S::set(x.even), S::set(x.odd)}; }
   static GATEDRNN_INLINE Factor load(const unsigned char* w) {
-    return split(S::load(reinterpret_cast<const float*>(w)));
+    const V pairs = S::load(reinterpret_cast<const float*>(w));
+    return {S::template shift_left<16>(pairs), S::upper_half(pairs)};
   }
   static GATEDRNN_INLINE void multiply(const Factor& x, const Factor& w, Sum& sum) {
     sum.even = S::madd(x.even, w.even, sum.even);
@@ -74,7 +68,10 @@ struct Bfloat16Dot {
     pack_pairs<S>(a, static_cast<unsigned char*>(a.to), a.vectors * layout.vector_bytes(), to_bfloat16);
   }
   static GATEDRNN_INLINE float round(const float* from, Index count, float, Word* to) {
-    return round_to_bfloat16(from, count, to);
+    float* const values = &to->even;
+    for (Index k = 0; k < count; ++k) values[k] = from_bfloat16(to_bfloat16(from[k]));
+    for (Index k = count; k < round_up(count, kRoundedPart); ++k) values[k] = 0;
+    return 1;
   }
 };
 
@@ -86,7 +83,7 @@ struct Bfloat16x3Dot {
   using V = typename S::V;
   using Dot = Bfloat16Dot<S>;
   struct Word {
-    Pair upper, lower;
+    typename Dot::Word upper, lower;
   };
   struct Factor {
     typename Dot::Factor upper, lower;
@@ -94,9 +91,9 @@ struct Bfloat16x3Dot {
   struct Sum {
     typename Dot::Sum lower_upper, upper_lower, upper_upper;
   };
-  static constexpr PanelLayout layout = {4, 4, sizeof(float), 2, S::lanes, 32, true};
+  static constexpr PanelLayout layout = {4, 2 * sizeof(float), sizeof(float), 2, S::lanes, 32, true};
   static constexpr bool trains = true;
-  static constexpr int accumulators = kAccumulators / 4 < 6 ? 6 : kAccumulators / 4;  // the widest panel at least
+  static constexpr int accumulators = 3;  // of six vectors each
 
   static GATEDRNN_INLINE Sum zero() { return {Dot::zero(), Dot::zero(), Dot::zero()}; }
   static GATEDRNN_INLINE Factor set(const Word& x) { return {Dot::set(x.upper), Dot::set(x.lower)}; }
@@ -116,19 +113,21 @@ struct Bfloat16x3Dot {
     auto* const to = static_cast<unsigned char*>(a.to);
     const Index stride = a.vectors * layout.vector_bytes();
     pack_pairs<S>(a, to, stride, to_bfloat16);
-    pack_pairs<S>(a, to + Dot::layout.vector_bytes(), stride,
-                  [](float w) { return to_bfloat16(rest_of_bfloat16(w, to_bfloat16(w))); });
+    pack_pairs<S>(a, to + Dot::layout.vector_bytes(), stride, lower);
   }
   static GATEDRNN_INLINE float round(const float* from, Index count, float, Word* to) {
-    auto* const values = reinterpret_cast<std::uint16_t (*)[2][2]>(to);  // [pair][piece][term]
+    float* const values = &to->upper.even;  // [pair][piece][term]
     for (Index k = 0; k < round_up(count, kRoundedPart); ++k) {
       const float x = k < count ? from[k] : 0.0f;
-      const std::uint16_t upper = to_bfloat16(x);
-      values[k / 2][0][k % 2] = upper;
-      values[k / 2][1][k % 2] = to_bfloat16(rest_of_bfloat16(x, upper));
+      float* const pieces = values + k / 2 * 4 + k % 2;
+      pieces[0] = from_bfloat16(to_bfloat16(x));
+      pieces[2] = from_bfloat16(lower(x));
     }
     return 1;
   }
+
+ private:
+  static GATEDRNN_INLINE std::uint16_t lower(float x) { return to_bfloat16(rest_of_bfloat16(x, to_bfloat16(x))); }
 };
 
 #ifdef __AVX512BF16__
@@ -154,7 +153,10 @@ struct Bfloat16PairDot {
 
   static void pack(const PackWeightsArgs<float>& a) { Bfloat16Dot<S>::pack(a); }
   static GATEDRNN_INLINE float round(const float* from, Index count, float, Word* to) {
-    return round_to_bfloat16(from, count, to);
+    auto* const values = reinterpret_cast<std::uint16_t*>(to);
+    for (Index k = 0; k < count; ++k) values[k] = to_bfloat16(from[k]);
+    for (Index k = count; k < round_up(count, kRoundedPart); ++k) values[k] = 0;
+    return 1;
   }
 };
 #endif
