@@ -2,6 +2,7 @@
 // applied while the tile is in the first-level cache.
 #pragma once
 
+#include "beside.h"
 #include "left_side.h"
 #include "partial.h"
 #include "product.h"
@@ -109,10 +110,18 @@ void back_step(const BackStepArgs<typename Product::T>& a) noexcept {
   }
   const EvenRows rows(left.stride);
 
-  for_each_tile<N, Product>(
+  const auto products_at = [&](const TilePlace& at) {
+    return a.products + at.panel * a.products_panel_stride + at.row * row_size;
+  };
+  auto cells = cells_of<Product>([&](const TilePlace& at) __attribute__((always_inline)) {
+    for_each_place<S>(a, at, products_at(at),
+                      [](const Unit& unit) __attribute__((always_inline)) { Stage::backward(unit); });
+  });
+
+  Product::template for_each_tile<N>(
       *a.core, a.rows, a.first_panel, a.last_panel, terms, a.weights, a.panels_reversed,
       [&](const TilePlace& at, TileArgs<Product>& tile) {
-        T* z = a.products + at.panel * a.products_panel_stride + at.row * row_size;
+        T* z = products_at(at);
         left.place(tile, at.row, at.begin);
         tile.row_at = rows.at;
         tile.out = {z + at.vector * S::lanes, a.products_panel_stride, row_size};
@@ -122,10 +131,10 @@ void back_step(const BackStepArgs<typename Product::T>& a) noexcept {
         // tape is near. (All of it inlined: GCC takes a call that only prefetches for one without effect.)
         if (at.last && at.rows > 1)
           for_each_place<S>(a, at, z, [](const Unit& unit) __attribute__((always_inline)) { unit.prefetch(); });
-        multiply<Product, N>(at.rows, at.panels, at.vectors, tile);
-        if (at.last)
-          for_each_place<S>(a, at, z, [](const Unit& unit) __attribute__((always_inline)) { Stage::backward(unit); });
+        Product::template multiply<N>(at.rows, at.panels, at.vectors, tile, cells);
+        if (at.last) cells.add(at);
       });
+  cells.finish();
 }
 
 }  // namespace gatedrnn::GATEDRNN_ISA

@@ -4,7 +4,7 @@
 
 #include "gatedrnn/format.h"
 #include "partial.h"
-#include "tile.h"
+#include "product.h"
 
 namespace gatedrnn::GATEDRNN_ISA {
 
@@ -16,6 +16,8 @@ struct DotProduct {
   using Word = typename Dot::Word;
   static constexpr PanelLayout layout = Dot::layout;
 
+  static constexpr bool trains = Dot::trains;
+  static constexpr bool has_unit = false;  // beside which cells could be computed
   static constexpr int accumulators = Dot::accumulators;
   // With more than one row tile, this much of the weights stays in the first-level cache across the tiles.
   static constexpr Index slice_bytes = kAccumulators > 12 ? 32 << 10 : 16 << 10;
@@ -84,6 +86,17 @@ struct DotProduct {
       }
     }
   };
+
+  template <int W, class Visit>
+  static GATEDRNN_INLINE void for_each_tile(const Core& core, Index rows, Index first_panel, Index last_panel,
+                                            const Terms& terms, const void* weights, bool panels_reversed,
+                                            Visit&& visit) {
+    visit_tiles<W, DotProduct>(core, rows, first_panel, last_panel, terms, weights, panels_reversed, visit);
+  }
+  template <int W, class Beside>
+  static GATEDRNN_INLINE void multiply(int rows, int panels, int vectors, const TileArgs<DotProduct>& a, Beside&) {
+    multiply_tiles<DotProduct, W>(rows, panels, vectors, a);
+  }
 
   static void pack(const PackWeightsArgs<T>& a) noexcept { Dot::pack(a); }
   // Operands to words, with zeros up to whole parts (kRoundedPart). Returns their scale.

@@ -1,6 +1,7 @@
 // The input half of the pre-activations, for as many (time step, row) pairs as the caller lists.
 #pragma once
 
+#include "beside.h"
 #include "left_side.h"
 #include "product.h"
 
@@ -18,7 +19,8 @@ void input_gemm(const InputGemmArgs<typename Product::T>& a) noexcept {
     left = rounded<Product>(a.rounded, a.rows, 1, a.depth, a.depth, T(0),
                             [&](Index row, Index) { return a.x + a.x_at[row]; });
   const EvenRows even(layout.rounds ? left.stride : 0);
-  for_each_tile<N, Product>(
+  auto nothing = cells_of<Product>([](const TilePlace&) {});
+  Product::template for_each_tile<N>(
       *a.core, a.rows, a.first_panel, a.last_panel, Terms(a.depth, layout.block_terms), a.weights, a.panels_reversed,
       [&](const TilePlace& at, TileArgs<Product>& tile) {
         T* z = a.gates + at.panel * a.gates_panel_stride + at.row * row_size + at.vector * S::lanes;
@@ -33,7 +35,7 @@ void input_gemm(const InputGemmArgs<typename Product::T>& a) noexcept {
         start_from<Product>(tile, {z, a.gates_panel_stride, row_size}, at.vectors);
         if (at.begin == 0)
           start_from<Product>(tile, {a.bias + at.panel * row_size + at.vector * S::lanes, row_size, 0}, at.vectors);
-        multiply<Product, N>(at.rows, at.panels, at.vectors, tile);
+        Product::template multiply<N>(at.rows, at.panels, at.vectors, tile, nothing);
       });
 }
 

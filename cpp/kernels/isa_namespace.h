@@ -1,6 +1,6 @@
 // Everything compiled for one instruction set lives in its own namespace, Eigen included: the static linker merges
 // same-named inline functions of different translation units and would otherwise hand AVX-512 code to a machine without it.
-// The build defines GATEDRNN_ISA as baseline, avx2, avx512 or neon, together with the matching compiler flags.
+// The build defines GATEDRNN_ISA as one of those in CMakeLists.txt, together with the matching compiler flags.
 #pragma once
 
 #ifndef GATEDRNN_ISA

@@ -30,12 +30,17 @@ constexpr Probes<T> probes() {
   return {Simd<T>::lanes, fma_chain<Simd<T>>, read<Simd<T>>};
 }
 
+template <class Dot>
+constexpr auto dots() {
+  return &kKernels<DotProduct<Dot>>;
+}
+
 extern const KernelTable table;
 constexpr KernelTable table = {GATEDRNN_STRING(GATEDRNN_ISA),
                                nullptr,
-                               {{&kKernels<FmaDot<Simd<float>>>, nullptr, &kKernels<Bfloat16Dot<Simd<float>>>,
-                                 &kKernels<Bfloat16x3Dot<Simd<float>>>, &kKernels<Int8Dot>}},
-                               {{nullptr, &kKernels<FmaDot<Simd<double>>>}},
+                               {{dots<FmaDot<Simd<float>>>(), nullptr, dots<Bfloat16Dot<Simd<float>>>(),
+                                 dots<Bfloat16x3Dot<Simd<float>>>(), dots<Int8Dot>()}},
+                               {{nullptr, dots<FmaDot<Simd<double>>>()}},
                                {elementwise<float>(), probes<float>()},
                                {elementwise<double>(), probes<double>()},
                                hash_blocks};

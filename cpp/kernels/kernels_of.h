@@ -40,25 +40,24 @@ struct BackStepOf {
   }
 };
 
-template <class Dot>
+template <class Product>
 constexpr auto back_steps() {
-  using Args = BackStepArgs<typename Dot::S::T>;
-  if constexpr (Dot::trains)
-    return by_stage<BackStepOf<DotProduct<Dot>>, Args>();
+  using Args = BackStepArgs<typename Product::T>;
+  if constexpr (Product::trains)
+    return by_stage<BackStepOf<Product>, Args>();
   else
     return StageKernels<Args>{};
 }
 
-template <class Dot>
-constexpr Kernels<typename Dot::S::T> kernels() {
-  using Product = DotProduct<Dot>;
+template <class Product>
+constexpr Kernels<typename Product::T> kernels() {
   using S = typename Product::S;
   using T = typename Product::T;
   return {Product::layout,
           by_stage<InputGemmOf<Product>, InputGemmArgs<T>>(),
           by_stage<StepOf<Product, false>, StepArgs<T>>(),
-          Dot::trains ? by_stage<StepOf<Product, Dot::trains>, StepArgs<T>>() : StageKernels<StepArgs<T>>{},
-          back_steps<Dot>(),
+          Product::trains ? by_stage<StepOf<Product, Product::trains>, StepArgs<T>>() : StageKernels<StepArgs<T>>{},
+          back_steps<Product>(),
           Product::pack,
           pack_rows<S>,
           pack_columns<S>,
@@ -67,8 +66,8 @@ constexpr Kernels<typename Dot::S::T> kernels() {
           lane_kernels<T>(std::make_integer_sequence<int, kCellCount>())};
 }
 
-template <class Dot>
-constexpr auto kKernels = kernels<Dot>();
+template <class Product>
+constexpr auto kKernels = kernels<Product>();
 
 #define GATEDRNN_STRING_(name) #name
 #define GATEDRNN_STRING(name) GATEDRNN_STRING_(name)

@@ -104,7 +104,7 @@ GATEDRNN_INLINE void multiply_rows(int panels, int vectors, const TileArgs<Produ
 }
 
 template <class Product, int W>
-void multiply(int rows, int panels, int vectors, const TileArgs<Product>& a) {
+void multiply_tiles(int rows, int panels, int vectors, const TileArgs<Product>& a) {
   switch (rows) {
     case 1: return multiply_rows<Product, 1, W>(panels, vectors, a);
     case 2: return multiply_rows<Product, 2, W>(panels, vectors, a);
@@ -180,9 +180,8 @@ struct Tiling {
 // the weights, once in the first-level cache, serves all rows. The tile arrives with its weights filled in. `panels_reversed` visits
 // the panels from the last to the first.
 template <int W, class Product, class Visit>
-GATEDRNN_INLINE void for_each_tile(const Core& core, Index rows, Index first_panel, Index last_panel,
-                                   const Terms& terms, const void* panels_of_weights, bool panels_reversed,
-                                   Visit&& visit) {
+GATEDRNN_INLINE void visit_tiles(const Core& core, Index rows, Index first_panel, Index last_panel, const Terms& terms,
+                                 const void* panels_of_weights, bool panels_reversed, Visit&& visit) {
   if (rows == 0 || first_panel == last_panel) return;
   const Tiling<W, Product> tiling(core, rows, last_panel - first_panel, terms);
   constexpr PanelLayout layout = Product::layout;

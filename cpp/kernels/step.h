@@ -2,6 +2,7 @@
 // first-level cache.
 #pragma once
 
+#include "beside.h"
 #include "left_side.h"
 #include "partial.h"
 #include "product.h"
@@ -123,26 +124,27 @@ void step(const StepArgs<typename Product::T>& a) noexcept {
     left = {a.operand, a.state_stride, nullptr};
   }
   const EvenRows rows(left.stride);
+  auto cells =
+      cells_of<Product>([&](const TilePlace& at) __attribute__((always_inline)) { finish<S, Stage, keeping>(a, at); });
 
-  for_each_tile<N, Product>(*a.core, a.rows, a.first_panel, a.last_panel, Terms(a.depth, Product::layout.block_terms),
-                            a.weights, a.panels_reversed, [&](const TilePlace& at, TileArgs<Product>& tile) {
-                              T* z = a.gates + at.panel * a.gates_panel_stride + at.row * row_size + step_slots +
-                                     at.vector * S::lanes;
-                              left.place(tile, at.row, at.begin);
-                              tile.row_at = rows.at;
-                              tile.out = {z, a.gates_panel_stride, row_size};
-                              start_from<Product>(tile, {z, a.gates_panel_stride, row_size}, at.vectors);
-                              if (at.begin == 0) {  // where no input was multiplied
-                                if (std::is_same_v<Stage, LinearStage>)
-                                  start_from<Product>(tile, {zeros, 0, 0}, at.vectors);
-                                if (stage.slots > stage.gates)
-                                  tile.last_in = {a.bias + (at.panel + 1) * row_size - S::lanes, row_size, 0};
-                              }
-                              if (keeping && at.last && a.rows > 1) fetch_written<S, Stage>(a, at);
-                              if (a.depth > 0) multiply<Product, N>(at.rows, at.panels, at.vectors, tile);
-                              if (!at.last || a.product_only) return;
-                              finish<S, Stage, keeping>(a, at);
-                            });
+  Product::template for_each_tile<N>(
+      *a.core, a.rows, a.first_panel, a.last_panel, Terms(a.depth, Product::layout.block_terms), a.weights,
+      a.panels_reversed, [&](const TilePlace& at, TileArgs<Product>& tile) {
+        T* z = a.gates + at.panel * a.gates_panel_stride + at.row * row_size + step_slots + at.vector * S::lanes;
+        left.place(tile, at.row, at.begin);
+        tile.row_at = rows.at;
+        tile.out = {z, a.gates_panel_stride, row_size};
+        start_from<Product>(tile, {z, a.gates_panel_stride, row_size}, at.vectors);
+        if (at.begin == 0) {  // where no input was multiplied
+          if (std::is_same_v<Stage, LinearStage>) start_from<Product>(tile, {zeros, 0, 0}, at.vectors);
+          if (stage.slots > stage.gates && at.vector + at.vectors == N)
+            tile.last_in = {a.bias + (at.panel + 1) * row_size - S::lanes, row_size, 0};
+        }
+        if (keeping && at.last && a.rows > 1) fetch_written<S, Stage>(a, at);
+        if (a.depth > 0) Product::template multiply<N>(at.rows, at.panels, at.vectors, tile, cells);
+        if (at.last && !a.product_only) cells.add(at);
+      });
+  cells.finish();
 }
 
 }  // namespace gatedrnn::GATEDRNN_ISA

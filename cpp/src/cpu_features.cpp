@@ -4,6 +4,10 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #endif
 
 namespace gatedrnn {
@@ -14,9 +18,14 @@ constexpr unsigned kOsXsave = 1u << 27;  // of leaf 1, in c: xgetbv may be used
 unsigned basic_c(const CpuRegisters& r) { return r.basic.c; }
 unsigned structured_b(const CpuRegisters& r) { return r.structured.b; }
 unsigned structured_c(const CpuRegisters& r) { return r.structured.c; }
+unsigned structured_d(const CpuRegisters& r) { return r.structured.d; }
 unsigned structured_more_a(const CpuRegisters& r) { return r.structured_more.a; }
 unsigned extended_c(const CpuRegisters& r) { return r.extended.c; }
 unsigned saved(const CpuRegisters& r) { return static_cast<unsigned>(r.xcr0); }
+unsigned tiles_permitted(const CpuRegisters& r) { return r.tiles_permitted; }
+
+constexpr unsigned kAmxTile = 1u << 24;  // of leaf 7, in d
+constexpr unsigned kSavedTiles = 0x60000;
 
 #if defined(__x86_64__)
 CpuRegisters::Leaf leaf(unsigned number, unsigned sub = 0) {
@@ -29,6 +38,17 @@ unsigned long long xcr0() {
   unsigned low, high;
   __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
   return static_cast<unsigned long long>(high) << 32 | low;
+}
+
+// Linux gives a process its eight kilobytes for tiles when it asks for them; to ask again changes nothing. (Linux kernel documentation,
+// "Using XSTATE features in user space applications".)
+bool ask_for_tiles() {
+#if defined(__linux__)
+  constexpr int request_permission = 0x1023, tile_data = 18;
+  return syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
+#else
+  return false;
+#endif
 }
 #endif
 
@@ -43,6 +63,8 @@ CpuRegisters read_cpu_registers() {
   if (registers.structured.a > 0) registers.structured_more = leaf(7, 1);
   registers.extended = leaf(0x80000001u);
   if (registers.basic.c & kOsXsave) registers.xcr0 = xcr0();
+  const bool has_tiles = registers.structured.d & kAmxTile && (registers.xcr0 & kSavedTiles) == kSavedTiles;
+  registers.tiles_permitted = has_tiles && ask_for_tiles();
 #endif
   return registers;
 }
@@ -74,6 +96,10 @@ const std::vector<CpuFeature>& cpu_features() {
       {"avx512vl", "__AVX512VL__", structured_b, 1u << 31},
       {"avx512_vnni", "__AVX512VNNI__", structured_c, 1u << 11},
       {"avx512_bf16", "__AVX512BF16__", structured_more_a, 1u << 5},
+      {"os-tmm", "", tiles_permitted, 1u},
+      {"amx_tile", "__AMX_TILE__", structured_d, kAmxTile},
+      {"amx_int8", "__AMX_INT8__", structured_d, 1u << 25},
+      {"amx_bf16", "__AMX_BF16__", structured_d, 1u << 22},
   };
   return features;
 }
@@ -87,13 +113,14 @@ std::vector<std::string> features_of(const CpuRegisters& registers) {
 
 std::vector<std::string> required_features(const std::string& isa) {
   std::vector<std::string> names;
-  const bool is_512 = isa.rfind("avx512", 0) == 0;
+  const bool is_512 = isa.rfind("avx512", 0) == 0 || isa == "amx";
   if (isa == "avx2" || is_512)
     names = {"sse3",  "ssse3", "cx16", "sse4_1", "sse4_2", "movbe", "popcnt", "lahf_lm", "lzcnt",
              "xsave", "avx",   "f16c", "fma",    "bmi1",   "bmi2",  "avx2",   "os-ymm"};
   if (is_512) names.insert(names.end(), {"avx512f", "avx512dq", "avx512cd", "avx512bw", "avx512vl", "os-zmm"});
   if (isa == "avx512_vnni" || isa == "avx512_bf16") names.emplace_back("avx512_vnni");
   if (isa == "avx512_bf16") names.emplace_back("avx512_bf16");
+  if (isa == "amx") names.insert(names.end(), {"os-tmm", "amx_tile", "amx_int8", "amx_bf16"});
   return names;
 }
 

@@ -18,6 +18,9 @@
 namespace gatedrnn::wide {
 extern const KernelTable table;  // vectors of 64 bytes made of scalars: the tiles of AVX-512 on any machine
 }
+namespace gatedrnn::wide_amx {
+extern const KernelTable table;  // an emulated matrix unit beside it
+}
 #endif
 
 namespace gatedrnn::test {
@@ -28,7 +31,8 @@ inline std::vector<const KernelTable*> tested_tables(Format format = Format::flo
   for (const KernelTable* table : available_tables())
     if (table->with<float>(format) == table) tables.push_back(table);
 #ifdef GATEDRNN_TEST_WIDE
-  tables.push_back(&wide::table);
+  for (const KernelTable* table : {&wide::table, &wide_amx::table})
+    if (table->with<float>(format) == table) tables.push_back(table);
 #endif
   return tables;
 }

@@ -71,8 +71,13 @@ const CpuRegisters kKnightsLanding = {kIntel, {0x50671, 0, 0x7ff8f3bf, 0}, {0, 0
 const CpuRegisters kSkylakeX = {kIntel, {0x50654, 0, 0x7ffefbff, 0}, {0, 0xd39ffffb, 0, 0}, {}, {0, 0, 0x121, 0}, kZmm};
 const CpuRegisters kCascadeLake = {kIntel, {0x50657, 0, 0x7ffefbff, 0}, {0, 0xd39ffffb, 0x808, 0}, {}, {0, 0, 0x121, 0},
                                    kZmm};
-const CpuRegisters kSapphireRapids = {
-    kIntel, {0x806f8, 0, 0x7ffefbff, 0}, {2, 0xf3bfbffb, 0xfb417ffe, 0}, {0x1c30, 0, 0, 0}, {0, 0, 0x121, 0}, kZmm};
+const CpuRegisters kSapphireRapids = {kIntel,
+                                      {0x806f8, 0, 0x7ffefbff, 0},
+                                      {2, 0xf3bfbffb, 0xfb417ffe, 0xffdd4432},
+                                      {0x1c30, 0, 0, 0},
+                                      {0, 0, 0x121, 0},
+                                      0x602e7,
+                                      true};
 const CpuRegisters kZen2 = {kAmd, {0x830f10, 0, 0x7ed8320b, 0}, {0, 0x219c91a9, 0, 0}, {}, {0, 0, 0x75c237ff, 0}, kYmm};
 const CpuRegisters kZen3 = {kAmd, {0xa20f10, 0, 0x7ef8320b, 0}, {0, 0x219c97a9, 0, 0}, {}, {0, 0, 0x75c237ff, 0}, kYmm};
 const CpuRegisters kZen4 = {
@@ -138,13 +143,18 @@ void check_other_processors() {
     check("avx2", processor.lacks);
     check("avx512", for_512);
     check("avx512_bf16", for_512 + " " + processor.lacks_for_bf16);
+    const bool is_sapphire = std::string(processor.name).find("Sapphire") == 0;
+    check("amx", for_512 + (is_sapphire ? "" : " os-tmm amx_tile amx_int8 amx_bf16"));
     const bool vnni = processor.lacks_for_bf16.find("vnni") == std::string::npos;
     check("avx512_vnni", for_512 + (vnni ? "" : " avx512_vnni"));
     const bool zen = std::string(processor.name).find("Zen 3") == 0 || std::string(processor.name).find("Zen 4") == 0;
     CHECK_EQUAL(zen, is_zen_3_or_4(processor.registers));
   }
   CHECK(is_amd(kZen2) && !is_amd(kSapphireRapids));
-  for (const char* isa : {"avx512", "avx512_bf16"})
+  CpuRegisters refused = kSapphireRapids;
+  refused.tiles_permitted = false;
+  CHECK_EQUAL("os-tmm", joined(missing_features("amx", refused)));
+  for (const char* isa : {"avx512", "avx512_bf16", "amx"})
     CHECK_EQUAL(joined(required_features(isa)), joined(missing_features(isa, {})));
   CHECK(features_of({}).empty());
 }
@@ -153,9 +163,11 @@ void check_other_processors() {
 void check_names() {
   std::vector<std::string> known;
   for (const CpuFeature& feature : cpu_features()) known.emplace_back(feature.name);
-  const std::vector<std::string> required = required_features("avx512_bf16");
-  for (const std::string& name : required) CHECK_NOTHING_WRONG(contains(known, name) ? "" : "unknown", name);
-  for (const std::string& name : known) CHECK_NOTHING_WRONG(contains(required, name) ? "" : "of no use", name);
+  const std::vector<std::string> required = required_features("avx512_bf16"), amx = required_features("amx");
+  for (const auto* names : {&required, &amx})
+    for (const std::string& name : *names) CHECK_NOTHING_WRONG(contains(known, name) ? "" : "unknown", name);
+  for (const std::string& name : known)
+    CHECK_NOTHING_WRONG(contains(required, name) || contains(amx, name) ? "" : "of no use", name);
   for (const char* isa : {"avx2", "avx512", "avx512_vnni"})
     for (const std::string& name : required_features(isa))
       CHECK_NOTHING_WRONG(contains(required, name) ? "" : "those who can do more do not ask for it", name);

@@ -12,18 +12,19 @@ struct CpuRegisters {
   struct Leaf {
     unsigned a = 0, b = 0, c = 0, d = 0;
   };
-  Leaf vendor;                  // leaf 0
-  Leaf basic;                   // leaf 1
-  Leaf structured;              // leaf 7, subleaf 0
-  Leaf structured_more;         // leaf 7, subleaf 1
-  Leaf extended;                // leaf 0x80000001
-  unsigned long long xcr0 = 0;  // which registers the operating system saves
+  Leaf vendor;                   // leaf 0
+  Leaf basic;                    // leaf 1
+  Leaf structured;               // leaf 7, subleaf 0
+  Leaf structured_more;          // leaf 7, subleaf 1
+  Leaf extended;                 // leaf 0x80000001
+  unsigned long long xcr0 = 0;   // which registers the operating system saves
+  bool tiles_permitted = false;  // whether it lets this process use those of the matrix unit
 };
 
-// This machine's; all zeros where it is no x86.
+// This machine's; all zeros where it is no x86. Asks for the matrix unit's registers.
 CpuRegisters read_cpu_registers();
 
-// A bit of these registers. The names are those of /proc/cpuinfo, and "os-ymm" and "os-zmm" for registers that the operating
+// A bit of these registers. The names are those of /proc/cpuinfo, and "os-ymm", "os-zmm" and "os-tmm" for registers that the operating
 // system saves: without them the instructions are there and must not be used.
 struct CpuFeature {
   const char* name;

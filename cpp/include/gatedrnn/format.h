@@ -16,7 +16,7 @@ constexpr const char* kFormatNames[kFormatCount] = {"float32", "float64", "bfloa
 template <class T>
 constexpr Format plain_format = sizeof(T) == sizeof(float) ? Format::float32 : Format::float64;
 
-// Operands that are rounded stand in rows of whole parts of so many, the rest of which is zero.
+// Operands that are rounded stand in rows of whole parts of so many, most of the time, the rest of which is zero.
 constexpr Index kRoundedPart = 32;
 
 // How the kernels of an instruction set want weights: panels of [k / terms][gate][unit vector][lane][terms], behind which may
@@ -28,22 +28,24 @@ struct PanelLayout {
   Index block_terms = kBlockTerms;               // see sums.h
   bool rounds = false;                           // whether operands are made of states and inputs, or are these
   bool scaled = false;                           // whether units have scales, and rows
+  Index part = kRoundedPart;                     // terms that rounded operands come in, the last ones with zeros
+  bool pads = false;                             // whether weights do too
 
   // Of as many k as multiply at a time, for one vector of units.
   constexpr Index vector_bytes() const { return terms * lanes * weight_bytes; }
   constexpr Index weights_bytes(Index depth, Index vectors) const {
-    return (depth + terms - 1) / terms * vectors * vector_bytes();
+    return ((pads ? round_up(depth, part) : depth) + terms - 1) / terms * vectors * vector_bytes();
   }
   constexpr Index panel_bytes(Index depth, Index vectors) const {
     return weights_bytes(depth, vectors) + (scaled ? vectors * lanes * sum_bytes : 0);
   }
 
   // From slot to slot among the terms of a product that goes through several.
-  constexpr Index slot_stride(Index units) const { return round_up(units, rounds ? kRoundedPart : lanes); }
+  constexpr Index slot_stride(Index units) const { return round_up(units, rounds ? part : lanes); }
   // Of a row of rounded operands: an odd number of cache lines, see odd_lines.
   constexpr Index rounded_stride(Index depth) const {
     constexpr Index lines = 2 * kAlignment;
-    return round_up(round_up(depth, kRoundedPart) * operand_bytes, lines) + lines / 2;
+    return round_up(round_up(depth, part) * operand_bytes, lines) + lines / 2;
   }
   // With the rows' scales behind them.
   constexpr Index rounded_bytes(Index rows, Index depth) const {

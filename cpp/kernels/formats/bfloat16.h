@@ -24,16 +24,38 @@ GATEDRNN_INLINE float rest_of_bfloat16(float x, std::uint16_t upper) {
   return (upper & 0x7f80) == 0x7f80 ? 0.0f : x - from_bfloat16(upper);
 }
 
-// `value(unit, k)` is a weight, zero where there is none. Successive pairs of a vector are that many bytes apart.
+GATEDRNN_INLINE std::uint16_t lower_bfloat16(float x) { return to_bfloat16(rest_of_bfloat16(x, to_bfloat16(x))); }
+
+GATEDRNN_INLINE float round_to_pairs(const float* from, Index count, Pair* to) {
+  auto* const values = reinterpret_cast<std::uint16_t*>(to);
+  for (Index k = 0; k < count; ++k) values[k] = to_bfloat16(from[k]);
+  for (Index k = count; k < round_up(count, kRoundedPart); ++k) values[k] = 0;
+  return 1;
+}
+
+// Pairs of weights as `value` makes them, zero where there is none.
 template <class S, class Value>
-void pack_pairs(const PackWeightsArgs<float>& a, unsigned char* to, Index pair_bytes, Value&& value) {
-  for (Index k = 0; k < a.depth; k += 2, to += pair_bytes)
+void pack_pairs(const PackWeightsArgs<float>& a, const PanelLayout& layout, unsigned char* to, Value&& value) {
+  const Index depth = layout.pads ? round_up(a.depth, layout.part) : a.depth;
+  for (Index k = 0; k < depth; k += 2, to += a.vectors * layout.vector_bytes())
     for (Index unit = 0; unit < S::lanes; ++unit)
       for (Index i = 0; i < 2; ++i) {
         const bool there = unit < a.units && k + i < a.depth;
         const std::uint16_t weight = there ? value(a.from[unit * a.unit_stride + (k + i) * a.term_stride]) : 0;
         __builtin_memcpy(to + (2 * unit + i) * sizeof weight, &weight, sizeof weight);
       }
+}
+
+template <class S>
+void pack_bfloat16(const PackWeightsArgs<float>& a, const PanelLayout& layout) {
+  pack_pairs<S>(a, layout, static_cast<unsigned char*>(a.to), to_bfloat16);
+}
+// In each vector the upper pieces, then the lower ones.
+template <class S>
+void pack_bfloat16x3(const PackWeightsArgs<float>& a, const PanelLayout& layout) {
+  auto* const to = static_cast<unsigned char*>(a.to);
+  pack_pairs<S>(a, layout, to, to_bfloat16);
+  pack_pairs<S>(a, layout, to + layout.vector_bytes() / 2, lower_bfloat16);
 }
 
 // With fused multiply-adds of float32, for which operands that are rounded stay float32.
@@ -64,9 +86,7 @@ struct Bfloat16Dot {
   }
   static GATEDRNN_INLINE V add(V before, const Sum& sum) { return S::add(before, S::add(sum.even, sum.odd)); }
 
-  static void pack(const PackWeightsArgs<float>& a) {
-    pack_pairs<S>(a, static_cast<unsigned char*>(a.to), a.vectors * layout.vector_bytes(), to_bfloat16);
-  }
+  static void pack(const PackWeightsArgs<float>& a) { pack_bfloat16<S>(a, layout); }
   static GATEDRNN_INLINE float round(const float* from, Index count, float, Word* to) {
     float* const values = &to->even;
     for (Index k = 0; k < count; ++k) values[k] = from_bfloat16(to_bfloat16(from[k]));
@@ -109,25 +129,17 @@ struct Bfloat16x3Dot {
     return Dot::add(Dot::add(Dot::add(before, sum.lower_upper), sum.upper_lower), sum.upper_upper);
   }
 
-  static void pack(const PackWeightsArgs<float>& a) {
-    auto* const to = static_cast<unsigned char*>(a.to);
-    const Index stride = a.vectors * layout.vector_bytes();
-    pack_pairs<S>(a, to, stride, to_bfloat16);
-    pack_pairs<S>(a, to + Dot::layout.vector_bytes(), stride, lower);
-  }
+  static void pack(const PackWeightsArgs<float>& a) { pack_bfloat16x3<S>(a, layout); }
   static GATEDRNN_INLINE float round(const float* from, Index count, float, Word* to) {
     float* const values = &to->upper.even;  // [pair][piece][term]
     for (Index k = 0; k < round_up(count, kRoundedPart); ++k) {
       const float x = k < count ? from[k] : 0.0f;
       float* const pieces = values + k / 2 * 4 + k % 2;
       pieces[0] = from_bfloat16(to_bfloat16(x));
-      pieces[2] = from_bfloat16(lower(x));
+      pieces[2] = from_bfloat16(lower_bfloat16(x));
     }
     return 1;
   }
-
- private:
-  static GATEDRNN_INLINE std::uint16_t lower(float x) { return to_bfloat16(rest_of_bfloat16(x, to_bfloat16(x))); }
 };
 
 #ifdef __AVX512BF16__
@@ -151,12 +163,9 @@ struct Bfloat16PairDot {
   }
   static GATEDRNN_INLINE V add(V before, Sum sum) { return S::add(before, sum); }
 
-  static void pack(const PackWeightsArgs<float>& a) { Bfloat16Dot<S>::pack(a); }
+  static void pack(const PackWeightsArgs<float>& a) { pack_bfloat16<S>(a, layout); }
   static GATEDRNN_INLINE float round(const float* from, Index count, float, Word* to) {
-    auto* const values = reinterpret_cast<std::uint16_t*>(to);
-    for (Index k = 0; k < count; ++k) values[k] = to_bfloat16(from[k]);
-    for (Index k = count; k < round_up(count, kRoundedPart); ++k) values[k] = 0;
-    return 1;
+    return round_to_pairs(from, count, to);
   }
 };
 #endif

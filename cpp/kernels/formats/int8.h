@@ -9,6 +9,7 @@
 namespace gatedrnn::GATEDRNN_ISA {
 
 constexpr float kLargestWeight = 127, kLargestOperand = 32767;
+constexpr Index kMostInt8Terms = 512;  // whose sum is below 2^31
 constexpr float kLeastScale = 1e-30f;  // of values so small that their reciprocals would overflow
 
 // A vector's lanes of integers: load 16 bits for each pair of weights, multiply pairs and add.
@@ -75,14 +76,47 @@ struct Integers {
 };
 #endif
 
+// Not a number where a value is not finite.
+GATEDRNN_INLINE float scale_of(const Magnitude& largest, float least, float levels, float& reciprocal) {
+  const float range = largest.finite() && largest.value() > least ? largest.value() : least;
+  reciprocal = levels / range;
+  return largest.finite() ? range / levels : float_of(kInfinity | 0x400000);
+}
+
+GATEDRNN_INLINE float operand_scale(const float* from, Index count, float least, float& reciprocal) {
+  Magnitude largest;
+  for (Index k = 0; k < count; ++k) largest.add(from[k]);
+  return scale_of(largest, least > kLeastScale ? least : kLeastScale, kLargestOperand, reciprocal);
+}
+
+// A vector's weights, and the scales of its units.
+template <class S>
+void pack_int8(const PackWeightsArgs<float>& a, const PanelLayout& layout) {
+  float reciprocals[S::lanes] = {};
+  for (Index unit = 0; unit < S::lanes; ++unit) {
+    Magnitude largest;
+    for (Index k = 0; unit < a.units && k < a.depth; ++k) largest.add(a.from[unit * a.unit_stride + k * a.term_stride]);
+    const float scale = scale_of(largest, kLeastScale, kLargestWeight, reciprocals[unit]);
+    __builtin_memcpy(static_cast<unsigned char*>(a.scales) + unit * sizeof scale, &scale, sizeof scale);
+  }
+  auto* to = static_cast<std::int8_t*>(a.to);
+  const Index depth = layout.pads ? round_up(a.depth, layout.part) : a.depth;
+  for (Index k = 0; k < depth; k += layout.terms, to += a.vectors * layout.vector_bytes())
+    for (Index unit = 0; unit < S::lanes; ++unit)
+      for (Index i = 0; i < layout.terms; ++i) {
+        const bool there = unit < a.units && k + i < a.depth;
+        const float weight = there ? a.from[unit * a.unit_stride + (k + i) * a.term_stride] : 0.0f;
+        to[layout.terms * unit + i] = static_cast<std::int8_t>(nearest(weight * reciprocals[unit]));
+      }
+}
+
 struct Int8Dot {
   using S = Simd<float>;
   using V = S::V;
   using Word = Pair;
   using Factor = Integers;
   using Sum = Integers;
-  static constexpr Index most_terms = 512;  // 512 * 127 * 32767 < 2^31
-  static constexpr PanelLayout layout = {1, 2, sizeof(float), 2, S::lanes, most_terms, true, true};
+  static constexpr PanelLayout layout = {1, 2, sizeof(float), 2, S::lanes, kMostInt8Terms, true, true};
   static constexpr bool trains = false;  // gradients need more range
   static constexpr int accumulators = kAccumulators;
 
@@ -92,42 +126,14 @@ struct Int8Dot {
   static GATEDRNN_INLINE void multiply(const Factor& x, const Factor& w, Sum& sum) { sum.add(x, w); }
   static GATEDRNN_INLINE V value(const Sum& sum) { return sum.value(); }
 
-  static void pack(const PackWeightsArgs<float>& a) {
-    float reciprocals[S::lanes] = {};
-    for (Index unit = 0; unit < S::lanes; ++unit) {
-      Magnitude largest;
-      for (Index k = 0; unit < a.units && k < a.depth; ++k)
-        largest.add(a.from[unit * a.unit_stride + k * a.term_stride]);
-      const float scale = scale_of(largest, kLeastScale, kLargestWeight, reciprocals[unit]);
-      __builtin_memcpy(static_cast<unsigned char*>(a.scales) + unit * sizeof scale, &scale, sizeof scale);
-    }
-    auto* to = static_cast<std::int8_t*>(a.to);
-    for (Index k = 0; k < a.depth; k += 2, to += a.vectors * layout.vector_bytes())
-      for (Index unit = 0; unit < S::lanes; ++unit)
-        for (Index i = 0; i < 2; ++i) {
-          const bool there = unit < a.units && k + i < a.depth;
-          const float weight = there ? a.from[unit * a.unit_stride + (k + i) * a.term_stride] : 0.0f;
-          to[2 * unit + i] = static_cast<std::int8_t>(nearest(weight * reciprocals[unit]));
-        }
-  }
-
+  static void pack(const PackWeightsArgs<float>& a) { pack_int8<S>(a, layout); }
   static GATEDRNN_INLINE float round(const float* from, Index count, float least, Word* to) {
-    Magnitude largest;
-    for (Index k = 0; k < count; ++k) largest.add(from[k]);
     float reciprocal;
-    const float scale = scale_of(largest, least > kLeastScale ? least : kLeastScale, kLargestOperand, reciprocal);
+    const float scale = operand_scale(from, count, least, reciprocal);
     auto* const values = reinterpret_cast<std::int16_t*>(to);
     for (Index k = 0; k < count; ++k) values[k] = static_cast<std::int16_t>(nearest(from[k] * reciprocal));
     for (Index k = count; k < round_up(count, kRoundedPart); ++k) values[k] = 0;
     return scale;
-  }
-
- private:
-  // Not a number where a value is not finite.
-  static GATEDRNN_INLINE float scale_of(const Magnitude& largest, float least, float levels, float& reciprocal) {
-    const float range = largest.finite() && largest.value() > least ? largest.value() : least;
-    reciprocal = levels / range;
-    return largest.finite() ? range / levels : float_of(kInfinity | 0x400000);
   }
 };
 
