@@ -11,6 +11,7 @@ import pytest
 
 import gatedrnn as gr
 from gatedrnn import _core
+from gatedrnn.demo import language_model
 from gradients import (
     assert_close_gradients,
     assert_same_gradients,
@@ -344,6 +345,21 @@ def test_dropout(precision):
     exact = problem("gru", 33, 64, 5, 4, num_layers=2, dropout=0.5, dropout_seed=3)
     relative = 4 * from_products(p.module, p.steps) + gradient_tolerance(p)  # what is kept counts twice
     assert_close_gradients(p.gradients(), exact.gradients(), relative)
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_training_ends_where_float32_does(cell):
+    """A language model's loss on text held out, after as many updates."""
+    text = language_model.documentation_text()[:100_000]
+    losses = {}
+    for precision in (None, *FOR_TRAINING):
+        model = language_model.CharacterModel(cell, 64, language_model.vocabulary_of(text))
+        model.net.rnn.to("cpu", precision=precision)
+        curve = language_model.fit(model, model.encode(text), language_model.Budget(0, epochs=2))
+        losses[precision] = curve.held_out[-1][1]
+    print(losses)
+    assert losses["bfloat16"] == pytest.approx(losses[None], rel=0.01)
+    assert losses["bfloat16x3"] == pytest.approx(losses[None], rel=0.001)
 
 
 def test_a_tape_keeps_its_precision():
