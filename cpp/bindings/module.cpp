@@ -191,6 +191,6 @@ PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
   m.def("fingerprint", &fingerprint, py::arg("arrays"));
   m.def("sigmoid", &gatedrnn::bindings::sigmoid, py::arg("x"));
   m.def("tanh", &gatedrnn::bindings::tanh, py::arg("x"));
-  m.def("measure_fma", &measure_fma, py::arg("dtype"), py::arg("milliseconds"));
+  m.def("measure_multiply", &measure_multiply, py::arg("format"), py::arg("milliseconds"));
   m.def("measure_bandwidth", &measure_bandwidth, py::arg("bytes"), py::arg("milliseconds"));
 }

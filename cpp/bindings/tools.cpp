@@ -104,10 +104,11 @@ std::uint64_t hash_of(const Bytes& bytes) {
 }
 
 template <class T>
-double fma_rate(const Probes<T>& probes, double milliseconds) {
-  Buffer<T> sink(kFmaChains * probes.lanes);
-  std::fill_n(sink.data(), sink.size(), T(0.5));
-  return best_rate(milliseconds, [&] { return probes.fma_chain(20000, sink.data()); });
+double multiply_rate(Format format, double milliseconds) {
+  const Kernels<T>& kernels = *active_table().find<T>(format);
+  Buffer<T> sink(kProbeBytes / static_cast<Index>(sizeof(T)));
+  std::fill_n(sink.data(), sink.size(), T(0));
+  return best_rate(milliseconds, [&] { return kernels.multiply_rate_probe(20000, sink.data()); });
 }
 
 }  // namespace
@@ -188,10 +189,12 @@ py::array tanh(const py::array& x) {
   return map<float>(active_table().of<float>().elementwise.tanh, float_array("x", x));
 }
 
-double measure_fma(const py::object& dtype, double milliseconds) {
-  const bool wide = py::dtype::from_args(dtype).num() == py::dtype::num_of<double>();
-  return wide ? fma_rate(active_table().of<double>().probes, milliseconds)
-              : fma_rate(active_table().of<float>().probes, milliseconds);
+double measure_multiply(const std::string& format, double milliseconds) {
+  for (int f = 0; f < kFormatCount; ++f)
+    if (format == kFormatNames[f])
+      return f == static_cast<int>(Format::float64) ? multiply_rate<double>(Format::float64, milliseconds)
+                                                    : multiply_rate<float>(static_cast<Format>(f), milliseconds);
+  refuse_value("format", "float32, float64, bfloat16, bfloat16x3 or int8", "'" + format + "'");
 }
 
 double measure_bandwidth(Index bytes, double milliseconds) {

@@ -23,7 +23,7 @@ py::array aligned_array(py::ssize_t count, const py::dtype& dtype);
 std::uint64_t fingerprint(const std::vector<py::array>& arrays);
 py::array sigmoid(const py::array& x);
 py::array tanh(const py::array& x);
-double measure_fma(const py::object& dtype, double milliseconds);
+double measure_multiply(const std::string& format, double milliseconds);
 double measure_bandwidth(Index bytes, double milliseconds);
 
 }  // namespace gatedrnn::bindings

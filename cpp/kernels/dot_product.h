@@ -4,6 +4,7 @@
 
 #include "gatedrnn/format.h"
 #include "partial.h"
+#include "probe.h"
 #include "product.h"
 
 namespace gatedrnn::GATEDRNN_ISA {
@@ -97,6 +98,8 @@ struct DotProduct {
   static GATEDRNN_INLINE void multiply(int rows, int panels, int vectors, const TileArgs<DotProduct>& a, Beside&) {
     multiply_tiles<DotProduct, W>(rows, panels, vectors, a);
   }
+
+  static double multiply_rate_probe(Index count, T* sink) noexcept { return multiply_rate<Dot>(count, sink); }
 
   static void pack(const PackWeightsArgs<T>& a) noexcept { Dot::pack(a); }
   // Operands to words, with zeros up to whole parts (kRoundedPart). Returns their scale.

@@ -27,7 +27,7 @@ constexpr Elementwise<T> elementwise() {
 }
 template <class T>
 constexpr Probes<T> probes() {
-  return {Simd<T>::lanes, fma_chain<Simd<T>>, read<Simd<T>>};
+  return {Simd<T>::lanes, read<Simd<T>>};
 }
 
 template <class Dot>

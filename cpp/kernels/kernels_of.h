@@ -63,7 +63,8 @@ constexpr Kernels<typename Product::T> kernels() {
           pack_columns<S>,
           transposed_gemm<S>,
           sum_columns<S>,
-          lane_kernels<T>(std::make_integer_sequence<int, kCellCount>())};
+          lane_kernels<T>(std::make_integer_sequence<int, kCellCount>()),
+          Product::multiply_rate_probe};
 }
 
 template <class Product>

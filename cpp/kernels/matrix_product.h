@@ -63,6 +63,21 @@ struct MatrixProduct {
   static_assert(S::lanes * sizeof(T) == kTileBytes && layout.pads);
 
   static void pack(const PackWeightsArgs<T>& a) noexcept { Format::pack(a); }
+  // One step of a tall tile again and again, whose operands and weights are in the first-level cache.
+  static double multiply_rate_probe(Index count, T* sink) noexcept {
+    constexpr int rows = 2 * kTileRows, N = Format::most_sums / 2;
+    constexpr Index x_stride = layout.part * layout.operand_bytes;
+    static_assert(rows * x_stride + layout.weights_bytes(layout.part, N) <= kProbeBytes);
+    const auto* const x = reinterpret_cast<const unsigned char*>(sink);
+    TileRegisters registers;
+    registers.set_rows(rows);
+    for_constants<4>([](auto sums) __attribute__((always_inline)) { Tiles::zero<sums>(); });
+    Tiles::fence();
+    for (Index n = 0; n < count; ++n)
+      Format::template add_step<MatrixProduct, 2, N, N>(x, x_stride, x + rows * x_stride);
+    Tiles::store<0>(sink, kTileBytes);
+    return 2.0 * rows * N * S::lanes * layout.part * static_cast<double>(count);
+  }
   static GATEDRNN_INLINE T round(const T* from, Index count, T least, Word* to) {
     return Format::round(from, count, least, to);
   }
@@ -130,7 +145,7 @@ struct MatrixProduct {
   }
 
   // sums[v][r] += operands[r] weights[v], for one piece of either.
-  template <int R, int N, int W, int first_sums, int sums_step, class Add>
+  template <int R, int N, int W, int first_sums, class Add>
   static GATEDRNN_INLINE void add(const unsigned char* x, Index x_stride, const unsigned char* w, Add&& add) {
     for_constants<R>([&](auto r) __attribute__((always_inline)) {
       Tiles::load<TileRegisters::operands + r>(x + r * kTileRows * x_stride, x_stride);
@@ -139,7 +154,7 @@ struct MatrixProduct {
       constexpr int b = TileRegisters::weights + v % 2;
       Tiles::load<b>(w + v * layout.vector_bytes(), W * layout.vector_bytes());
       for_constants<R>([&](auto r) __attribute__((always_inline)) {
-        add(std::integral_constant<int, first_sums + v * sums_step + r>(),
+        add(std::integral_constant<int, first_sums + v * R + r>(),
             std::integral_constant<int, TileRegisters::operands + r>(), std::integral_constant<int, b>());
       });
     });

@@ -6,20 +6,31 @@
 
 namespace gatedrnn::GATEDRNN_ISA {
 
-template <class S>
-double fma_chain(Index count, typename S::T* sink) noexcept {
-  using V = typename S::V;
-  V acc[kFmaChains];
+// As many sums as a tile has, up to those that hide the latency of a multiplication on every machine known to us. Factors are read anew
+// in each round, lest the compiler take them out of it.
+template <class Dot>
+double multiply_rate(Index count, typename Dot::S::T* sink) noexcept {
+  using S = typename Dot::S;
+  constexpr int chains = Dot::accumulators < 12 ? Dot::accumulators : 12;
+  typename Dot::Sum sums[chains];
 #pragma GCC unroll 12
-  for (int i = 0; i < kFmaChains; ++i) acc[i] = S::set(static_cast<typename S::T>(i));
-  const V a = S::load(sink), b = S::load(sink + S::lanes);
+  for (auto& sum : sums) sum = Dot::zero();
   for (Index n = 0; n < count; ++n) {
+    asm volatile("" ::: "memory");
+    const auto x = Dot::set(*reinterpret_cast<const typename Dot::Word*>(sink));
+    const auto w = Dot::load(reinterpret_cast<const unsigned char*>(sink));
 #pragma GCC unroll 12
-    for (int i = 0; i < kFmaChains; ++i) acc[i] = S::madd(acc[i], a, b);
+    for (auto& sum : sums) Dot::multiply(x, w, sum);
   }
+  auto total = S::set(0);
 #pragma GCC unroll 12
-  for (int i = 0; i < kFmaChains; ++i) S::store(sink + i * S::lanes, acc[i]);
-  return 2.0 * S::lanes * kFmaChains * static_cast<double>(count);
+  for (const auto& sum : sums)
+    if constexpr (Dot::layout.scaled)
+      total = S::add(total, Dot::value(sum));
+    else
+      total = Dot::add(total, sum);
+  S::store(sink, total);
+  return 2.0 * S::lanes * Dot::layout.terms * chains * static_cast<double>(count);
 }
 
 // Reads n values (a multiple of kReadVectors vectors) once.

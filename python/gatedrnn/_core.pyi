@@ -148,8 +148,8 @@ def sigmoid(x: _Array) -> _Array:
 def tanh(x: _Array) -> _Array:
     """Apply the engine's own activation code to a 1-d array."""
 
-def measure_fma(dtype: npt.DTypeLike, milliseconds: float) -> float:
-    """Measure the FLOP/s of one thread, in the instruction set in use."""
+def measure_multiply(format: str, milliseconds: float) -> float:
+    """Measure multiplications and additions of one thread per second, in a format of `machine()`."""
 
 def measure_bandwidth(bytes: int, milliseconds: float) -> float:
     """Measure the bytes/s that one thread reads from a buffer of that size, again and again."""

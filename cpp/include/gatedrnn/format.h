@@ -5,6 +5,9 @@
 #include "gatedrnn/sizes.h"
 #include "gatedrnn/sums.h"
 
+// Kernels must not share functions with those of other instruction sets, see kernels/isa_namespace.h.
+#define GATEDRNN_ALWAYS_INLINE __attribute__((always_inline))
+
 namespace gatedrnn {
 
 // States, outputs and what cells compute with are float32, but for float64, where all is.
@@ -32,23 +35,25 @@ struct PanelLayout {
   bool pads = false;                             // whether weights do too
 
   // Of as many k as multiply at a time, for one vector of units.
-  constexpr Index vector_bytes() const { return terms * lanes * weight_bytes; }
-  constexpr Index weights_bytes(Index depth, Index vectors) const {
+  GATEDRNN_ALWAYS_INLINE constexpr Index vector_bytes() const { return terms * lanes * weight_bytes; }
+  GATEDRNN_ALWAYS_INLINE constexpr Index weights_bytes(Index depth, Index vectors) const {
     return ((pads ? round_up(depth, part) : depth) + terms - 1) / terms * vectors * vector_bytes();
   }
-  constexpr Index panel_bytes(Index depth, Index vectors) const {
+  GATEDRNN_ALWAYS_INLINE constexpr Index panel_bytes(Index depth, Index vectors) const {
     return weights_bytes(depth, vectors) + (scaled ? vectors * lanes * sum_bytes : 0);
   }
 
   // From slot to slot among the terms of a product that goes through several.
-  constexpr Index slot_stride(Index units) const { return round_up(units, rounds ? part : lanes); }
+  GATEDRNN_ALWAYS_INLINE constexpr Index slot_stride(Index units) const {
+    return round_up(units, rounds ? part : lanes);
+  }
   // Of a row of rounded operands: an odd number of cache lines, see odd_lines.
-  constexpr Index rounded_stride(Index depth) const {
+  GATEDRNN_ALWAYS_INLINE constexpr Index rounded_stride(Index depth) const {
     constexpr Index lines = 2 * kAlignment;
     return round_up(round_up(depth, part) * operand_bytes, lines) + lines / 2;
   }
   // With the rows' scales behind them.
-  constexpr Index rounded_bytes(Index rows, Index depth) const {
+  GATEDRNN_ALWAYS_INLINE constexpr Index rounded_bytes(Index rows, Index depth) const {
     return rounds ? round_up(rows * (rounded_stride(depth) + sum_bytes), kAlignment) : 0;
   }
 };

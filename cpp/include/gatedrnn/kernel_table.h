@@ -47,6 +47,7 @@ struct Kernels {
   void (*transposed_gemm)(const TransposedGemmArgs<T>&) noexcept;
   void (*sum_columns)(const ColumnArgs<T>&) noexcept;
   LaneKernels<T> rows_in_lanes;
+  double (*multiply_rate_probe)(Index count, T* sink) noexcept;  // see Probes
 
   int lanes() const { return layout.lanes; }
 };
@@ -58,15 +59,15 @@ struct Elementwise {
   void (*tanh)(const T* x, T* y, Index n) noexcept;
 };
 
-// What the roofline measures: independent chains, which hide the latency of a fused multiply-add on every machine known to us, and
-// vectors read in one round. A sink has room for as many vectors.
-constexpr int kFmaChains = 12;
+// What the roofline measures beside the formats' own probes, which multiply zeros in `count` rounds of independent sums and return
+// how many multiplications and additions that was: vectors read in one round. A sink has room for as many vectors; a probe of
+// a format takes the first kProbeBytes of its for operands and weights.
 constexpr int kReadVectors = 8;
+constexpr Index kProbeBytes = 8192;
 
 template <class T>
 struct Probes {
   int lanes;
-  double (*fma_chain)(Index count, T* sink) noexcept;  // `count` rounds; returns their floating-point operations
   void (*read)(const T* data, Index n, T* sink) noexcept;
 };
 

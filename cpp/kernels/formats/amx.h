@@ -14,14 +14,23 @@ struct AmxFloat : Pieces {
   static constexpr bool trains = true;
   static constexpr int most_sums = 4;
 
+  // A part of the terms.
+  template <class Product, int R, int N, int W>
+  static GATEDRNN_INLINE void add_step(const unsigned char* x, Index x_stride, const unsigned char* w) {
+    for_constants<Pieces::products>([&](auto i) __attribute__((always_inline)) {
+      Product::template add<R, N, W, 0>(
+          x + Pieces::operand_piece[i] * kTileBytes, x_stride, w + Pieces::weight_piece[i] * kTileBytes,
+          [](auto c, auto x, auto w) __attribute__((always_inline)) { Tiles::add_bfloat16<c, x, w>(); });
+    });
+  }
+
   template <class Product, int R, int N, int W, class Beside>
   static void multiply_tile(int, const TileArgs<Product>& a, Beside& beside) {
-    constexpr int sums_step = R;  // from vector to vector
     const Index end = ceil_div(a.terms->depth(), Product::layout.part), x_stride = Product::operand_stride(a);
     const auto for_each_sum = [&](auto&& action) __attribute__((always_inline)) {
       for_constants<N>([&](auto v) __attribute__((always_inline)) {
         for_constants<R>([&](auto r) __attribute__((always_inline)) {
-          action(std::integral_constant<int, v * sums_step + r>(), static_cast<int>(v), r * kTileRows);
+          action(std::integral_constant<int, v * R + r>(), static_cast<int>(v), r * kTileRows);
         });
       });
     };
@@ -33,12 +42,7 @@ struct AmxFloat : Pieces {
                         in.row_stride * static_cast<Index>(sizeof(float)));
     });
     for (Index step = 0; step < end; ++step) {
-      const unsigned char *x = Product::operands(a, step), *w = Product::template weights<W>(a, step);
-      for_constants<Pieces::products>([&](auto i) __attribute__((always_inline)) {
-        Product::template add<R, N, W, 0, sums_step>(
-            x + Pieces::operand_piece[i] * kTileBytes, x_stride, w + Pieces::weight_piece[i] * kTileBytes,
-            [](auto c, auto x, auto w) __attribute__((always_inline)) { Tiles::add_bfloat16<c, x, w>(); });
-      });
+      add_step<Product, R, N, W>(Product::operands(a, step), x_stride, Product::template weights<W>(a, step));
       beside.step();
     }
     for_each_sum([&](auto sums, int v, Index row) __attribute__((always_inline)) {
@@ -110,9 +114,18 @@ struct AmxInt8 {
     return scale;
   }
 
+  // A part of the terms.
+  template <class Product, int R, int N, int W>
+  static GATEDRNN_INLINE void add_step(const unsigned char* x, Index x_stride, const unsigned char* w) {
+    Product::template add<R, N, W, 0>(
+        x, x_stride, w, [](auto c, auto x, auto w) __attribute__((always_inline)) { Tiles::add_int8<c, x, w>(); });
+    Product::template add<R, N, W, sums_of_piece>(
+        x + kTileBytes, x_stride, w,
+        [](auto c, auto x, auto w) __attribute__((always_inline)) { Tiles::add_unsigned_int8<c, x, w>(); });
+  }
+
   template <class Product, int R, int N, int W, class Beside>
   static void multiply_tile(int rows, const TileArgs<Product>& a, Beside& beside) {
-    constexpr int pieces = 2, sums_of_piece = 2;
     const Index x_stride = Product::operand_stride(a);
     beside.spread_over(ceil_div(a.terms->depth(), Product::layout.part));
     Tiles::fence();
@@ -121,12 +134,7 @@ struct AmxInt8 {
       const Index begin = a.terms->begin(block) / Product::layout.part;
       const Index end = ceil_div(a.terms->begin(block + 1), Product::layout.part);
       for (Index step = begin; step < end; ++step) {
-        const unsigned char *x = Product::operands(a, step), *w = Product::template weights<W>(a, step);
-        Product::template add<R, N, W, 0, R>(
-            x, x_stride, w, [](auto c, auto x, auto w) __attribute__((always_inline)) { Tiles::add_int8<c, x, w>(); });
-        Product::template add<R, N, W, sums_of_piece, R>(
-            x + kTileBytes, x_stride, w,
-            [](auto c, auto x, auto w) __attribute__((always_inline)) { Tiles::add_unsigned_int8<c, x, w>(); });
+        add_step<Product, R, N, W>(Product::operands(a, step), x_stride, Product::template weights<W>(a, step));
         beside.step();
       }
       alignas(64) std::int32_t sums[pieces][sums_of_piece][kTileRows][S::lanes];
@@ -143,6 +151,8 @@ struct AmxInt8 {
   }
 
  private:
+  static constexpr int pieces = 2, sums_of_piece = 2;
+
   template <class Product, int N>
   static GATEDRNN_INLINE void add_block(const TileArgs<Product>& a, bool first, int v, int row,
                                         const std::int32_t* upper, const std::int32_t* lower) {

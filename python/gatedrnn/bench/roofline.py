@@ -1,7 +1,7 @@
 """The roofline: what this machine allows, measured on the spot, and the least time a shape can take on it.
 
-Measured, with as many threads at once as the benchmark uses: the rate of fused multiply-adds, and the speed
-of reading a buffer again and again, for sizes from half of the first cache to several times the last one.
+Measured, with as many threads at once as the benchmark uses: the rate of the format's multiply-adds, and the
+speed of reading a buffer again and again, for sizes from half of the first cache to several times the last.
 
 The model, for one layer of G gates, S row-steps (B * T, or the sum of the lengths) and N threads:
 
@@ -22,8 +22,8 @@ holds this share:
 Training has each product three times: forward, for the gradient of the left side (the inputs', all steps
 together; the state's, step by step with the recurrent weights read again), and for that of the weights.
 
-A lower precision reads the bytes that its weights take. Where no probe measures its multiply-adds, they are
-free.
+A lower precision reads the bytes that its weights take, and its multiply-adds count once, whatever they are
+made of.
 
 Activations, reading x, writing the output, the tape and barriers are free in this model. It is a limit, not a
 forecast.
@@ -49,7 +49,6 @@ _MILLISECONDS = 10.0
 _TRIES = 3  # noise only ever slows down: the best counts
 _LARGEST_BUFFER = 128 << 20
 _ITEMSIZE = {"float32": 4, "float64": 8, "bfloat16": 2, "bfloat16x3": 4, "int8": 1}  # of a weight
-_PROBED = ("float32", "float64")  # whose multiply-adds `_core.measure_fma` measures
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ class Level:
 class Roofline:
     """One thread's share of the machine while `threads` threads are busy.
 
-    `flops` is per second, in numbers of this `kind`; infinite where unknown. `curve` holds (bytes, bytes per
+    `flops` is per second, in numbers of this `kind`. `curve` holds (bytes, bytes per
     second), rising in bytes. `levels` go from near to far; the last one is memory.
     """
 
@@ -111,10 +110,10 @@ class Roofline:
         return 2 * (inputs + recurrence) + compute
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON; None for the bytes of memory and for unknown flops."""
+        """For JSON; None for the bytes of memory."""
         return {
             "threads": self.threads,
-            "flops_per_thread": self.flops if math.isfinite(self.flops) else None,
+            "flops_per_thread": self.flops,
             "read_bandwidth_per_thread": [list(point) for point in self.curve],
             "levels": {
                 level.name: {
@@ -128,9 +127,7 @@ class Roofline:
     def __str__(self) -> str:
         levels = ", ".join(f"{level.name} {level.bandwidth / 1e9:.0f}" for level in self.levels)
         each = " per thread" if self.threads > 1 else ""
-        known = math.isfinite(self.flops)
-        compute = f"{self.flops / 1e9:.0f} GFLOP/s{each}" if known else "not measured, so free"
-        return f"{self.kind} FMA {compute}; reading, GB/s{each}: {levels}"
+        return f"{self.kind} {self.flops / 1e9:.0f} GFLOP/s{each}; reading, GB/s{each}: {levels}"
 
 
 def measure(kind: str, threads: int) -> Roofline:
@@ -144,9 +141,7 @@ def measure(kind: str, threads: int) -> Roofline:
     while size <= min(2 * far, _LARGEST_BUFFER):
         sizes |= {size, size * 3 // 2}
         size *= 2
-    flops = math.inf
-    if kind in _PROBED:
-        flops = _best(lambda: _core.measure_fma(kind, _MILLISECONDS), threads)
+    flops = _best(lambda: _core.measure_multiply(kind, _MILLISECONDS), threads)
 
     def read(size: int) -> float:
         return _best(lambda: _core.measure_bandwidth(size, _MILLISECONDS), threads)
