@@ -14,7 +14,11 @@ double multiply_rate(Index count, typename Dot::S::T* sink) noexcept {
   constexpr int chains = Dot::accumulators < 12 ? Dot::accumulators : 12;
   typename Dot::Sum sums[chains];
 #pragma GCC unroll 12
-  for (auto& sum : sums) sum = Dot::zero();
+  for (auto& sum : sums) {
+    auto start = Dot::zero();
+    asm volatile("" : "+m"(start));  // equal sums would become one
+    sum = start;
+  }
   for (Index n = 0; n < count; ++n) {
     asm volatile("" ::: "memory");
     const auto x = Dot::set(*reinterpret_cast<const typename Dot::Word*>(sink));

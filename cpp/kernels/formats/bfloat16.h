@@ -48,14 +48,14 @@ void pack_pairs(const PackWeightsArgs<float>& a, const PanelLayout& layout, unsi
 
 template <class S>
 void pack_bfloat16(const PackWeightsArgs<float>& a, const PanelLayout& layout) {
-  pack_pairs<S>(a, layout, static_cast<unsigned char*>(a.to), to_bfloat16);
+  pack_pairs<S>(a, layout, static_cast<unsigned char*>(a.to), [](float w) { return to_bfloat16(w); });
 }
 // In each vector the upper pieces, then the lower ones.
 template <class S>
 void pack_bfloat16x3(const PackWeightsArgs<float>& a, const PanelLayout& layout) {
   auto* const to = static_cast<unsigned char*>(a.to);
-  pack_pairs<S>(a, layout, to, to_bfloat16);
-  pack_pairs<S>(a, layout, to + layout.vector_bytes() / 2, lower_bfloat16);
+  pack_pairs<S>(a, layout, to, [](float w) { return to_bfloat16(w); });
+  pack_pairs<S>(a, layout, to + layout.vector_bytes() / 2, [](float w) { return lower_bfloat16(w); });
 }
 
 // With fused multiply-adds of float32, for which operands that are rounded stay float32.
