@@ -74,7 +74,7 @@ def test_errors(precision, cell, peer, allowed):
 
 @pytest.mark.parametrize("cell", ["LSTM", "GRU", "RNN"])
 def test_bfloat16x3_is_good_for_four_digits(cell):
-    """Two pieces hold 16 of 24 bits: errors are 256 times float32's, in the fifth digit."""
+    """Two pieces hold 16 of float32's 24 bits, so errors are larger than its, in the fifth digit."""
     for size in SIZES:
         p = problem(Shape(cell, size, size, 16, 25), np.float32, precision="bfloat16x3")
         exact = Ours.module(p.in_float64())(p.x.astype(np.float64))[0]
