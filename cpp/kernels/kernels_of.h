@@ -4,7 +4,7 @@
 #include "back_step.h"
 #include "gradients.h"
 #include "input_gemm.h"
-#include "pack.h"
+#include "rounded_gradients.h"
 #include "rows_in_lanes.h"
 #include "step.h"
 
@@ -50,8 +50,19 @@ constexpr auto back_steps() {
 }
 
 template <class Product>
-constexpr Kernels<typename Product::T> kernels() {
+constexpr GradientKernels<typename Product::T> gradient_kernels() {
   using S = typename Product::S;
+  if constexpr (!Product::trains)
+    return {};
+  else if constexpr (Product::layout.rounds)
+    return {RoundedGradients<Product>::pack_rows, RoundedGradients<Product>::pack_columns,
+            RoundedGradients<Product>::transposed_gemm, sum_columns<S>};
+  else
+    return {pack_rows<S>, pack_columns<S>, transposed_gemm<S>, sum_columns<S>};
+}
+
+template <class Product>
+constexpr Kernels<typename Product::T> kernels() {
   using T = typename Product::T;
   return {Product::layout,
           by_stage<InputGemmOf<Product>, InputGemmArgs<T>>(),
@@ -59,10 +70,7 @@ constexpr Kernels<typename Product::T> kernels() {
           Product::trains ? by_stage<StepOf<Product, Product::trains>, StepArgs<T>>() : StageKernels<StepArgs<T>>{},
           back_steps<Product>(),
           Product::pack,
-          pack_rows<S>,
-          pack_columns<S>,
-          transposed_gemm<S>,
-          sum_columns<S>,
+          gradient_kernels<Product>(),
           lane_kernels<T>(std::make_integer_sequence<int, kCellCount>()),
           Product::multiply_rate_probe};
 }

@@ -33,11 +33,11 @@ class WeightGradients {
 
   void carve(Arena& arena) {
     const Index threads = call_.plan.threads();
-    packed_x_ = arena.take<T>(threads * packed_x_size());
-    packed_d_ = arena.take<T>(threads * packed_d_size());
+    packed_x_ = arena.take<unsigned char>(threads * packed_x_bytes());
+    packed_d_ = arena.take<unsigned char>(threads * packed_d_bytes());
     column_sums_ = arena.take<T>(column_sum_count() * ring_.slot());
     block_sums_ = arena.take<T>(threads * ring_.slot());
-    group_sums_ = arena.take<T>(has_group_sums() ? group_sums_size() : 0);
+    group_sums_ = arena.take<T>(group_sums_size());
     input_products_ = arena.take<T>(threads * input_products_size());
   }
 
@@ -55,7 +55,7 @@ class WeightGradients {
     for (const WeightSum& sum : weight_sums(part)) {
       const auto [begin, end] = part.of(sum.columns * sum.depth);
       for (Index slot = 0; slot < sum.slots; ++slot)
-        std::fill_n(sum.gradient + offset_of(sum, slot) + begin, end - begin, T(0));
+        std::fill_n(sum.gradient + row_of(sum, slot) * sum.depth + begin, end - begin, T(0));
     }
     const auto [begin, end] = part.of(column_sum_count());
     for (Index c = begin; c < end; ++c)
@@ -64,17 +64,16 @@ class WeightGradients {
 
  private:
   // The products of weights' gradients take a slice of the pairs at a time. Rows of the left side that are less than a page
-  // apart are read where they are, in slices whose parts of the right side fit into the first-level cache. Rows further apart
-  // are packed, a chunk of groups of columns at a time, in long slices: each is a pass over sums that are large there too.
+  // apart are read where they are, in slices whose parts of the right side fit into the first-level cache. Rows further apart,
+  // and those to be rounded, are packed, a chunk of columns at a time, in long slices: each is a pass over sums that are large
+  // there too.
   static constexpr Index kPage = 4096;
   static constexpr Index kNearSlice = 128, kSlice = 512;
-  static constexpr Index kChunk = 8;
+  static constexpr Index kChunk = 64;
 
   // Some of a block's pairs, which are whole blocks of pairs of one group.
   struct Slice {
-    Index first, count;      // pairs
-    const Index* pair_ends;  // where its blocks of pairs end
-    Index pair_blocks;
+    Pairs pairs;
     bool begins_group, ends_group;
     bool of_first_group;
   };
@@ -85,14 +84,18 @@ class WeightGradients {
     Index first_slot, slots, columns, depth;
     const T* const* right;
     T* gradient;  // [gate][column][depth]
-    T* sums;      // of a group of blocks, in the same layout; or `gradient`, where they go there as they are
+    T* sums;  // of a group of blocks, [gate][column][sums_width(depth)]; or `gradient`, where they go there as they are
   };
 
-  Index packed_x_size() const {
-    return kSlice *
-           round_up(std::max({call_.widest_input(), call_.spec.hidden_size, call_.spec.state_size()}), call_.lanes());
+  const PanelLayout& layout() const { return call_.kernels().layout; }
+  Index sums_width(Index depth) const { return layout().sums_width(depth, kBackVectors); }
+  Index packed_x_bytes() const {
+    const Index widest = std::max({call_.widest_input(), call_.spec.hidden_size, call_.spec.state_size()});
+    return round_up(layout().right_bytes(kSlice, PairBlocks::most(kSlice), widest, kBackVectors), kAlignment);
   }
-  static constexpr Index packed_d_size() { return kSlice * kChunk * kGemmColumns; }
+  Index packed_d_bytes() const {
+    return round_up(layout().left_bytes(kSlice, PairBlocks::most(kSlice), kChunk), kAlignment);
+  }
   Index input_products_stride() const { return odd_lines<T>(kInputRows * kBackVectors * call_.lanes()); }
   Index input_products_size() const {
     return ceil_div(call_.widest_input(), kBackVectors * call_.lanes()) * input_products_stride();
@@ -108,9 +111,10 @@ class WeightGradients {
     const LayerGradients<T>& to = places_.caller.gradients[call_.index_of(part.track)];
     const int thread = part.member.thread();
     const StageDescription& second = cell.stages[1];  // no slots where there is none
-    T* const sums_ih = has_group_sums() ? group_sums_ : to.weight_ih;
-    T* const sums_hh = has_group_sums() ? group_sums_ + weights_of(call_.widest_input()) : to.weight_hh;
-    T* const sums_hr = has_group_sums() ? sums_hh + weights_of(P) : to.weight_hr;
+    T* const group_hh = group_sums_ + weights_of(call_.widest_input());
+    T* const sums_ih = has_group_sums(I) ? group_sums_ : to.weight_ih;
+    T* const sums_hh = has_group_sums(P) ? group_hh : to.weight_hh;
+    T* const sums_hr = has_group_sums(H) ? group_hh + weights_of(P) : to.weight_hr;
     return {{
         {false, 0, cell.gates, H, I, lists_.list(thread, 0), to.weight_ih, sums_ih},
         {false, cell.first_recurrent_slot(), cell.recurrent_slots(), H, P, lists_.list(thread, 1), to.weight_hh,
@@ -120,16 +124,22 @@ class WeightGradients {
     }};
   }
 
-  // The sums of a single group are the gradient.
-  bool has_group_sums() const { return places_.caller.accumulate || places_.tape.groups() > 1; }
-  Index weights_of(Index depth) const { return call_.cell.gates * call_.spec.hidden_size * depth; }
+  // The sums of a single group are the gradient, where its rows are as wide.
+  bool has_group_sums(Index depth) const {
+    return places_.caller.accumulate || places_.tape.groups() > 1 || sums_width(depth) != depth;
+  }
+  Index weights_of(Index depth) const { return call_.cell.gates * call_.spec.hidden_size * sums_width(depth); }
   Index group_sums_size() const {
-    return weights_of(call_.widest_input() + call_.spec.state_size()) + call_.spec.proj_size * call_.spec.hidden_size;
+    const Spec& spec = call_.spec;
+    const bool of_inputs = has_group_sums(spec.input_size) || has_group_sums(spec.output_size());
+    if (!of_inputs && !has_group_sums(spec.state_size()) && !has_group_sums(spec.hidden_size)) return 0;
+    return weights_of(call_.widest_input()) + weights_of(spec.state_size()) +
+           spec.proj_size * sums_width(spec.hidden_size);
   }
 
-  // Where a slot stands in the matrix.
-  Index offset_of(const WeightSum& sum, Index slot) const {
-    return call_.cell.gate_of_slot[sum.first_slot + slot] * sum.columns * sum.depth;
+  // The row of the matrix in which a slot's columns begin.
+  Index row_of(const WeightSum& sum, Index slot) const {
+    return call_.cell.gate_of_slot[sum.first_slot + slot] * sum.columns;
   }
 
   // The biases or the peephole whose gradients are the c-th sums of columns.
@@ -155,16 +165,16 @@ class WeightGradients {
   void for_each_slice(const Block& block, Index most, Visit&& visit) const {
     const bool last_block = block.begin == 0;
     for (Index b = 0, first = 0; b < block.pair_blocks;) {
-      Slice slice{first, 0, block.pair_ends + b, 0, false, false, block.first + b < kGroupBlocks};
+      Slice slice{{block.pair_ends + b, 0, first}, false, false, block.first + b < kGroupBlocks};
       slice.begins_group = (block.first + b) % kGroupBlocks == 0;
       do {
-        slice.count = block.pair_ends[b++] - first;
-        ++slice.pair_blocks;
+        ++b;
+        ++slice.pairs.blocks;
         slice.ends_group = (block.first + b) % kGroupBlocks == 0;
       } while (!slice.ends_group && b < block.pair_blocks && block.pair_ends[b] - first <= most);
       if (last_block && b == block.pair_blocks) slice.ends_group = true;
       visit(slice);
-      first += slice.count;
+      first += slice.pairs.count();
     }
   }
 
@@ -186,8 +196,9 @@ class WeightGradients {
     const Index H = call_.spec.hidden_size, slots = call_.cell.slots;
     std::fill_n(block_sums, ring_.slot(), T(0));
     if (c < slots)
-      call_.kernels().sum_columns({slice.count, H, block.d_a + slice.first * ring_.d_a_stride() + c * ring_.slot(),
-                                   nullptr, ring_.d_a_stride(), 0, 0, block_sums});
+      call_.kernels().gradients.sum_columns({slice.pairs.count(), H,
+                                             block.d_a + slice.pairs.first * ring_.d_a_stride() + c * ring_.slot(),
+                                             nullptr, ring_.d_a_stride(), 0, 0, block_sums});
     else
       add_peephole(part, block, c - slots, slice, block_sums);
     if (slice.begins_group) std::fill_n(sums, H, T(0));
@@ -201,93 +212,83 @@ class WeightGradients {
     if (begin == end) return;
     const T* data = sum.left_is_d_h ? block.d_h : block.d_a + sum.first_slot * ring_.slot();
     const Index stride = sum.left_is_d_h ? ring_.d_h_stride() : ring_.d_a_stride();
-    T* packed_x = packed_x_ + part.member.thread() * packed_x_size();
-    for_each_slice(block, share_pages(stride) ? kNearSlice : kSlice, [&, begin = begin, end = end](const Slice& slice) {
+    for_each_slice(block, reads_rows(stride) ? kNearSlice : kSlice, [&, begin = begin, end = end](const Slice& slice) {
+      const Index count = slice.pairs.count();
       TransposedGemmArgs<T> args{};
-      args.ends = slice.pair_ends;
-      args.blocks = slice.pair_blocks;
-      args.first = slice.first;
-      args.sums_stride = sum.depth;
+      args.core = &call_.network.core();
+      args.pairs = slice.pairs;
+      args.depth = sum.depth;
+      args.sums_stride = has_group_sums(sum.depth) ? sums_width(sum.depth) : sum.depth;
       args.from_zero = slice.begins_group;
       // A part of the next slice was written by other threads and is in their caches.
-      if (share_pages(stride) && call_.plan.threads() > 1)
-        args.d_ahead = std::min(slice.count, block.pairs - slice.first - slice.count) * stride;
-      for_each_part(sum, [&](Index at, Index width, int vectors) {
-        call_.kernels().pack_rows(
-            {sum.right + slice.first, slice.count, at, width, vectors, packed_x + at * slice.count});
-      });
-      add_slice(part, sum, {data + slice.first * stride, stride}, packed_x, slice, args);
+      if (reads_rows(stride) && call_.plan.threads() > 1)
+        args.d_ahead = std::min(count, block.pairs - slice.pairs.first - count) * stride;
+      void* const packed_x = packed_x_ + part.member.thread() * packed_x_bytes();
+      args.x = packed_x;
+      call_.kernels().gradients.pack_rows({sum.right + slice.pairs.first, slice.pairs, sum.depth, packed_x});
+      add_slice(part, sum, {data + slice.pairs.first * stride, stride}, slice, args);
       call_.look_up(part.member,
-                    static_cast<double>(slice.count) * static_cast<double>((end - begin) * kGemmColumns * sum.depth));
+                    static_cast<double>(count) * static_cast<double>((end - begin) * group_columns() * sum.depth));
     });
   }
 
-  static bool share_pages(Index stride) { return stride * static_cast<Index>(sizeof(T)) < kPage; }
+  // Whether the left side is read where it is.
+  bool reads_rows(Index stride) const { return !layout().rounds && stride * static_cast<Index>(sizeof(T)) < kPage; }
 
   // A slot's columns are dealt out in groups.
+  Index group_columns() const { return layout().rounds ? kRoundedGemmColumns : kGemmColumns; }
   std::pair<Index, Index> groups_of(const Part& part, const WeightSum& sum) const {
-    return part.of(sum.slots * ceil_div(sum.columns, kGemmColumns));
+    return part.of(sum.slots * ceil_div(sum.columns, group_columns()));
   }
 
-  void add_slice(const Part& part, const WeightSum& sum, const Strided<T>& left, const T* packed_x, const Slice& slice,
+  void add_slice(const Part& part, const WeightSum& sum, const Strided<T>& left, const Slice& slice,
                  TransposedGemmArgs<T> args) const {
-    const Index groups = ceil_div(sum.columns, kGemmColumns), most = share_pages(left.stride) ? groups : kChunk;
-    const Index ahead = args.d_ahead;
+    const Index groups = ceil_div(sum.columns, group_columns());
+    const Index most = reads_rows(left.stride) ? groups : kChunk / group_columns();
     const auto [begin, end] = groups_of(part, sum);
     for (Index group = begin; group < end;) {
-      const Index s = group / groups, column = group % groups * kGemmColumns;
+      const Index slot = group / groups, column = group % groups * group_columns();
       const Index chunk = std::min({most, groups - group % groups, end - group});
-      args.columns = std::min(chunk * kGemmColumns, sum.columns - column);
-      set_left(part, {left.data + s * ring_.slot() + column, left.stride}, slice.count, chunk, args);
-      const Index offset = offset_of(sum, s) + column * sum.depth;
-      for_each_part(sum, [&](Index at, Index width, int vectors) {
-        args.width = width;
-        args.d_ahead = at == 0 ? ahead : 0;
-        args.x = packed_x + at * slice.count;
-        args.vectors = vectors;
-        args.sums = sum.sums + offset + at;
-        call_.kernels().transposed_gemm(args);
-      });
-      if (slice.ends_group && has_group_sums())
-        deliver(slice, sum.sums + offset, args.columns * sum.depth, sum.gradient + offset);
+      const Index row = row_of(sum, slot) + column;
+      args.columns = std::min(chunk * group_columns(), sum.columns - column);
+      set_left(part, {left.data + slot * ring_.slot() + column, left.stride}, args);
+      args.sums = sum.sums + row * args.sums_stride;
+      call_.kernels().gradients.transposed_gemm(args);
+      if (slice.ends_group && has_group_sums(sum.depth))
+        for (Index i = 0; i < args.columns; ++i)
+          deliver(slice, args.sums + i * args.sums_stride, sum.depth, sum.gradient + (row + i) * sum.depth);
       group += chunk;
     }
   }
 
-  // So many groups of the left side, where they are or packed.
-  void set_left(const Part& part, const Strided<T>& left, Index count, Index groups,
-                TransposedGemmArgs<T>& args) const {
-    const bool near = share_pages(left.stride);
-    T* packed = packed_d_ + part.member.thread() * packed_d_size();
-    if (!near) call_.kernels().pack_columns({left.data, left.stride, count, groups, packed});
-    args.d = near ? left.data : packed;
-    args.d_group_stride = near ? kGemmColumns : count * kGemmColumns;
-    args.d_stride = near ? left.stride : kGemmColumns;
-  }
-
-  // The right side's values in parts that differ by at most a vector: `visit(first value, values, vectors)`.
-  template <class Visit>
-  void for_each_part(const WeightSum& sum, Visit&& visit) const {
-    const Index vectors = ceil_div(sum.depth, call_.lanes()), parts = ceil_div(vectors, kGemmVectors);
-    for (Index p = 0; p < parts; ++p) {
-      const Index first = vectors * p / parts, last = vectors * (p + 1) / parts;
-      visit(first * call_.lanes(), std::min(last * call_.lanes(), sum.depth) - first * call_.lanes(),
-            static_cast<int>(last - first));
+  // Some columns of the left side, where they are or packed.
+  void set_left(const Part& part, const Strided<T>& left, TransposedGemmArgs<T>& args) const {
+    if (reads_rows(left.stride)) {
+      args.d = left.data;
+      args.d_group_stride = kGemmColumns;
+      args.d_stride = left.stride;
+      return;
     }
+    void* const packed = packed_d_ + part.member.thread() * packed_d_bytes();
+    call_.kernels().gradients.pack_columns({left.data, left.stride, args.pairs, args.columns, packed});
+    args.d = packed;
+    args.d_group_stride = args.pairs.count() * kGemmColumns;
+    args.d_stride = kGemmColumns;
   }
 
   void add_peephole(const Part& part, const Block& block, Index peephole, const Slice& slice, T* sums) const {
     const PeepholeDescription& from = call_.cell.peepholes[peephole];
-    const Index *offsets = block.offsets, steps = block.end - block.begin, last = slice.first + slice.count;
-    for (Index i = std::upper_bound(offsets, offsets + steps, slice.first) - offsets - 1;
-         i < steps && offsets[i] < last; ++i) {
-      const Index step = block.end - 1 - i, begin = std::max(offsets[i], slice.first);
+    const Index *offsets = block.offsets, steps = block.end - block.begin;
+    const Index first = slice.pairs.first, last = first + slice.pairs.count();
+    for (Index i = std::upper_bound(offsets, offsets + steps, first) - offsets - 1; i < steps && offsets[i] < last;
+         ++i) {
+      const Index step = block.end - 1 - i, begin = std::max(offsets[i], first);
       const auto c = from.sees_next ? places_.c_after(part.track, block.begin, step)
                                     : places_.c_before(part.track, block.begin, step);
-      call_.kernels().sum_columns({std::min(offsets[i + 1], last) - begin, call_.spec.hidden_size,
-                                   block.d_a + begin * ring_.d_a_stride() + from.slot * ring_.slot(),
-                                   c.data + (begin - offsets[i]) * c.stride, ring_.d_a_stride(), c.stride, c.slots,
-                                   sums});
+      call_.kernels().gradients.sum_columns({std::min(offsets[i + 1], last) - begin, call_.spec.hidden_size,
+                                             block.d_a + begin * ring_.d_a_stride() + from.slot * ring_.slot(),
+                                             c.data + (begin - offsets[i]) * c.stride, ring_.d_a_stride(), c.stride,
+                                             c.slots, sums});
     }
   }
 
@@ -326,11 +327,11 @@ class WeightGradients {
   const BlockRing<T>& ring_;
   const RowLists<T>& lists_;
   const RoundedOperands<T>& rounded_;
-  T* packed_x_ = nullptr;     // [thread][part][pair of a slice][vectors of the part][lanes]
-  T* packed_d_ = nullptr;     // [thread][group of a chunk][pair of a slice][kGemmColumns]
-  T* column_sums_ = nullptr;  // [slot or peephole][slot stride]: of a group of blocks
-  T* block_sums_ = nullptr;   // [thread][slot stride]: of columns
-  T* group_sums_ = nullptr;   // of the weights of one track
+  unsigned char* packed_x_ = nullptr;  // [thread][packed_x_bytes]
+  unsigned char* packed_d_ = nullptr;  // [thread][packed_d_bytes]
+  T* column_sums_ = nullptr;           // [slot or peephole][slot stride]: of a group of blocks
+  T* block_sums_ = nullptr;            // [thread][slot stride]: of columns
+  T* group_sums_ = nullptr;            // of the weights of one track
   T* input_products_ = nullptr;
 };
 

@@ -220,8 +220,9 @@ class ReferenceBackward {
     for (int slot = 0; slot < cell_.slots; ++slot) sum_up_slot(pairs, layer, to, slot);
     for (Index p = 0; p < spec_.proj_size; ++p)
       for (Index u = 0; u < spec_.hidden_size; ++u)
-        add(to.weight_hr, p * spec_.hidden_size + u, pairs,
-            [&](const Pair& pair, T s) { return S::madd(pair.d.d_h[p], pair.d.operand[u], s); });
+        add_products(
+            to.weight_hr, p * spec_.hidden_size + u, pairs, [&](const Pair& pair) { return pair.d.d_h[p]; },
+            [&](const Pair& pair) { return pair.d.operand[u]; });
     for (int i = 0; i < cell_.peephole_count; ++i) sum_up_peephole(pairs, cell_.peepholes[i], to.peephole[i]);
   }
 
@@ -233,14 +234,13 @@ class ReferenceBackward {
       const auto d = [slot, u](const Pair& pair) { return pair.d.slots[slot][u]; };
       if (slot < cell_.gates) {
         for (Index k = 0; k < I; ++k)
-          add(to.weight_ih, row * I + k, pairs, [&](const Pair& pair, T s) { return S::madd(d(pair), pair.x[k], s); });
+          add_products(to.weight_ih, row * I + k, pairs, d, [&](const Pair& pair) { return pair.x[k]; });
         add(to.bias_ih, row, pairs, [&](const Pair& pair, T s) { return s + d(pair); });
       }
       if (slot < cell_.first_recurrent_slot()) continue;
       for (Index k = 0; k < P; ++k)
-        add(to.weight_hh, row * P + k, pairs, [&](const Pair& pair, T s) {
-          return S::madd(d(pair), (of_second ? pair.d.operand : pair.record.h_before)[k], s);
-        });
+        add_products(to.weight_hh, row * P + k, pairs, d,
+                     [&](const Pair& pair) { return (of_second ? pair.d.operand : pair.record.h_before)[k]; });
       add(to.bias_hh, row, pairs, [&](const Pair& pair, T s) { return s + d(pair); });
     }
   }
@@ -251,6 +251,32 @@ class ReferenceBackward {
         const Vector& c = peephole.sees_next ? pair.record.kept.back() : pair.record.c_before;
         return S::madd(pair.d.slots[peephole.slot][u], c[u], s);
       });
+  }
+
+  // The sum of d(pair) x(pair). Where these are rounded, each block is filled up with zeros, and a group is one product.
+  template <class D, class X>
+  void add_products(T* gradient, Index index, const std::vector<Pair>& pairs, D&& d, X&& x) const {
+    if (!arithmetic_.rounds())
+      return add(gradient, index, pairs, [&](const Pair& pair, T s) { return S::madd(d(pair), x(pair), s); });
+    if (!gradient) return;
+    bool starts = !call_.accumulate;
+    if (starts) gradient[index] = 0;
+    Vector left, right;
+    Index blocks = 0;
+    for (std::size_t i = 0; i < pairs.size(); ++i) {
+      left.push_back(d(pairs[i]));
+      right.push_back(x(pairs[i]));
+      const bool last = i + 1 == pairs.size();
+      if (!last && !pairs[i + 1].begins_block) continue;
+      left.resize(round_up(static_cast<Index>(left.size()), kRoundedPart));
+      right.resize(left.size());
+      if (++blocks % kGroupBlocks != 0 && !last) continue;
+      const T group = add_pairs(arithmetic_, T(0), left, right);
+      gradient[index] = starts ? group : gradient[index] + group;
+      starts = false;
+      left.clear();
+      right.clear();
+    }
   }
 
   // `term(pair, sum)` goes on with the sum of the pair's block. Blocks are added up in groups, and groups in the gradient.

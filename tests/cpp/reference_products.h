@@ -19,10 +19,8 @@ struct Arithmetic {
   Format format = Format::float32;
   Bfloat16Order order = Bfloat16Order::halves;
 
-  Index slot_stride(Index units) const {
-    const bool plain = format == Format::float32 || format == Format::float64;
-    return plain ? units : round_up(units, kRoundedPart);
-  }
+  bool rounds() const { return format != Format::float32 && format != Format::float64; }
+  Index slot_stride(Index units) const { return rounds() ? round_up(units, kRoundedPart) : units; }
 };
 
 inline float nearest_bfloat16(float x) {
@@ -51,13 +49,13 @@ inline float add_halves(float start, const std::vector<float>& x, const std::vec
   return start + (chains[0] + chains[1]);
 }
 
-inline float add_bfloat16(float sum, const std::vector<float>& x, const std::vector<float>& w, Bfloat16Order order) {
+inline float add_bfloat16(float sum, const std::vector<float>& x, const std::vector<float>& w, Bfloat16Order order,
+                          std::size_t block_terms = 2 * kBlockTerms) {
   const auto a = each(x, nearest_bfloat16), b = each(w, nearest_bfloat16);
   if (order == Bfloat16Order::halves) {
     for (std::size_t begin = 0; begin < x.size(); begin += 32) sum = add_halves(sum, a, b, begin);
     return sum;
   }
-  constexpr std::size_t block_terms = 2 * kBlockTerms;
   for (std::size_t begin = 0; begin < x.size(); begin += block_terms) {
     float block = 0;
     for (std::size_t k = begin; k < std::min(begin + block_terms, x.size()); k += 2) {
@@ -121,6 +119,14 @@ inline float add_product(const Arithmetic& how, float start, const std::vector<f
     case Format::int8: return add_int8(start, x, w, least);
     default: return add_plain(start, x, w);
   }
+}
+// The same of terms that are pairs of a gradient, padded to whole parts: in blocks of a part.
+inline float add_pairs(const Arithmetic& how, float start, const std::vector<float>& x, const std::vector<float>& w) {
+  if (how.format == Format::bfloat16) return add_bfloat16(start, x, w, how.order, kRoundedPart);
+  return add_product(how, start, x, w, 0);
+}
+inline double add_pairs(const Arithmetic&, double start, const std::vector<double>&, const std::vector<double>&) {
+  return start;  // is never rounded
 }
 inline double add_product(const Arithmetic&, double start, const std::vector<double>& x, const std::vector<double>& w,
                           double) {

@@ -114,7 +114,7 @@ class BackwardTest {
     compare({9, 17, 0, 3});
     compare({9, 17, 3, 0});
     compare({9, 17, 3, 4, 1, 2, {0, 0, 0, 0}});
-    without_some();
+    accumulated({{5, 17, 6, 3, 2, 1, {6, 2, 4}}, {5, 2, 6, 67, 2, 2, ragged(67, 6)}, kSeveralGroups});
     plans({{9, 129, 7, 5, 2, 1, {7, 0, 3, 7, 2}},
            {33, 70, 20, 33, 1, 2, ragged(33, 20)},
            {20, 17, 120, 3, 2, 2},
@@ -132,6 +132,12 @@ class BackwardTest {
     compare({5, 17, 6, 33, 2, 2, ragged(33, 6)});
     compare({9, 16, 3, 5});   // few units: float32
     compare({3, 20, 4, 65});  // more pairs than inputs' gradients are computed of at a time
+    compare({64, 33, 6, 3});  // sums as wide as the inputs
+    accumulated({{5, 17, 6, 3, 2, 1, {6, 2, 4}}});
+    if (cell_.cell == Cell::gru) {
+      compare({3, 17, 9, 65});                                        // more pairs than a slice has
+      accumulated({{2, 17, kGroupBlocks + 2, kBlockPairs / 2 + 1}});  // more blocks than a group has
+    }
     for (const bool bias : {false, true}) compare({17, 33, 4, 5, 2, 2, {4, 0, 1, 3, 4}, bias, !bias});
     plans({{9, 65, 7, 5, 2, 1, {7, 0, 3, 7, 2}}});
   }
@@ -236,14 +242,14 @@ class BackwardTest {
     }
   }
 
-  // Without gradients of the output, into places that hold something already.
-  void without_some() {
-    for (const Shape& shape :
-         {Shape{5, 17, 6, 3, 2, 1, {6, 2, 4}}, Shape{5, 2, 6, 67, 2, 2, ragged(67, 6)}, kSeveralGroups}) {
-      Case c(cell_, shape);
-      const Gradients<T> expected = reference(c, {}, T(0.25));
-      const Gradients<T> got = computed(c, *available_tables().back(), alone(c), alone(c), {}, T(0.25));
-      const double allowed = has_fused_multiply_add(*available_tables().back()) ? 0 : tolerance(c);
+  // Into places that hold something already.
+  void accumulated(const std::vector<Shape>& shapes) {
+    const KernelTable& table = *tested_tables(format_).back();
+    for (const Shape& shape : shapes) {
+      const Case c(cell_, shape);
+      const Gradients<T> expected = reference(c, arithmetic_of(table, format_for<T>(c.problem.spec, format_)), T(0.25));
+      const Gradients<T> got = computed(c, table, alone(c), alone(c), {}, T(0.25));
+      const double allowed = has_fused_multiply_add(table) ? 0 : tolerance(c);
       CHECK_NOTHING_WRONG(expected.difference(got, allowed), "accumulated, " + c.problem.name());
     }
   }

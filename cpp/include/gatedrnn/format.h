@@ -43,6 +43,19 @@ struct PanelLayout {
     return weights_bytes(depth, vectors) + (scaled ? vectors * lanes * sum_bytes : 0);
   }
 
+  // A row of a weights' gradient as it is summed up (TransposedGemmArgs): panels of so many vectors, where operands are rounded.
+  GATEDRNN_ALWAYS_INLINE constexpr Index sums_width(Index depth, Index vectors) const {
+    return rounds ? round_up(depth, vectors * lanes) : depth;
+  }
+  // Its left and right sides, over so many pairs, in so many blocks of them.
+  GATEDRNN_ALWAYS_INLINE constexpr Index left_bytes(Index pairs, Index blocks, Index columns) const {
+    return rounds ? rounded_bytes(columns, pairs + blocks * (part - 1)) : pairs * columns * operand_bytes;
+  }
+  GATEDRNN_ALWAYS_INLINE constexpr Index right_bytes(Index pairs, Index blocks, Index depth, Index vectors) const {
+    return rounds ? (pairs + blocks * (part - 1)) * round_up(depth, vectors * lanes) * weight_bytes
+                  : pairs * round_up(depth, lanes) * weight_bytes;
+  }
+
   // From slot to slot among the terms of a product that goes through several.
   GATEDRNN_ALWAYS_INLINE constexpr Index slot_stride(Index units) const {
     return round_up(units, rounds ? part : lanes);

@@ -1,47 +1,56 @@
 // What the kernels get that add up the gradients of parameters.
 #pragma once
 
+#include "gatedrnn/core.h"
 #include "gatedrnn/spec.h"
 
 namespace gatedrnn {
 
-// sums[column][k] += the sums over the n of each block of d[n][column] x[n][k]: the gradient of a matrix of weights. x is packed
-// in parts of up to kGemmVectors vectors; d may be packed in groups of kGemmColumns columns, or rows as they are.
-constexpr int kGemmVectors = 3;
-constexpr Index kGemmColumns = 8;
+// Columns of d that one thread has, at the least, and that are packed together. Formats that round take more rows of a product.
+constexpr Index kGemmColumns = 8, kRoundedGemmColumns = 32;
 
+// Successive (step, row) pairs: whole blocks of them (PairBlocks), none of which is larger than kBlockPairs.
+struct Pairs {
+  const Index* ends;  // of the blocks, counted like `first`
+  Index blocks;
+  Index first;  // pair of the first block
+
+  Index count() const { return ends[blocks - 1] - first; }
+};
+
+// sums[column][k] += the sums over the n of each block of d[n][column] x[n][k]: the gradient of a matrix of weights. The sides are
+// packed; where the format does not round, d may also stand in rows as they are.
 template <class T>
 struct TransposedGemmArgs {
-  const Index* ends;               // of the blocks, counted like `first`
-  Index blocks, first;             // the n of the first of them
-  Index columns;                   // the last group may cover more
-  Index width;                     // of sums; the last vector may cover more
-  const T* d;                      // the first group's first row of kGemmColumns values
+  const Core* core;
+  Pairs pairs;
+  Index columns, depth;            // how many there are
+  const void* d;                   // the first group's first row of kGemmColumns values
   Index d_group_stride, d_stride;  // from group to group, from row to row
   Index d_ahead;                   // how far ahead d is fetched; 0: not at all
-  const T* x;                      // [count][vectors][lanes]
-  int vectors;                     // 1 .. kGemmVectors
-  T* sums;                         // [columns][sums_stride]
-  Index sums_stride;
-  bool from_zero;  // sums hold nothing yet
+  const void* x;
+  T* sums;            // [columns][sums_stride]
+  Index sums_stride;  // at least the layout's sums_width(depth), all of which may be written
+  bool from_zero;     // sums hold nothing yet
 };
 
-// Packs `vectors` vectors of each row, `width` of whose values exist, for the right side above.
+// Packs rows for the right side above.
 template <class T>
 struct PackRowsArgs {
-  const T* const* rows;  // [count] pointers
-  Index count, first;    // the first value of a row
-  Index width;
-  int vectors;
-  T* to;  // [count][vectors][lanes]
+  const T* const* rows;  // [pair] pointers, from the first pair on
+  Pairs pairs;
+  Index depth;
+  void* to;
 };
 
-// Packs groups of kGemmColumns columns for the left side.
+// Packs columns for the left side.
 template <class T>
 struct PackColumnsArgs {
-  const T* from;  // [count][stride]
-  Index stride, count, groups;
-  T* to;  // [group][count][kGemmColumns]
+  const T* from;  // [pair][stride], from the first pair on
+  Index stride;
+  Pairs pairs;
+  Index columns;
+  void* to;  // groups of so many as belong together
 };
 
 // sums[unit] += the sum over n of d[n][unit] times, if given, factor[n][unit].

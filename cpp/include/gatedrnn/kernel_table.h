@@ -33,6 +33,15 @@ struct StageKernels {
   void operator()(Cell cell, int stage, const Args& args) const { cells[static_cast<int>(cell)].stages[stage](args); }
 };
 
+// The gradients of parameters.
+template <class T>
+struct GradientKernels {
+  void (*pack_rows)(const PackRowsArgs<T>&) noexcept;
+  void (*pack_columns)(const PackColumnsArgs<T>&) noexcept;
+  void (*transposed_gemm)(const TransposedGemmArgs<T>&) noexcept;
+  void (*sum_columns)(const ColumnArgs<T>&) noexcept;
+};
+
 // The kernels of one format, whose states and sums are of T.
 template <class T>
 struct Kernels {
@@ -42,10 +51,7 @@ struct Kernels {
   StageKernels<StepArgs<T>> step_keeping;  // the same for training
   StageKernels<BackStepArgs<T>> back_step;
   void (*pack_weights)(const PackWeightsArgs<T>&) noexcept;
-  void (*pack_rows)(const PackRowsArgs<T>&) noexcept;
-  void (*pack_columns)(const PackColumnsArgs<T>&) noexcept;
-  void (*transposed_gemm)(const TransposedGemmArgs<T>&) noexcept;
-  void (*sum_columns)(const ColumnArgs<T>&) noexcept;
+  GradientKernels<T> gradients;
   LaneKernels<T> rows_in_lanes;
   double (*multiply_rate_probe)(Index count, T* sink) noexcept;  // see Probes
 
