@@ -95,6 +95,7 @@ const std::vector<CpuFeature>& cpu_features() {
       {"avx512bw", "__AVX512BW__", structured_b, 1u << 30},
       {"avx512vl", "__AVX512VL__", structured_b, 1u << 31},
       {"avx512_vnni", "__AVX512VNNI__", structured_c, 1u << 11},
+      {"avx_vnni", "__AVXVNNI__", structured_more_a, 1u << 4},
       {"avx512_bf16", "__AVX512BF16__", structured_more_a, 1u << 5},
       {"os-tmm", "", tiles_permitted, 1u},
       {"amx_tile", "__AMX_TILE__", structured_d, kAmxTile},
@@ -114,10 +115,11 @@ std::vector<std::string> features_of(const CpuRegisters& registers) {
 std::vector<std::string> required_features(const std::string& isa) {
   std::vector<std::string> names;
   const bool is_512 = isa.rfind("avx512", 0) == 0 || isa == "amx";
-  if (isa == "avx2" || is_512)
+  if (isa == "avx2" || isa == "avx_vnni" || is_512)
     names = {"sse3",  "ssse3", "cx16", "sse4_1", "sse4_2", "movbe", "popcnt", "lahf_lm", "lzcnt",
              "xsave", "avx",   "f16c", "fma",    "bmi1",   "bmi2",  "avx2",   "os-ymm"};
   if (is_512) names.insert(names.end(), {"avx512f", "avx512dq", "avx512cd", "avx512bw", "avx512vl", "os-zmm"});
+  if (isa == "avx_vnni") names.emplace_back("avx_vnni");
   if (isa == "avx512_vnni" || isa == "avx512_bf16") names.emplace_back("avx512_vnni");
   if (isa == "avx512_bf16") names.emplace_back("avx512_bf16");
   if (isa == "amx") names.insert(names.end(), {"os-tmm", "amx_tile", "amx_int8", "amx_bf16"});

@@ -49,9 +49,10 @@ struct Machine {
 
 int stage_count(const Spec& spec) { return spec.description().stage_count + (spec.proj_size > 0 ? 1 : 0); }
 
-// Two vectors in a cycle, where the core can.
+// Two vectors in a cycle, where the core can; in some formats more.
 double macs_per_cycle(const Workload& p, const Core& core) {
-  return std::min(2.0 * p.layout.lanes, static_cast<double>(core.madd_bytes) / static_cast<double>(p.layout.sum_bytes));
+  return p.layout.pace *
+         std::min(2.0 * p.layout.lanes, static_cast<double>(core.madd_bytes) / static_cast<double>(p.layout.sum_bytes));
 }
 
 // Of one group of threads.

@@ -141,20 +141,22 @@ void check_other_processors() {
     const std::string for_512 = processor.lacks + " " + processor.lacks_for_512;
     check("baseline", "");
     check("avx2", processor.lacks);
+    const std::string processor_name = processor.name;
+    const bool is_sapphire = processor_name == "Sapphire Rapids";
+    check("avx_vnni", processor.lacks + (is_sapphire || processor_name == "Zen 5" ? "" : " avx_vnni"));
     check("avx512", for_512);
     check("avx512_bf16", for_512 + " " + processor.lacks_for_bf16);
-    const bool is_sapphire = std::string(processor.name).find("Sapphire") == 0;
     check("amx", for_512 + (is_sapphire ? "" : " os-tmm amx_tile amx_int8 amx_bf16"));
     const bool vnni = processor.lacks_for_bf16.find("vnni") == std::string::npos;
     check("avx512_vnni", for_512 + (vnni ? "" : " avx512_vnni"));
-    const bool zen = std::string(processor.name).find("Zen 3") == 0 || std::string(processor.name).find("Zen 4") == 0;
+    const bool zen = processor_name.find("Zen 3") == 0 || processor_name.find("Zen 4") == 0;
     CHECK_EQUAL(zen, is_zen_3_or_4(processor.registers));
   }
   CHECK(is_amd(kZen2) && !is_amd(kSapphireRapids));
   CpuRegisters refused = kSapphireRapids;
   refused.tiles_permitted = false;
   CHECK_EQUAL("os-tmm", joined(missing_features("amx", refused)));
-  for (const char* isa : {"avx512", "avx512_bf16", "amx"})
+  for (const char* isa : {"avx_vnni", "avx512", "avx512_bf16", "amx"})
     CHECK_EQUAL(joined(required_features(isa)), joined(missing_features(isa, {})));
   CHECK(features_of({}).empty());
 }
@@ -163,11 +165,12 @@ void check_other_processors() {
 void check_names() {
   std::vector<std::string> known;
   for (const CpuFeature& feature : cpu_features()) known.emplace_back(feature.name);
-  const std::vector<std::string> required = required_features("avx512_bf16"), amx = required_features("amx");
-  for (const auto* names : {&required, &amx})
-    for (const std::string& name : *names) CHECK_NOTHING_WRONG(contains(known, name) ? "" : "unknown", name);
-  for (const std::string& name : known)
-    CHECK_NOTHING_WRONG(contains(required, name) || contains(amx, name) ? "" : "of no use", name);
+  const std::vector<std::string> required = required_features("avx512_bf16");
+  std::vector<std::string> wanted;
+  for (const char* isa : {"avx512_bf16", "avx_vnni", "amx"})
+    for (const std::string& name : required_features(isa)) wanted.push_back(name);
+  for (const std::string& name : wanted) CHECK_NOTHING_WRONG(contains(known, name) ? "" : "unknown", name);
+  for (const std::string& name : known) CHECK_NOTHING_WRONG(contains(wanted, name) ? "" : "of no use", name);
   for (const char* isa : {"avx2", "avx512", "avx512_vnni"})
     for (const std::string& name : required_features(isa))
       CHECK_NOTHING_WRONG(contains(required, name) ? "" : "those who can do more do not ask for it", name);

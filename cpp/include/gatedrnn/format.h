@@ -33,6 +33,13 @@ struct PanelLayout {
   bool scaled = false;                           // whether units have scales, and rows
   Index part = kRoundedPart;                     // terms that rounded operands come in, the last ones with zeros
   bool pads = false;                             // whether weights do too
+  double pace = 1;                               // multiplications in the time of one of float32's, about
+
+  GATEDRNN_ALWAYS_INLINE constexpr PanelLayout at_pace(double times) const {
+    PanelLayout layout = *this;
+    layout.pace = times;
+    return layout;
+  }
 
   // Of as many k as multiply at a time, for one vector of units.
   GATEDRNN_ALWAYS_INLINE constexpr Index vector_bytes() const { return terms * lanes * weight_bytes; }

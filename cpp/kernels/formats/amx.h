@@ -55,7 +55,8 @@ struct AmxFloat : Pieces {
 struct Bfloat16Pieces {
   using S = Simd<float>;
   using Word = Pair;
-  static constexpr PanelLayout layout = {2, 2, sizeof(float), 2, S::lanes, 32, true, false, 32, true};
+  static constexpr PanelLayout layout =
+      PanelLayout{2, 2, sizeof(float), 2, S::lanes, 32, true, false, 32, true}.at_pace(16);
   static constexpr int products = 1, operand_piece[] = {0}, weight_piece[] = {0};
 
   static void pack(const PackWeightsArgs<float>& a) { pack_bfloat16<S>(a, layout); }
@@ -69,8 +70,9 @@ struct Bfloat16x3Pieces {
   struct Word {
     Pair pieces[2];
   };
-  static constexpr PanelLayout layout = {4, 4, sizeof(float), 2, S::lanes, 32, true, false, 32, true};
   static constexpr int products = 3, operand_piece[] = {1, 0, 0}, weight_piece[] = {0, 1, 0};
+  static constexpr PanelLayout layout =
+      PanelLayout{4, 4, sizeof(float), 2, S::lanes, 32, true, false, 32, true}.at_pace(16.0 / products);
 
   static void pack(const PackWeightsArgs<float>& a) { pack_bfloat16x3<S>(a, layout); }
   // In each part the upper pieces, then the lower ones.
@@ -95,7 +97,8 @@ struct AmxInt8 {
   struct Word {
     Pair bytes[2];
   };
-  static constexpr PanelLayout layout = {1, 2, sizeof(float), 4, S::lanes, kMostInt8Terms, true, true, 64, true};
+  static constexpr PanelLayout layout =
+      PanelLayout{1, 2, sizeof(float), 4, S::lanes, kMostInt8Terms, true, true, 64, true}.at_pace(16);
   static constexpr bool trains = false;
   static constexpr int most_sums = 2;
 

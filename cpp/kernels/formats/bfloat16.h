@@ -70,7 +70,8 @@ struct Bfloat16Dot {
     V even, odd;
   };
   using Sum = Factor;
-  static constexpr PanelLayout layout = {2, sizeof(float), sizeof(float), 2, S::lanes, 32, true};
+  static constexpr PanelLayout layout =
+      PanelLayout{2, sizeof(float), sizeof(float), 2, S::lanes, 32, true}.at_pace(0.85);
   static constexpr bool trains = true;
   static constexpr int accumulators = kAccumulators > 12 ? 12 : 4;
 
@@ -111,7 +112,8 @@ struct Bfloat16x3Dot {
   struct Sum {
     typename Dot::Sum lower_upper, upper_lower, upper_upper;
   };
-  static constexpr PanelLayout layout = {4, 2 * sizeof(float), sizeof(float), 2, S::lanes, 32, true};
+  static constexpr PanelLayout layout =
+      PanelLayout{4, 2 * sizeof(float), sizeof(float), 2, S::lanes, 32, true}.at_pace(0.3);
   static constexpr bool trains = true;
   static constexpr int accumulators = 3;  // of six vectors each
 
@@ -151,7 +153,7 @@ struct Bfloat16PairDot {
   using Word = Pair;
   using Factor = V;
   using Sum = V;
-  static constexpr PanelLayout layout = {2, 2, sizeof(float), 2, S::lanes, 2 * kBlockTerms, true};
+  static constexpr PanelLayout layout = PanelLayout{2, 2, sizeof(float), 2, S::lanes, 2 * kBlockTerms, true}.at_pace(2);
   static constexpr bool trains = true;
   static constexpr int accumulators = kAccumulators;
 

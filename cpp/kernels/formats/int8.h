@@ -16,6 +16,7 @@ constexpr float kLeastScale = 1e-30f;  // of values so small that their reciproc
 #if defined(__AVX512BW__) && !defined(GATEDRNN_TEST_SIMD)
 struct Integers {
   __m512i v;
+  static constexpr double pace = 2;
 
   static GATEDRNN_INLINE Integers zero() { return {_mm512_setzero_si512()}; }
   static GATEDRNN_INLINE Integers set(Pair pair) { return {_mm512_set1_epi32(static_cast<int>(pair))}; }
@@ -34,17 +35,25 @@ struct Integers {
 #elif defined(__AVX2__) && !defined(GATEDRNN_TEST_SIMD)
 struct Integers {
   __m256i v;
+  static constexpr double pace = 1.7;
 
   static GATEDRNN_INLINE Integers zero() { return {_mm256_setzero_si256()}; }
   static GATEDRNN_INLINE Integers set(Pair pair) { return {_mm256_set1_epi32(static_cast<int>(pair))}; }
   static GATEDRNN_INLINE Integers load(const unsigned char* w) {
     return {_mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(w)))};
   }
-  GATEDRNN_INLINE void add(Integers x, Integers w) { v = _mm256_add_epi32(v, _mm256_madd_epi16(x.v, w.v)); }
+  GATEDRNN_INLINE void add(Integers x, Integers w) {
+#ifdef __AVXVNNI__
+    v = _mm256_dpwssd_avx_epi32(v, x.v, w.v);
+#else
+    v = _mm256_add_epi32(v, _mm256_madd_epi16(x.v, w.v));
+#endif
+  }
   GATEDRNN_INLINE __m256 value() const { return _mm256_cvtepi32_ps(v); }
 };
 #else
 struct Integers {
+  static constexpr double pace = 0.5;
   static constexpr int lanes = Simd<float>::lanes;
   std::int32_t v[lanes], other[lanes];  // the second of each pair, where these are factors
 
@@ -116,7 +125,8 @@ struct Int8Dot {
   using Word = Pair;
   using Factor = Integers;
   using Sum = Integers;
-  static constexpr PanelLayout layout = {1, 2, sizeof(float), 2, S::lanes, kMostInt8Terms, true, true};
+  static constexpr PanelLayout layout =
+      PanelLayout{1, 2, sizeof(float), 2, S::lanes, kMostInt8Terms, true, true}.at_pace(Integers::pace);
   static constexpr bool trains = false;  // gradients need more range
   static constexpr int accumulators = kAccumulators;
 
