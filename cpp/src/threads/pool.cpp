@@ -67,7 +67,8 @@ bool Pool::hire(int workers) {
 }
 
 // The scheduler may wake a worker on the very processor that waits for it, and leave it there for milliseconds. The caller's own
-// affinity may be another than that of the last one, or change.
+// affinity may be another than that of the last one, or change. Workers of a caller that has been put on one processor stay where they
+// are: there they would only take it from the caller.
 void Pool::keep_workers_off_this_processor() {
 #if defined(__linux__)
   constexpr auto lasts = std::chrono::milliseconds(100);
@@ -80,7 +81,8 @@ void Pool::keep_workers_off_this_processor() {
   placed_at_ = now;
   cpu_set_t allowed;
   if (here < 0 || here >= CPU_SETSIZE || sched_getaffinity(0, sizeof allowed, &allowed) != 0) return;
-  if (CPU_COUNT(&allowed) > 1) CPU_CLR(here, &allowed);
+  if (CPU_COUNT(&allowed) == 1) return;
+  CPU_CLR(here, &allowed);
   for (std::thread& worker : workers_) pthread_setaffinity_np(worker.native_handle(), sizeof allowed, &allowed);
 #endif
 }
