@@ -298,7 +298,7 @@ print(json.dumps(len(os.listdir("/proc/self/task"))))
 
 @linux
 def test_workers_keep_off_the_callers_processor():
-    """They have another one of the caller's. A caller of one processor leaves them where they are: it would share it."""
+    """They have another of the caller's. A caller that has one, which they would share, leaves them alone."""
     available = sorted(os.sched_getaffinity(0))
     if len(available) < 2:
         pytest.skip("this process has one processor")

@@ -33,6 +33,7 @@ ISA_VARIABLES = {
     }
 }
 _CHECKED_STEPS = 3  # of a stream
+SPINNING_MS = 60.0  # so long others' threads may spin after a call: those of ONNX Runtime 1.32 do for 50 ms
 
 
 class Benchmark:
@@ -53,7 +54,7 @@ class Benchmark:
             tqdm = importlib.import_module("tqdm").tqdm
             tqdm.monitor_interval = 0  # no thread of its own beside what is being timed
             self.write = tqdm.write  # above the bar
-        gap = options.gap if options.gap is not None else (30.0 if self.threads > 1 else 0.0)
+        gap = options.gap if options.gap is not None else (SPINNING_MS if self.threads > 1 else 0.0)
         self.interleave = functools.partial(
             interleave,
             rounds=options.repeats,

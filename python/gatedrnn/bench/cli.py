@@ -79,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     add_timing(parser, slice_milliseconds=2)
     most = "skip shapes, with a line that says so, whose fewest rounds would take longer (default: 60)"
     add("--max-seconds-per-shape", type=positive(float), default=60.0, metavar="S", help=most)
-    pause = "pause before each turn (default: 0; 30 ms with threads, which spin on)"
+    pause = "pause before each turn (default: 0; 60 ms with threads, which spin on)"
     add("--gap", type=float, metavar="MS", help=pause)
     add("--no-check", action="store_true", help="do not compare the outputs before timing")
     add("--no-pin", action="store_true", help="leave the process and its threads on all CPUs")
