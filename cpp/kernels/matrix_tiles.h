@@ -49,11 +49,6 @@ struct Tiles {
   static GATEDRNN_INLINE void add_int8() {
     asm volatile("tdpbssd %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(sums), "i"(a), "i"(b));
   }
-  // The same, a being without signs.
-  template <int sums, int a, int b>
-  static GATEDRNN_INLINE void add_unsigned_int8() {
-    asm volatile("tdpbusd %%tmm%c2, %%tmm%c1, %%tmm%c0" ::"i"(sums), "i"(a), "i"(b));
-  }
 };
 
 }  // namespace gatedrnn::GATEDRNN_ISA

@@ -26,6 +26,11 @@ constexpr KernelTable::ByFormat<float> formats() {
 #elif defined(__AVX512BF16__)
   return {
       {nullptr, nullptr, &kKernels<DotProduct<Bfloat16PairDot<Simd<float>>>>, nullptr, &kKernels<DotProduct<Int8Dot>>}};
+#elif defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
+  return {{nullptr, nullptr, &kKernels<DotProduct<Bfloat16HalvesDot<Simd<float>>>>, nullptr,
+           &kKernels<DotProduct<Int8BytesDot>>}};
+#elif defined(__ARM_FEATURE_DOTPROD)
+  return {{nullptr, nullptr, nullptr, nullptr, &kKernels<DotProduct<Int8BytesDot>>}};
 #else
   return {{nullptr, nullptr, nullptr, nullptr, &kKernels<DotProduct<Int8Dot>>}};
 #endif

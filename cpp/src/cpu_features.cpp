@@ -8,6 +8,8 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
+#elif defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
 #endif
 
 namespace gatedrnn {
@@ -22,6 +24,8 @@ unsigned structured_d(const CpuRegisters& r) { return r.structured.d; }
 unsigned structured_more_a(const CpuRegisters& r) { return r.structured_more.a; }
 unsigned extended_c(const CpuRegisters& r) { return r.extended.c; }
 unsigned saved(const CpuRegisters& r) { return static_cast<unsigned>(r.xcr0); }
+unsigned arm(const CpuRegisters& r) { return static_cast<unsigned>(r.arm); }
+unsigned arm_more(const CpuRegisters& r) { return static_cast<unsigned>(r.arm_more); }
 unsigned tiles_permitted(const CpuRegisters& r) { return r.tiles_permitted; }
 
 constexpr unsigned kAmxTile = 1u << 24;  // of leaf 7, in d
@@ -65,6 +69,9 @@ CpuRegisters read_cpu_registers() {
   if (registers.basic.c & kOsXsave) registers.xcr0 = xcr0();
   const bool has_tiles = registers.structured.d & kAmxTile && (registers.xcr0 & kSavedTiles) == kSavedTiles;
   registers.tiles_permitted = has_tiles && ask_for_tiles();
+#elif defined(__aarch64__) && defined(__linux__)
+  registers.arm = getauxval(AT_HWCAP);
+  registers.arm_more = getauxval(AT_HWCAP2);
 #endif
   return registers;
 }
@@ -101,6 +108,11 @@ const std::vector<CpuFeature>& cpu_features() {
       {"amx_tile", "__AMX_TILE__", structured_d, kAmxTile},
       {"amx_int8", "__AMX_INT8__", structured_d, 1u << 25},
       {"amx_bf16", "__AMX_BF16__", structured_d, 1u << 22},
+      {"crc32", "__ARM_FEATURE_CRC32", arm, 1u << 7},
+      {"atomics", "__ARM_FEATURE_ATOMICS", arm, 1u << 8},
+      {"asimdrdm", "__ARM_FEATURE_QRDMX", arm, 1u << 12},
+      {"asimddp", "__ARM_FEATURE_DOTPROD", arm, 1u << 20},
+      {"bf16", "__ARM_FEATURE_BF16_VECTOR_ARITHMETIC", arm_more, 1u << 14},
   };
   return features;
 }
@@ -123,6 +135,8 @@ std::vector<std::string> required_features(const std::string& isa) {
   if (isa == "avx512_vnni" || isa == "avx512_bf16") names.emplace_back("avx512_vnni");
   if (isa == "avx512_bf16") names.emplace_back("avx512_bf16");
   if (isa == "amx") names.insert(names.end(), {"os-tmm", "amx_tile", "amx_int8", "amx_bf16"});
+  if (isa == "neon_dot" || isa == "neon_bf16") names = {"crc32", "atomics", "asimdrdm", "asimddp"};
+  if (isa == "neon_bf16") names.emplace_back("bf16");
   return names;
 }
 

@@ -105,24 +105,19 @@ struct Tiles {
   }
   template <int sums, int a, int b>
   static void add_int8() {
-    add_bytes<std::int8_t>(get<sums>(), get<a>(), get<b>());
-  }
-  template <int sums, int a, int b>
-  static void add_unsigned_int8() {
-    add_bytes<std::uint8_t>(get<sums>(), get<a>(), get<b>());
-  }
-
- private:
-  template <class Byte>
-  static void add_bytes(Tile& to, const Tile& x, const Tile& w) {
+    const Tile &x = get<a>(), &w = get<b>();
+    Tile& to = get<sums>();
     check_shapes(to, x, w);
     for (int row = 0; row < to.rows; ++row)
       for (int column = 0; column < to.row_bytes / 4; ++column) {
         std::int32_t sum = to.at<std::int32_t>(row, column);
-        for (int k = 0; k < x.row_bytes; ++k) sum += x.at<Byte>(row, k) * w.at<std::int8_t>(k / 4, 4 * column + k % 4);
+        for (int k = 0; k < x.row_bytes; ++k)
+          sum += x.at<std::int8_t>(row, k) * w.at<std::int8_t>(k / 4, 4 * column + k % 4);
         to.set(row, column, sum);
       }
   }
+
+ private:
   static void check_shapes(const Tile& to, const Tile& x, const Tile& w) {
     demand(to.rows > 0 && to.rows == x.rows && to.row_bytes == w.row_bytes && w.rows * 4 == x.row_bytes,
            "the shapes of tiles do not fit");

@@ -89,7 +89,7 @@ inline float scale_of(const std::vector<float>& values, float least, float level
 
 inline float add_int8(float sum, const std::vector<float>& x, const std::vector<float>& w, float least) {
   std::vector<int> a, b;
-  const float scale_x = scale_of(x, std::max(least, 1e-30f), 32767, a), scale_w = scale_of(w, 1e-30f, 127, b);
+  const float scale_x = scale_of(x, std::max(least, 1e-30f), 127 * 256 + 127, a), scale_w = scale_of(w, 1e-30f, 127, b);
   for (std::size_t begin = 0; begin < x.size(); begin += 512) {
     std::int64_t block = 0;
     for (std::size_t k = begin; k < std::min<std::size_t>(begin + 512, x.size()); ++k)

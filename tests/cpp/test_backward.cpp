@@ -1,7 +1,7 @@
 // Backward on every kernel table that this machine can run against the reference, bit by bit where multiplication and addition
 // are fused, within a derived tolerance where not; and with any plan, block of steps, and recomputing the same bits. With the
-// argument "formats": those that round. With "threads": the part of this in which some threads compute, for ThreadSanitizer, under which
-// all of it takes too long.
+// argument "formats": those that round, of one cell if its name follows. With "threads": the part of this in which some threads
+// compute, for ThreadSanitizer, under which all of it takes too long.
 #include <algorithm>
 
 #include "check.h"
@@ -390,10 +390,10 @@ int main(int argc, char** argv) {
     for (const test::NamedCell& cell : test::all_cells()) test::BackwardTest<float>(cell).run_threads();
     return test::finish("test_backward threads");
   }
-  if (argc == 2 && std::string(argv[1]) == "formats") {
+  if (argc >= 2 && std::string(argv[1]) == "formats") {
     for (const test::NamedCell& cell : test::all_cells())
       for (const Format format : {Format::bfloat16, Format::bfloat16x3})
-        test::BackwardTest<float>(cell, format).run_format();
+        if (argc == 2 || std::string(argv[2]) == cell.name) test::BackwardTest<float>(cell, format).run_format();
     return test::finish("test_backward formats");
   }
   for (const test::NamedCell& cell : test::all_cells()) {

@@ -156,7 +156,13 @@ void check_other_processors() {
   CpuRegisters refused = kSapphireRapids;
   refused.tiles_permitted = false;
   CHECK_EQUAL("os-tmm", joined(missing_features("amx", refused)));
-  for (const char* isa : {"avx_vnni", "avx512", "avx512_bf16", "amx"})
+  CpuRegisters graviton_2, graviton_3;
+  graviton_2.arm = graviton_3.arm = 0x101180;
+  graviton_3.arm_more = 0x4000;
+  CHECK_EQUAL("", joined(missing_features("neon_dot", graviton_2)));
+  CHECK_EQUAL("bf16", joined(missing_features("neon_bf16", graviton_2)));
+  CHECK_EQUAL("", joined(missing_features("neon_bf16", graviton_3)));
+  for (const char* isa : {"avx_vnni", "avx512", "avx512_bf16", "amx", "neon_dot", "neon_bf16"})
     CHECK_EQUAL(joined(required_features(isa)), joined(missing_features(isa, {})));
   CHECK(features_of({}).empty());
 }
@@ -167,7 +173,7 @@ void check_names() {
   for (const CpuFeature& feature : cpu_features()) known.emplace_back(feature.name);
   const std::vector<std::string> required = required_features("avx512_bf16");
   std::vector<std::string> wanted;
-  for (const char* isa : {"avx512_bf16", "avx_vnni", "amx"})
+  for (const char* isa : {"avx512_bf16", "avx_vnni", "amx", "neon_bf16"})
     for (const std::string& name : required_features(isa)) wanted.push_back(name);
   for (const std::string& name : wanted) CHECK_NOTHING_WRONG(contains(known, name) ? "" : "unknown", name);
   for (const std::string& name : known) CHECK_NOTHING_WRONG(contains(wanted, name) ? "" : "of no use", name);
@@ -178,8 +184,10 @@ void check_names() {
 
 // What the compiler may use with a unit's flags is what we ask the processor for, neither less nor more.
 void check_against_the_compiler() {
-  // They say nothing that another one does not: __CRC32__ is a part of SSE 4.2.
-  const std::vector<std::string> no_features = {"__CRC32__", "__EVEX256__", "__EVEX512__"};
+  // They say nothing that another one does not: __CRC32__ is a part of SSE 4.2, the two of Arm's of BF16.
+  const std::vector<std::string> no_features = {"__CRC32__", "__EVEX256__", "__EVEX512__",
+                                                "__ARM_FEATURE_BF16_SCALAR_ARITHMETIC",
+                                                "__ARM_BF16_FORMAT_ALTERNATIVE"};
   for (const auto& [isa, macros] : kImpliedMacros) {
     const std::vector<std::string> required = required_features(isa);
     for (const CpuFeature& feature : cpu_features()) {

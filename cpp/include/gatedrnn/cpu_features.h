@@ -1,4 +1,4 @@
-// What an x86 processor and its operating system offer, read by ourselves: the compilers' built-in tests answer "no" to
+// What a processor and its operating system offer. On x86 it is read by ourselves: the compilers' built-in tests answer "no" to
 // everything in some builds of Clang, and a machine with AVX-512 then ran the baseline kernels without a word.
 #pragma once
 
@@ -12,16 +12,17 @@ struct CpuRegisters {
   struct Leaf {
     unsigned a = 0, b = 0, c = 0, d = 0;
   };
-  Leaf vendor;                   // leaf 0
-  Leaf basic;                    // leaf 1
-  Leaf structured;               // leaf 7, subleaf 0
-  Leaf structured_more;          // leaf 7, subleaf 1
-  Leaf extended;                 // leaf 0x80000001
-  unsigned long long xcr0 = 0;   // which registers the operating system saves
-  bool tiles_permitted = false;  // whether it lets this process use those of the matrix unit
+  Leaf vendor;                          // leaf 0
+  Leaf basic;                           // leaf 1
+  Leaf structured;                      // leaf 7, subleaf 0
+  Leaf structured_more;                 // leaf 7, subleaf 1
+  Leaf extended;                        // leaf 0x80000001
+  unsigned long long xcr0 = 0;          // which registers the operating system saves
+  bool tiles_permitted = false;         // whether it lets this process use those of the matrix unit
+  unsigned long arm = 0, arm_more = 0;  // what Linux says of an AArch64 processor: AT_HWCAP and AT_HWCAP2
 };
 
-// This machine's; all zeros where it is no x86. Asks for the matrix unit's registers.
+// This machine's; all zeros where it is neither. Asks for the matrix unit's registers.
 CpuRegisters read_cpu_registers();
 
 // A bit of these registers. The names are those of /proc/cpuinfo, and "os-ymm", "os-zmm" and "os-tmm" for registers that the operating

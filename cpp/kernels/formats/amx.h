@@ -91,7 +91,7 @@ struct Bfloat16x3Pieces {
 using AmxBfloat16 = AmxFloat<Bfloat16Pieces>;
 using AmxBfloat16x3 = AmxFloat<Bfloat16x3Pieces>;
 
-// Operands of 16 bits as an upper byte with a sign and a lower one without, whose sums are apart until a block ends.
+// Operands as two bytes, whose sums are apart until a block ends.
 struct AmxInt8 {
   using S = Simd<float>;
   struct Word {
@@ -103,28 +103,17 @@ struct AmxInt8 {
   static constexpr int most_sums = 2;
 
   static void pack(const PackWeightsArgs<float>& a) { pack_int8<S>(a, layout); }
-  // In each part the upper bytes, then the lower ones.
   static GATEDRNN_INLINE float round(const float* from, Index count, float least, Word* to) {
-    float reciprocal;
-    const float scale = operand_scale(from, count, least, reciprocal);
-    auto* const bytes = reinterpret_cast<unsigned char*>(to->bytes);
-    for (Index k = 0; k < round_up(count, layout.part); ++k) {
-      const std::int32_t value = k < count ? nearest(from[k] * reciprocal) : 0;
-      unsigned char* const part = bytes + k / layout.part * 2 * layout.part + k % layout.part;
-      part[0] = static_cast<unsigned char>(value >> 8);
-      part[layout.part] = static_cast<unsigned char>(value);
-    }
-    return scale;
+    return round_to_bytes(from, count, least, layout.part, round_up(count, layout.part),
+                          reinterpret_cast<std::int8_t*>(to));
   }
 
   // A part of the terms.
   template <class Product, int R, int N, int W>
   static GATEDRNN_INLINE void add_step(const unsigned char* x, Index x_stride, const unsigned char* w) {
-    Product::template add<R, N, W, 0>(
-        x, x_stride, w, [](auto c, auto x, auto w) __attribute__((always_inline)) { Tiles::add_int8<c, x, w>(); });
-    Product::template add<R, N, W, sums_of_piece>(
-        x + kTileBytes, x_stride, w,
-        [](auto c, auto x, auto w) __attribute__((always_inline)) { Tiles::add_unsigned_int8<c, x, w>(); });
+    const auto add = [](auto c, auto x, auto w) __attribute__((always_inline)) { Tiles::add_int8<c, x, w>(); };
+    Product::template add<R, N, W, 0>(x, x_stride, w, add);
+    Product::template add<R, N, W, sums_of_piece>(x + kTileBytes, x_stride, w, add);
   }
 
   template <class Product, int R, int N, int W, class Beside>

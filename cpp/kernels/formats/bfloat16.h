@@ -33,17 +33,49 @@ GATEDRNN_INLINE float round_to_pairs(const float* from, Index count, Pair* to) {
   return 1;
 }
 
-// Pairs of weights as `value` makes them, zero where there is none.
+// A vector of pairs, of which an array has each unit's first or only terms.
+template <class S, class Value>
+GATEDRNN_INLINE void join_pairs(const float* first, const float* second, Index stride, Pair* to, Value&& value) {
+  for (Index i = 0; i < S::lanes; ++i)
+    to[i] = static_cast<Pair>(value(first[i * stride])) | static_cast<Pair>(value(second[i * stride])) << 16;
+}
+
+// Pairs of weights as `value` makes them, zero where there is none. They are side by side in the order of units or of terms; in that of
+// terms, as many pairs of as many units are transposed.
 template <class S, class Value>
 void pack_pairs(const PackWeightsArgs<float>& a, const PanelLayout& layout, unsigned char* to, Value&& value) {
+  constexpr Index lanes = S::lanes;
   const Index depth = layout.pads ? round_up(a.depth, layout.part) : a.depth;
-  for (Index k = 0; k < depth; k += 2, to += a.vectors * layout.vector_bytes())
-    for (Index unit = 0; unit < S::lanes; ++unit)
-      for (Index i = 0; i < 2; ++i) {
-        const bool there = unit < a.units && k + i < a.depth;
-        const std::uint16_t weight = there ? value(a.from[unit * a.unit_stride + (k + i) * a.term_stride]) : 0;
-        __builtin_memcpy(to + (2 * unit + i) * sizeof weight, &weight, sizeof weight);
-      }
+  const Index pairs = ceil_div(depth, 2), stride = a.vectors * layout.vector_bytes();
+  alignas(64) float terms[2 * lanes];
+  const auto load = [&](const float* from, Index count) {
+    for (Index i = 0; i < 2 * lanes; i += lanes)
+      S::store(terms + i, load_first<S>(from + i, count > i ? count - i : 0));
+  };
+  alignas(64) Pair packed[lanes][lanes];
+  if (a.term_stride != 1) {
+    for (Index k = 0; k < pairs; ++k, to += stride) {
+      for (Index i = 0; i < 2; ++i)
+        S::store(terms + i * lanes,
+                 load_first<S>(a.from + (2 * k + i) * a.term_stride, 2 * k + i < a.depth ? a.units : 0));
+      join_pairs<S>(terms, terms + lanes, 1, packed[0], value);
+      __builtin_memcpy(to, packed[0], sizeof packed[0]);
+    }
+    return;
+  }
+  for (Index k = 0; k < pairs; k += lanes) {
+    typename S::Block block;
+    for (Index unit = 0; unit < lanes; ++unit) {
+      load(a.from + unit * a.unit_stride + 2 * k, unit < a.units ? a.depth - 2 * k : 0);
+      join_pairs<S>(terms, terms + 1, 2, packed[unit], value);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < S::lanes; ++i) block.packet[i] = S::load(reinterpret_cast<const float*>(packed[i]));
+    S::transpose(block);
+#pragma GCC unroll 16
+    for (int i = 0; i < S::lanes; ++i)
+      if (k + i < pairs) S::store(reinterpret_cast<float*>(to + (k + i) * stride), block.packet[i]);
+  }
 }
 
 template <class S>
@@ -164,6 +196,37 @@ struct Bfloat16PairDot {
     sum = _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(x), reinterpret_cast<__m512bh>(w));
   }
   static GATEDRNN_INLINE V add(V before, Sum sum) { return S::add(before, sum); }
+
+  static void pack(const PackWeightsArgs<float>& a) { pack_bfloat16<S>(a, layout); }
+  static GATEDRNN_INLINE float round(const float* from, Index count, float, Word* to) {
+    return round_to_pairs(from, count, to);
+  }
+};
+#endif
+
+#ifdef __ARM_FEATURE_BF16_VECTOR_ARITHMETIC
+// With Arm's multiplications of the even and of the odd terms, which are the common order's two chains.
+template <class Vectors>
+struct Bfloat16HalvesDot {
+  using S = Vectors;
+  using V = typename S::V;
+  using Word = Pair;
+  using Factor = bfloat16x8_t;
+  using Sum = typename Bfloat16Dot<S>::Sum;
+  static constexpr PanelLayout layout = {2, 2, sizeof(float), 2, S::lanes, 32, true};
+  static constexpr bool trains = true;
+  static constexpr int accumulators = Bfloat16Dot<S>::accumulators;
+
+  static GATEDRNN_INLINE Sum zero() { return Bfloat16Dot<S>::zero(); }
+  static GATEDRNN_INLINE Factor set(Word x) { return vreinterpretq_bf16_u32(vdupq_n_u32(x)); }
+  static GATEDRNN_INLINE Factor load(const unsigned char* w) {
+    return vld1q_bf16(reinterpret_cast<const bfloat16_t*>(w));
+  }
+  static GATEDRNN_INLINE void multiply(Factor x, Factor w, Sum& sum) {
+    sum.even = vbfmlalbq_f32(sum.even, x, w);
+    sum.odd = vbfmlaltq_f32(sum.odd, x, w);
+  }
+  static GATEDRNN_INLINE V add(V before, const Sum& sum) { return Bfloat16Dot<S>::add(before, sum); }
 
   static void pack(const PackWeightsArgs<float>& a) { pack_bfloat16<S>(a, layout); }
   static GATEDRNN_INLINE float round(const float* from, Index count, float, Word* to) {

@@ -8,7 +8,8 @@
 
 namespace gatedrnn::GATEDRNN_ISA {
 
-constexpr float kLargestWeight = 127, kLargestOperand = 32767;
+// An operand may be two bytes with signs, 256 * upper + lower, the largest of which are 127.
+constexpr float kLargestWeight = 127, kLargestOperand = 127 * 256 + 127;
 constexpr Index kMostInt8Terms = 512;  // whose sum is below 2^31
 constexpr float kLeastScale = 1e-30f;  // of values so small that their reciprocals would overflow
 
@@ -50,6 +51,22 @@ struct Integers {
 #endif
   }
   GATEDRNN_INLINE __m256 value() const { return _mm256_cvtepi32_ps(v); }
+};
+#elif defined(__ARM_NEON) && !defined(GATEDRNN_TEST_SIMD)
+struct Integers {
+  int32x4_t v;  // or pairs of 16 bits, where these are factors
+  static constexpr double pace = 1;
+
+  static GATEDRNN_INLINE Integers zero() { return {vdupq_n_s32(0)}; }
+  static GATEDRNN_INLINE Integers set(Pair pair) { return {vreinterpretq_s32_u32(vdupq_n_u32(pair))}; }
+  static GATEDRNN_INLINE Integers load(const unsigned char* w) {
+    return {vreinterpretq_s32_s16(vmovl_s8(vld1_s8(reinterpret_cast<const std::int8_t*>(w))))};
+  }
+  GATEDRNN_INLINE void add(Integers x, Integers w) {
+    const int16x8_t a = vreinterpretq_s16_s32(x.v), b = vreinterpretq_s16_s32(w.v);
+    v = vaddq_s32(v, vpaddq_s32(vmull_s16(vget_low_s16(a), vget_low_s16(b)), vmull_high_s16(a, b)));
+  }
+  GATEDRNN_INLINE float32x4_t value() const { return vcvtq_f32_s32(v); }
 };
 #else
 struct Integers {
@@ -96,6 +113,20 @@ GATEDRNN_INLINE float operand_scale(const float* from, Index count, float least,
   Magnitude largest;
   for (Index k = 0; k < count; ++k) largest.add(from[k]);
   return scale_of(largest, least > kLeastScale ? least : kLeastScale, kLargestOperand, reciprocal);
+}
+
+// As bytes: in each part of so many terms first the upper ones.
+GATEDRNN_INLINE float round_to_bytes(const float* from, Index count, float least, Index part, Index padded,
+                                     std::int8_t* to) {
+  float reciprocal;
+  const float scale = operand_scale(from, count, least, reciprocal);
+  for (Index k = 0; k < padded; ++k) {
+    const std::int32_t value = k < count ? nearest(from[k] * reciprocal) : 0, upper = (value + 128) >> 8;
+    std::int8_t* const bytes = to + k / part * 2 * part + k % part;
+    bytes[0] = static_cast<std::int8_t>(upper);
+    bytes[part] = static_cast<std::int8_t>(value - 256 * upper);
+  }
+  return scale;
 }
 
 // A vector's weights, and the scales of its units.
@@ -146,5 +177,48 @@ struct Int8Dot {
     return scale;
   }
 };
+
+#ifdef __ARM_FEATURE_DOTPROD
+// With an instruction that multiplies four bytes by four. Upper and lower bytes of operands have sums of their own.
+struct Int8BytesDot {
+  using S = Simd<float>;
+  using V = S::V;
+  struct Word {
+    Pair upper, lower;  // of four terms
+  };
+  struct Factor {
+    int8x16_t upper, lower;  // the same where these are weights
+  };
+  struct Sum {
+    int32x4_t upper, lower;
+  };
+  static constexpr PanelLayout layout =
+      PanelLayout{1, 2, sizeof(float), 4, S::lanes, kMostInt8Terms, true, true}.at_pace(2);
+  static constexpr bool trains = false;
+  static constexpr int accumulators = kAccumulators;
+
+  static GATEDRNN_INLINE Sum zero() { return {vdupq_n_s32(0), vdupq_n_s32(0)}; }
+  static GATEDRNN_INLINE Factor set(const Word& x) {
+    return {vreinterpretq_s8_u32(vdupq_n_u32(x.upper)), vreinterpretq_s8_u32(vdupq_n_u32(x.lower))};
+  }
+  static GATEDRNN_INLINE Factor load(const unsigned char* w) {
+    const int8x16_t weights = vld1q_s8(reinterpret_cast<const std::int8_t*>(w));
+    return {weights, weights};
+  }
+  static GATEDRNN_INLINE void multiply(const Factor& x, const Factor& w, Sum& sum) {
+    sum.upper = vdotq_s32(sum.upper, x.upper, w.upper);
+    sum.lower = vdotq_s32(sum.lower, x.lower, w.lower);
+  }
+  static GATEDRNN_INLINE V value(const Sum& sum) {
+    return vcvtq_f32_s32(vaddq_s32(vshlq_n_s32(sum.upper, 8), sum.lower));
+  }
+
+  static void pack(const PackWeightsArgs<float>& a) { pack_int8<S>(a, layout); }
+  static GATEDRNN_INLINE float round(const float* from, Index count, float least, Word* to) {
+    return round_to_bytes(from, count, least, layout.terms, round_up(count, kRoundedPart),
+                          reinterpret_cast<std::int8_t*>(to));
+  }
+};
+#endif
 
 }  // namespace gatedrnn::GATEDRNN_ISA
