@@ -25,6 +25,7 @@ except ImportError as error:
     ) from error
 
 from gatedrnn import _config
+from gatedrnn._cells import GRUCell, LSTMCell, RNNCell
 from gatedrnn._config import get_num_threads, num_threads, set_num_threads, show_config
 from gatedrnn._core import Stream, Tape
 from gatedrnn._modules import GRU, LSTM, RNN, load
@@ -33,6 +34,9 @@ __all__ = [
     "GRU",
     "LSTM",
     "RNN",
+    "GRUCell",
+    "LSTMCell",
+    "RNNCell",
     "Stream",
     "Tape",
     "get_num_threads",

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from gatedrnn import _storage
+from gatedrnn._module import _rebuild
 from gatedrnn._options import _COMMON_DEFAULTS, _Option
-from gatedrnn._recurrent import _rebuild, _Recurrent
+from gatedrnn._recurrent import _Recurrent
 
 if TYPE_CHECKING:
     import os

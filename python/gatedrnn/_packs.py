@@ -23,6 +23,7 @@ class Recipe(NamedTuple):
     network: Any  # the class, of `_core` or `_device`
     cell: str  # the engine's name
     options: dict[str, Any]
+    suffix: str = ""  # what names have there and not in the store
 
 
 class PackCache:
@@ -69,8 +70,8 @@ class PackCache:
             with self.lock:
                 if self._pack != (_core.fingerprint([self.store.flat]), network):
                     continue  # written meanwhile: that was the pack of others
-                make, cell, options = self._recipe
-                network.recipe = make, cell, self._copies(), options
+                recipe = self._recipe
+                network.recipe = recipe.network, recipe.cell, self._copies(), recipe.options
         return network
 
     def get_any(self) -> Any:
@@ -103,10 +104,11 @@ class PackCache:
             return self.store.loan()
 
     def _new_network(self) -> Any:
+        recipe = self._recipe
+        parameters = {name + recipe.suffix: view for name, view in self.store.views.items()}
         if self._pack is not None:
-            return self._pack[1].renewed(self.store.views)
-        make, cell, options = self._recipe
-        return make(cell, self.store.views, **options)
+            return self._pack[1].renewed(parameters)
+        return recipe.network(recipe.cell, parameters, **recipe.options)
 
     def _copies(self) -> dict[str, Array]:
         return {name: view.copy() for name, view in self.store.views.items()}

@@ -68,6 +68,13 @@ def parameter_shapes(options: Mapping[str, Any], cell: str) -> Shapes:
     }
 
 
+def cell_shapes(options: Mapping[str, Any], cell: str) -> Shapes:
+    """Lay out a cell that is used by itself, as `parameter_shapes` does a whole module."""
+    shapes = _cell_shapes(options, CELLS[cell], options["input_size"])
+    _checks.fitting("input_size, hidden_size", _elements(shapes), options["dtype"])
+    return shapes
+
+
 def _cell_shapes(options: Mapping[str, Any], cell: Cell, input_size: int) -> Shapes:
     """Shapes of one direction of one layer."""
     hidden_size, proj_size = options["hidden_size"], options.get("proj_size", 0)

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 
 from gatedrnn import _checks, _files
 from gatedrnn._options import checked_precision, completed
-from gatedrnn._parameters import parameter_shapes
 
 if TYPE_CHECKING:
     import numpy as np
@@ -42,7 +41,7 @@ def read(path: object, classes: Mapping[str, Class]) -> Content:
     """Read what `save` wrote of a module of one of these classes; errors are those of `gatedrnn.load`."""
     with _files.reading(path, _FORMAT, "a file saved by gatedrnn") as (file, metadata):
         cls, options, precision = _read_config(metadata, classes)
-        expected = parameter_shapes(options, cls._cell_of(options))
+        expected = cls._shapes(options)
         names = set(file.keys())
         if names != set(expected):
             missing, unexpected = sorted(set(expected) - names), sorted(names - set(expected))

@@ -1,4 +1,4 @@
-"""LSTM, GRU and RNN for PyTorch on the CPU: ``torch.nn``'s modules, computed by this package's engine.
+"""LSTM, GRU, RNN and their cells for PyTorch on the CPU: ``torch.nn``'s modules, computed by our engine.
 
 ::
 
@@ -21,8 +21,9 @@ except ImportError as error:
     raise ImportError(f"gatedrnn.torch needs PyTorch ({error}): 'pip install torch'") from error
 
 from gatedrnn.torch import _threads
+from gatedrnn.torch._cells import GRUCell, LSTMCell, RNNCell
 from gatedrnn.torch._modules import GRU, LSTM, RNN
 
 _threads.borrow()
 
-__all__ = ["GRU", "LSTM", "RNN"]
+__all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell"]

@@ -37,6 +37,7 @@ class _Recurrent(nn.Module):
 
     _numpy_class: ClassVar[Any]  # checks the constructor's arguments
     _own_options: ClassVar[tuple[str, ...]] = ()  # those of the cell alone
+    _engine_suffix: ClassVar[str] = ""  # what names of parameters have in the engine alone
     proj_size = 0
     precision: str | None = None  # of pickles from before it, too
 
@@ -68,9 +69,9 @@ class _Recurrent(nn.Module):
             self._numpy_class._cell_of(checked), self.num_layers, self.bidirectional, self.bias
         )
         shapes = shapes_of(self._stack, self.input_size, self.hidden_size, self._state_size)
-        for name, shape in shapes.items():
+        self._names = tuple([name.removesuffix(self._engine_suffix) for name in shapes])
+        for name, shape in zip(self._names, shapes.values(), strict=True):
             self.register_parameter(name, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
-        self._names = tuple(shapes)
         self._cache = NetworkCache()
         self.reset_parameters()
 

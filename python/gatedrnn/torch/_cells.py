@@ -1,0 +1,187 @@
+"""LSTMCell, GRUCell and RNNCell for PyTorch: to the engine a step is a sequence of one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+import gatedrnn
+from gatedrnn import _checks
+from gatedrnn.torch._modules import _Recurrent
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["GRUCell", "LSTMCell", "RNNCell"]
+
+
+class _Cell(_Recurrent):
+    """What all cells share."""
+
+    _engine_suffix = "_l0"
+
+    def __init__(
+        self,
+        device: torch.device | str | int | None,
+        dtype: torch.dtype | None,
+        precision: str | None,
+        **options: object,
+    ) -> None:
+        of_one_layer = dict(num_layers=1, batch_first=False, dropout=0.0, bidirectional=False)
+        super().__init__(device, dtype, precision, **options, **of_one_layer)
+
+    def _step(self, input: Tensor, h: Tensor | None, c: Tensor | None) -> tuple[Tensor, ...]:
+        """Return h and, for LSTMCell, c after the step."""
+        features, axes = self.input_size, _axes("input", input)
+        if len(axes) not in (1, 2) or axes[-1] != features:
+            raise ValueError(f"input: expected (B, {features}) or ({features},), got {axes}")
+        expected = (*axes[:-1], self.hidden_size)
+        before: list[Tensor | None] = []
+        for name, state in (("hx: h", h), ("hx: c", c)) if self._stack.has_c else (("hx", h), ("hx", None)):
+            if state is not None and _axes(name, state) != expected:
+                raise ValueError(f"{name}: expected {expected}, got {tuple(state.shape)}")
+            before.append(None if state is None else state.unsqueeze(0))
+        results = self._compute(input.unsqueeze(0), before[0], before[1], None)
+        return tuple([state.squeeze(0) for state in results[1:]])
+
+
+def _axes(name: str, tensor: Any) -> tuple[int, ...]:
+    if not isinstance(tensor, torch.Tensor):
+        raise TypeError(f"{name}: expected a tensor, got {_checks.described(tensor)}")
+    return tuple(tensor.shape)
+
+
+class LSTMCell(_Cell):
+    """``torch.nn.LSTMCell``, computed by this package's engine on the CPU.
+
+    Constructor, parameters, state dictionary, call and results are torch.nn's; `gatedrnn.LSTM` has the
+    equations. Arguments that do not stand here are those of ``torch.nn.LSTMCell``.
+
+    Args:
+        device: Where the parameters are made; a call needs them on the CPU.
+        dtype: As for `LSTM`.
+        peephole: Whether the gates see the memory cell through ``weight_ci``, ``weight_cf``, ``weight_co``.
+        coupled: Whether the forget gate is 1 - i.
+        precision: As for `LSTM`.
+
+    Raises:
+        TypeError: An argument has the wrong type.
+        ValueError: An argument has a value outside its range, or the parameters would fit in no memory.
+    """
+
+    _numpy_class = gatedrnn.LSTM
+    _own_options = ("peephole", "coupled")
+    peephole: bool
+    coupled: bool
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        peephole: bool = False,
+        coupled: bool = False,
+        precision: str | None = None,
+    ) -> None:
+        sizes = dict(input_size=input_size, hidden_size=hidden_size)
+        rest = dict(bias=bias, peephole=peephole, coupled=coupled)
+        super().__init__(device, dtype, precision, **sizes, **rest)
+
+    def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
+        """Take one step.
+
+        Args:
+            input: (B, I) or (I,), in the parameters' dtype.
+            hx: The state before, (h, c), each (B, H), without B where the input has none; None for zeros.
+
+        Returns:
+            The state after, (h, c).
+
+        Raises:
+            TypeError: An argument has the wrong type or dtype.
+            ValueError: An argument has the wrong shape, or is not on the CPU.
+        """
+        h = c = None
+        if hx is not None:
+            if not isinstance(hx, (tuple, list)) or len(hx) != 2 or hx[0] is None:
+                raise TypeError(f"hx: expected a pair (h, c) of tensors, got {_checks.described(hx)}")
+            h, c = hx
+        h, c = self._step(input, h, c)
+        return h, c
+
+
+class _SingleState(_Cell):
+    """Cells whose state is h alone."""
+
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        """Take one step: as `LSTMCell.forward`, but for the state, which is h alone.
+
+        Args:
+            input: As in `LSTMCell.forward`.
+            hx: The state before, (B, H), without B where the input has none; None for zeros.
+
+        Returns:
+            The state after. Errors are those of `LSTMCell.forward`.
+        """
+        return self._step(input, hx, None)[0]
+
+
+class GRUCell(_SingleState):
+    """``torch.nn.GRUCell``, computed by this package's engine on the CPU, in both forms of the unit.
+
+    As `LSTMCell` is to ``torch.nn.LSTMCell``, with the same errors.
+
+    Args:
+        reset_after: Whether the reset gate acts after the candidate's matrix product, as in torch.nn, or on h
+            before it (False).
+    """
+
+    _numpy_class = gatedrnn.GRU
+    _own_options = ("reset_after",)
+    reset_after: bool
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        reset_after: bool = True,
+        precision: str | None = None,
+    ) -> None:
+        sizes = dict(input_size=input_size, hidden_size=hidden_size)
+        super().__init__(device, dtype, precision, **sizes, bias=bias, reset_after=reset_after)
+
+
+class RNNCell(_SingleState):
+    """``torch.nn.RNNCell``, computed by this package's engine on the CPU.
+
+    As `LSTMCell` is to ``torch.nn.LSTMCell``, with the same errors.
+
+    Args:
+        nonlinearity: "tanh" or "relu".
+    """
+
+    _numpy_class = gatedrnn.RNN
+    _own_options = ("nonlinearity",)
+    nonlinearity: str
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        nonlinearity: str = "tanh",
+        device: torch.device | str | int | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        precision: str | None = None,
+    ) -> None:
+        sizes = dict(input_size=input_size, hidden_size=hidden_size)
+        super().__init__(device, dtype, precision, **sizes, bias=bias, nonlinearity=nonlinearity)
