@@ -370,6 +370,16 @@ def test_a_tape_keeps_its_precision():
     assert_same_bits(d_x, expected["x"])
 
 
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize(("inputs", "plain"), [(1, True), (16, True), (17, False)])
+def test_int8_leaves_few_inputs_to_float32(cell, inputs, plain):
+    """The first step from a state of zeros has no other products."""
+    x = normal((1, 3, inputs))
+    expected, _ = build(cell, inputs, 33)(x)
+    output, _ = build(cell, inputs, 33, precision="int8")(x)
+    assert np.array_equal(output, expected) == plain
+
+
 @pytest.mark.parametrize("hidden_size", [7, 33])
 def test_int8_is_not_for_training(hidden_size):
     """Also where the module is so narrow that it computes in float32."""

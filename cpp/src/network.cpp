@@ -104,10 +104,13 @@ Network<T>::Network(const Spec& spec, const Parameters<T>& parameters, const Ker
                     Format format)
     : spec_(spec),
       kernels_(kernels_of<T>(table, format_for<T>(spec, format))),
+      plain_kernels_(kernels_of<T>(table, plain_format<T>)),
       core_(core),
       layers_(parameters.size()) {
-  for (std::size_t i = 0; i < parameters.size(); ++i)
-    pack_layer(spec_, static_cast<Index>(i) / spec_.directions, parameters[i], kernels_, layers_[i]);
+  for (std::size_t i = 0; i < parameters.size(); ++i) {
+    const Index layer = static_cast<Index>(i) / spec_.directions;
+    pack_layer(spec_, layer, parameters[i], kernels_, input_kernels(layer), layers_[i]);
+  }
 }
 
 template <class T>

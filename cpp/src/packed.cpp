@@ -65,12 +65,12 @@ void set_up_stage(int stage, const StageDescription& layout, int lanes, Index un
 
 template <class T>
 void pack_stage(int stage, const Spec& spec, Index input_size, const LayerParameters<T>& from,
-                const Kernels<T>& kernels, PackedStage<T>& to) {
+                const Kernels<T>& kernels, const Kernels<T>& input_kernels, PackedStage<T>& to) {
   const CellDescription& cell = spec.description();
   const StageDescription& layout = cell.stages[stage];
   set_up_stage(stage, layout, kernels.lanes(), spec.hidden_size, to);
   const auto gates = [&](int first) { return gates_of_slots(cell, layout.first_slot + first, layout.gates); };
-  to.input = pack_panels(from.weight_ih, to, kernels, gates(0), input_size);
+  to.input = pack_panels(from.weight_ih, to, input_kernels, gates(0), input_size);
   to.recurrent = pack_panels(from.weight_hh, to, kernels, gates(layout.first_operand_slot()), spec.state_size());
   pack_vectors(to, layout.slots, to.bias, [&](Index slot, Index unit) {
     return slot_bias(from, cell, layout.first_slot + slot, spec.hidden_size, unit);
@@ -116,11 +116,11 @@ void pack_in_lanes(const Spec& spec, Index I, const LayerParameters<T>& from, Bu
 
 template <class T>
 void pack_layer(const Spec& spec, Index layer, const LayerParameters<T>& from, const Kernels<T>& kernels,
-                PackedLayer<T>& to) {
+                const Kernels<T>& input_kernels, PackedLayer<T>& to) {
   const int stages = spec.description().stage_count;
   to.stages.resize(stages + (spec.proj_size > 0 ? 1 : 0));
   for (int stage = 0; stage < stages; ++stage)
-    pack_stage(stage, spec, spec.layer_input_size(layer), from, kernels, to.stages[stage]);
+    pack_stage(stage, spec, spec.layer_input_size(layer), from, kernels, input_kernels, to.stages[stage]);
   if (spec.proj_size > 0) pack_projection(spec, from, kernels, to.stages.back());
   if (has_rows_in_lanes(spec, kernels.lanes())) pack_in_lanes(spec, spec.layer_input_size(layer), from, to.in_lanes);
 }
@@ -192,10 +192,11 @@ void pack_back_layer(const Spec& spec, Index layer, const LayerParameters<T>& fr
 
 template void pack_back_layer(const Spec&, Index, const LayerParameters<float>&, const Kernels<float>&,
                               PackedBackLayer<float>&);
-template void pack_layer(const Spec&, Index, const LayerParameters<float>&, const Kernels<float>&, PackedLayer<float>&);
+template void pack_layer(const Spec&, Index, const LayerParameters<float>&, const Kernels<float>&,
+                         const Kernels<float>&, PackedLayer<float>&);
 template void pack_back_layer(const Spec&, Index, const LayerParameters<double>&, const Kernels<double>&,
                               PackedBackLayer<double>&);
 template void pack_layer(const Spec&, Index, const LayerParameters<double>&, const Kernels<double>&,
-                         PackedLayer<double>&);
+                         const Kernels<double>&, PackedLayer<double>&);
 
 }  // namespace gatedrnn

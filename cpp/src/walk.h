@@ -180,10 +180,11 @@ class Walk {
     for (const PackedStage<T>& stage : call_.stages(share.track)) {
       if (stage.stage == kLinear) continue;
       const auto [first, last] = call_.panels(part, stage.panels);
-      call_.kernels().input_gemm(
-          call_.spec.cell, stage.stage,
-          {&call_.network.core(), x, x_at, rounded_.of(share.member), rows, stage.input.depth, first, last, turn == 1,
-           stage.input.data(), stage.bias.data(), gates(share, stage), gates_panel_stride(stage)});
+      call_.network.input_kernels(share.track.layer)
+          .input_gemm(
+              call_.spec.cell, stage.stage,
+              {&call_.network.core(), x, x_at, rounded_.of(share.member), rows, stage.input.depth, first, last,
+               turn == 1, stage.input.data(), stage.bias.data(), gates(share, stage), gates_panel_stride(stage)});
     }
   }
 

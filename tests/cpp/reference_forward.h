@@ -79,9 +79,8 @@ class ReferenceForward {
   }
 
   // start + the sum over k of weights[k] * x[k]
-  T product(T start, const T* weights, const T* x, Index count, T least) const {
-    return add_product(arithmetic_, start, std::vector<T>(x, x + count), std::vector<T>(weights, weights + count),
-                       least);
+  static T product(const Arithmetic& how, T start, const T* weights, const T* x, Index count, T least) {
+    return add_product(how, start, std::vector<T>(x, x + count), std::vector<T>(weights, weights + count), least);
   }
 
   // A pre-activation: bias, inputs, recurrent operand, as far as the slot has them.
@@ -92,8 +91,8 @@ class ReferenceForward {
     const Index P = static_cast<Index>(operand.size()), H = spec_.hidden_size;
     const Index row = cell.gate_of_slot[of.first_slot + slot] * H + u;
     T a = slot_bias(w, cell, of.first_slot + slot, H, u);
-    if (of.has_input(slot)) a = product(a, w.weight_ih + row * I, x, I, T(0));
-    if (of.has_operand(slot)) a = product(a, w.weight_hh + row * P, operand.data(), P, T(1));
+    if (of.has_input(slot)) a = product(arithmetic_.of_inputs(I), a, w.weight_ih + row * I, x, I, T(0));
+    if (of.has_operand(slot)) a = product(arithmetic_, a, w.weight_hh + row * P, operand.data(), P, T(1));
     return a;
   }
 
@@ -134,7 +133,8 @@ class ReferenceForward {
     const std::vector<T> next = of_each(units, [](const auto& unit) { return unit.h_next; });
     if (!w.weight_hr) return next;
     std::vector<T> projected(spec_.proj_size);
-    for (Index p = 0; p < spec_.proj_size; ++p) projected[p] = product(T(0), w.weight_hr + p * H, next.data(), H, T(1));
+    for (Index p = 0; p < spec_.proj_size; ++p)
+      projected[p] = product(arithmetic_, T(0), w.weight_hr + p * H, next.data(), H, T(1));
     return projected;
   }
 

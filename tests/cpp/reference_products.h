@@ -20,6 +20,8 @@ struct Arithmetic {
   Bfloat16Order order = Bfloat16Order::halves;
 
   bool rounds() const { return format != Format::float32 && format != Format::float64; }
+  // What multiplies so many inputs.
+  Arithmetic of_inputs(Index count) const { return format == Format::int8 && count <= 16 ? Arithmetic{} : *this; }
   Index slot_stride(Index units) const { return rounds() ? round_up(units, kRoundedPart) : units; }
 };
 

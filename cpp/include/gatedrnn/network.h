@@ -51,10 +51,14 @@ Format format_for(const Spec& spec, Format wanted) {
   return spec.hidden_size > kMostPlainUnits ? wanted : plain_format<T>;
 }
 
+// The products with inputs: int8 leaves few of them to float32. They take little time, and their weights often differ more than 8
+// bits can hold: inputs are quantities of any kind, where units are alike.
+constexpr Index kMostPlainInputs = 16;
+
 template <class T>
 class Network {
  public:
-  // Its products are of `format_for<T>(spec, format)`. Throws std::invalid_argument where the table has no such kernels.
+  // Its products are of `format_for<T>(spec, format)`, those of few inputs of `input_kernels`. Throws std::invalid_argument where the table has no such kernels.
   Network(const Spec& spec, const Parameters<T>& parameters, const KernelTable& table,
           const Core& core = gatedrnn::core(), Format format = plain_format<T>);
   ~Network();
@@ -80,6 +84,10 @@ class Network {
 
   const Spec& spec() const { return spec_; }
   const Kernels<T>& kernels() const { return kernels_; }
+  const Kernels<T>& input_kernels(Index layer) const {
+    const bool plain = kernels_.layout.scaled && spec_.layer_input_size(layer) <= kMostPlainInputs;
+    return plain ? plain_kernels_ : kernels_;
+  }
   const Core& core() const { return core_; }
   const PackedLayer<T>& layer(Index layer, Index direction) const {
     return layers_[layer * spec_.directions + direction];
@@ -103,7 +111,7 @@ class Network {
   using BackLayers = std::vector<PackedBackLayer<T>>;
 
   Spec spec_;
-  const Kernels<T>& kernels_;
+  const Kernels<T>&kernels_, &plain_kernels_;
   const Core core_;
   std::vector<PackedLayer<T>> layers_;
   mutable std::atomic<BackLayers*> back_layers_{nullptr};  // made when first needed

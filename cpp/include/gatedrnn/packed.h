@@ -75,7 +75,7 @@ inline Index slot_stride(Index units, int lanes) { return round_up(units, lanes)
 
 template <class T>
 void pack_layer(const Spec& spec, Index layer, const LayerParameters<T>& from, const Kernels<T>& kernels,
-                PackedLayer<T>& to);
+                const Kernels<T>& input_kernels, PackedLayer<T>& to);
 
 template <class T>
 void pack_back_layer(const Spec& spec, Index layer, const LayerParameters<T>& from, const Kernels<T>& kernels,
