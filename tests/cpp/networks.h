@@ -28,11 +28,13 @@ namespace gatedrnn::test {
 // Those that have kernels of their own for a format.
 inline std::vector<const KernelTable*> tested_tables(Format format = Format::float32) {
   std::vector<const KernelTable*> tables;
-  for (const KernelTable* table : available_tables())
-    if (table->with<float>(format) == table) tables.push_back(table);
+  const auto add = [&](const KernelTable* table) {
+    const bool is_double = format == Format::float64;
+    if ((is_double ? table->with<double>(format) : table->with<float>(format)) == table) tables.push_back(table);
+  };
+  for (const KernelTable* table : available_tables()) add(table);
 #ifdef GATEDRNN_TEST_WIDE
-  for (const KernelTable* table : {&wide::table, &wide_amx::table})
-    if (table->with<float>(format) == table) tables.push_back(table);
+  for (const KernelTable* table : {&wide::table, &wide_amx::table}) add(table);
 #endif
   return tables;
 }
