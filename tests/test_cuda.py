@@ -34,7 +34,16 @@ from gradients import (
     plain,
     problem,
 )
-from helpers import CELLS_AND_PROJECTION, assert_same_bits, build, flat, normal, run_python, state_of
+from helpers import (
+    CELLS_AND_PROJECTION,
+    CLASSES,
+    assert_same_bits,
+    build,
+    flat,
+    normal,
+    run_python,
+    state_of,
+)
 from tolerance import assert_close
 
 EMULATION = os.environ.get("GATEDRNN_TEST_CUDA")
@@ -604,6 +613,31 @@ def test_arrays_of_the_device(cell, protocol):
     stream, on_host = module.stream(3), copy.deepcopy(module).stream(3)
     x_t = p.x[:, 0]
     np.testing.assert_array_equal(stream.step(there(x_t)).numpy(), on_host.step(x_t))
+
+
+@on_device
+@dtypes
+@pytest.mark.parametrize("name", CLASSES)
+def test_single_steps(name, dtype):
+    """Cells, and their gradients, within what sums of so many terms may differ by."""
+    cls, own = CLASSES[name]
+    cell = getattr(gr, cls.__name__ + "Cell")(5, 7, seed=0, dtype=dtype, **own)
+    there = copy.deepcopy(cell).to("cuda")
+    assert there.device == "cuda"
+    x, h = normal((3, 5), dtype=dtype), normal((3, 7), seed=1, dtype=dtype)
+    state = (h, h) if cls is gr.LSTM else h
+    close = dict(rtol=0, atol=64 * float(np.finfo(dtype).eps))
+
+    def assert_like(actual, expected):
+        for a, e in zip(parts(actual), parts(expected), strict=True):
+            np.testing.assert_allclose(a, e, **close)
+
+    assert_like(there(x.tolist(), state), cell(x, state))
+    results = [c.backward(c.forward(x, state)[1], state) for c in (there, cell)]
+    assert_like(results[0][0], results[1][0])
+    assert_like(results[0][1], results[1][1])
+    assert list(results[0][2]) == list(results[1][2])
+    assert_like(tuple(results[0][2].values()), tuple(results[1][2].values()))
 
 
 @on_device

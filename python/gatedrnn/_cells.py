@@ -146,7 +146,7 @@ class _Cell(_Module, Generic[_State, _Given]):
     def _with_time(self, name: str, value: Any, shape: tuple[int, ...] | None = None) -> Any:
         if value is None and name != "x":
             return None
-        if not isinstance(value, np.ndarray) and self._device == "cpu":
+        if not isinstance(value, np.ndarray) and (self._device == "cpu" or not hasattr(value, "shape")):
             try:
                 value = np.asarray(value)
             except ValueError:  # lists of different lengths

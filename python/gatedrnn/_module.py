@@ -168,9 +168,9 @@ class _Module:
             where = f" on {self._device!r}" if isinstance(tape, (_core.Tape, _device.Tape)) else ""
             raise TypeError(f"tape: expected what forward returned{where}, got {_checks.described(tape)}")
         if accumulate_into is None:
-            if not on_device:
+            new: dict[str, Array] | None = self._packs.get_any().new_gradients(tape) if on_device else None
+            if new is None:
                 return self._store.like()
-            new: dict[str, Array] = self._packs.get_any().new_gradients(tape)
             return {name.removesuffix(self._engine_suffix): array for name, array in new.items()}
         if not isinstance(accumulate_into, dict):
             described = _checks.described(accumulate_into)
