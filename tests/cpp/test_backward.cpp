@@ -244,7 +244,8 @@ class BackwardTest {
 
   // Into places that hold something already.
   void accumulated(const std::vector<Shape>& shapes) {
-    const KernelTable& table = *tested_tables(format_).back();
+    const bool plain = format_ == plain_format<T>;
+    const KernelTable& table = plain ? *available_tables().back() : *tested_tables(format_).back();
     for (const Shape& shape : shapes) {
       const Case c(cell_, shape);
       const Gradients<T> expected = reference(c, arithmetic_of(table, format_for<T>(c.problem.spec, format_)), T(0.25));
@@ -384,21 +385,28 @@ class BackwardTest {
 }  // namespace test
 }  // namespace gatedrnn
 
+// AddressSanitizer takes ten times as long, and looks at memory: it sees doubles, and formats that round, with two cells.
+#ifdef __SANITIZE_ADDRESS__
+constexpr bool kSomeWillDo = true;
+#else
+constexpr bool kSomeWillDo = false;
+#endif
+
 int main(int argc, char** argv) {
   using namespace gatedrnn;
-  if (argc == 2 && std::string(argv[1]) == "threads") {
-    for (const test::NamedCell& cell : test::all_cells()) test::BackwardTest<float>(cell).run_threads();
-    return test::finish("test_backward threads");
-  }
-  if (argc >= 2 && std::string(argv[1]) == "formats") {
-    for (const test::NamedCell& cell : test::all_cells())
-      for (const Format format : {Format::bfloat16, Format::bfloat16x3})
-        if (argc == 2 || std::string(argv[2]) == cell.name) test::BackwardTest<float>(cell, format).run_format();
-    return test::finish("test_backward formats");
-  }
+  const std::string part = argc > 1 ? argv[1] : "", only = argc > 2 ? argv[2] : "";
   for (const test::NamedCell& cell : test::all_cells()) {
-    test::BackwardTest<float>(cell).run();
-    test::BackwardTest<double>(cell).run();
+    const bool whole = !kSomeWillDo || cell.projection || cell.cell == Cell::gru;
+    if (part == "threads") {
+      test::BackwardTest<float>(cell).run_threads();
+    } else if (part == "formats") {
+      if (!whole || (!only.empty() && only != cell.name)) continue;
+      for (const Format format : {Format::bfloat16, Format::bfloat16x3})
+        test::BackwardTest<float>(cell, format).run_format();
+    } else {
+      test::BackwardTest<float>(cell).run();
+      if (whole) test::BackwardTest<double>(cell).run();
+    }
   }
-  return test::finish("test_backward");
+  return test::finish((part.empty() ? "test_backward" : "test_backward " + part).c_str());
 }
