@@ -171,8 +171,8 @@ class LSTMCell(_Cell["tuple[Array, Array]", "tuple[Array | None, Array | None]"]
     """One step of `LSTM`; constructor, parameters and results like ``torch.nn.LSTMCell``.
 
     For loops written by hand, such as a decoder that looks at its own outputs. Where the inputs of all steps
-    are there at once, a module is faster; where only the state goes from step to step, a stream of one is as
-    fast and keeps the state itself. `LSTM` has the equations.
+    are there at once, a module is faster; where only the state goes from step to step, a stream is, which
+    keeps the state itself. `LSTM` has the equations.
 
     Args:
         input_size: Width of the input, I.
