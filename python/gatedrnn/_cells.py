@@ -47,18 +47,6 @@ class _Cell(_Module, Generic[_State, _Given]):
     def _shapes(cls, options: Mapping[str, Any]) -> Shapes:
         return cell_shapes(options, cls._cell_of(options))
 
-    def _network_options(self) -> dict[str, Any]:
-        return {
-            "input_size": self.input_size,
-            "hidden_size": self.hidden_size,
-            "num_layers": 1,
-            "bidirectional": False,
-            "bias": self.bias,
-            "proj_size": 0,
-            "dtype": self.dtype,
-            "precision": self._precision,
-        }
-
     def __call__(self, x: npt.ArrayLike, state: _Given | None = None) -> _State:
         """Take one step; keep nothing. It has the bits of a step of the module of the same parameters.
 

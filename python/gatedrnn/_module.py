@@ -87,7 +87,16 @@ class _Module:
 
     def _network_options(self) -> dict[str, Any]:
         """Return what the engine's network is made by, besides the cell and the parameters."""
-        raise NotImplementedError
+        return {
+            "input_size": self.input_size,
+            "hidden_size": self.hidden_size,
+            "num_layers": self._options.get("num_layers", 1),
+            "bidirectional": self._options.get("bidirectional", False),
+            "bias": self.bias,
+            "proj_size": self._options.get("proj_size", 0),
+            "dtype": self.dtype,
+            "precision": self._precision,
+        }
 
     def to(self, device: str, precision: str | None = None) -> Self:
         """Compute somewhere else from now on. The parameters stay in the host's memory, a copy goes along.

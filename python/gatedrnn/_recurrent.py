@@ -56,18 +56,6 @@ class _Recurrent(_Module, Generic[_State, _Given]):
     def _shapes(cls, options: Mapping[str, Any]) -> Shapes:
         return parameter_shapes(options, cls._cell_of(options))
 
-    def _network_options(self) -> dict[str, Any]:
-        return {
-            "input_size": self.input_size,
-            "hidden_size": self.hidden_size,
-            "num_layers": self.num_layers,
-            "bidirectional": self.bidirectional,
-            "bias": self.bias,
-            "proj_size": self._options.get("proj_size", 0),
-            "dtype": self.dtype,
-            "precision": self._precision,
-        }
-
     def __call__(
         self,
         x: npt.ArrayLike,

@@ -51,14 +51,15 @@ Format format_for(const Spec& spec, Format wanted) {
   return spec.hidden_size > kMostPlainUnits ? wanted : plain_format<T>;
 }
 
-// The products with inputs: int8 leaves few of them to float32. They take little time, and their weights often differ more than 8
-// bits can hold: inputs are quantities of any kind, where units are alike.
+// int8 leaves the product with so few inputs to float32. It takes little time; and inputs are often quantities of different kinds,
+// whose weights differ more than 8 bits can hold.
 constexpr Index kMostPlainInputs = 16;
 
 template <class T>
 class Network {
  public:
-  // Its products are of `format_for<T>(spec, format)`, those of few inputs of `input_kernels`. Throws std::invalid_argument where the table has no such kernels.
+  // Its products are of `format_for<T>(spec, format)`, but see `input_kernels`. Throws std::invalid_argument where the table has no
+  // such kernels.
   Network(const Spec& spec, const Parameters<T>& parameters, const KernelTable& table,
           const Core& core = gatedrnn::core(), Format format = plain_format<T>);
   ~Network();

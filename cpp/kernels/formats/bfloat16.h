@@ -33,15 +33,15 @@ GATEDRNN_INLINE float round_to_pairs(const float* from, Index count, Pair* to) {
   return 1;
 }
 
-// A vector of pairs, of which an array has each unit's first or only terms.
+// A vector of pairs: `first` and `second` have their terms, so far apart.
 template <class S, class Value>
 GATEDRNN_INLINE void join_pairs(const float* first, const float* second, Index stride, Pair* to, Value&& value) {
   for (Index i = 0; i < S::lanes; ++i)
     to[i] = static_cast<Pair>(value(first[i * stride])) | static_cast<Pair>(value(second[i * stride])) << 16;
 }
 
-// Pairs of weights as `value` makes them, zero where there is none. They are side by side in the order of units or of terms; in that of
-// terms, as many pairs of as many units are transposed.
+// Pairs of weights as `value` makes them, zero where there is none. Where the terms of a unit are side by side, squares of as many pairs as
+// a vector has lanes are transposed.
 template <class S, class Value>
 void pack_pairs(const PackWeightsArgs<float>& a, const PanelLayout& layout, unsigned char* to, Value&& value) {
   constexpr Index lanes = S::lanes;
