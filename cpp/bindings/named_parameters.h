@@ -1,7 +1,9 @@
 // Cells, formats and parameters by the names that they have in Python.
 #pragma once
 
+#include <optional>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "arrays.h"
@@ -26,14 +28,51 @@ inline Format low_format_named(const std::string& name) {
   refuse_value("precision", "None, 'bfloat16', 'bfloat16x3' or 'int8'", "'" + name + "'");
 }
 
-// What Python has to know of the cells, by name: gates, whether the state is a pair, and names of peepholes.
+inline ActivationKind activation_named(const std::string& name) {
+  for (int kind = 0; kind < kActivationKinds; ++kind)
+    if (name == kActivationDescriptions[kind].name) return static_cast<ActivationKind>(kind);
+  refuse_value("activations", "names that activations() has", "'" + name + "'");
+}
+
+// Of a general cell: each function with its alpha and beta, in the order of the cell's description.
+using Functions = std::vector<std::tuple<std::string, double, double>>;
+
+inline CellOptions<double> cell_options(const CellDescription& cell, const Functions& activations,
+                                        std::optional<double> clip, std::optional<double> cell_clip) {
+  if (static_cast<int>(activations.size()) != cell.activation_count)
+    refuse_value("activations", std::to_string(cell.activation_count), std::to_string(activations.size()));
+  CellOptions<double> options;
+  Activation<double>* to = options.activations;
+  for (const auto& [name, alpha, beta] : activations) *to++ = {activation_named(name), alpha, beta};
+  options.clip = clip.value_or(options.never);
+  options.cell_clip = cell_clip.value_or(options.never);
+  return options;
+}
+
+// The defaults of functions' parameters, by name.
+inline py::dict described_activations() {
+  py::dict all;
+  for (const ActivationDescription& function : kActivationDescriptions) {
+    const py::object defaults[] = {py::make_tuple(), py::make_tuple(function.alpha),
+                                   py::make_tuple(function.alpha, function.beta)};
+    all[function.name] = defaults[function.parameters];
+  }
+  return all;
+}
+
+// What Python has to know of the cells, by name: gates, whether the state is a pair, names of peepholes, and of general ones
+// the gates that have functions, with what these usually are.
 inline py::dict described_cells() {
   py::dict all;
   for (int i = 0; i < kCellCount; ++i) {
     const CellDescription& cell = kCellDescriptions[i];
     py::list peepholes;
     for (int p = 0; p < cell.peephole_count; ++p) peepholes.append(cell.peepholes[p].name);
-    all[kCellNames[i]] = py::make_tuple(cell.gates, cell.has_c, py::tuple(peepholes));
+    py::list activations;
+    for (int a = 0; a < cell.activation_count; ++a)
+      activations.append(py::make_tuple(cell.activations[a].name,
+                                        kActivationDescriptions[static_cast<int>(cell.activations[a].usual)].name));
+    all[kCellNames[i]] = py::make_tuple(cell.gates, cell.has_c, py::tuple(peepholes), py::tuple(activations));
   }
   return all;
 }

@@ -93,6 +93,7 @@ struct Step {
   Order order;
   int step;
   bool reverse, has_output;
+  CellOptions<A> options;  // of a general cell
 
   __device__ Index at(int rank, int unit) const { return static_cast<Index>(rank) * units + unit; }
   __device__ void put_out(int rank, int unit, S h) const {
@@ -111,6 +112,7 @@ __global__ void forward_stage(Step<S> s, const Sum<S>* products) {
     const int rank = static_cast<int>(row);
     const Index at = s.at(rank, unit);
     Unit<A> u;
+    u.cell_options = &s.options;
     A product[gates];
 #pragma unroll
     for (int i = 0; i < gates; ++i) product[i] = products[(row * gates + i) * s.units + unit];
@@ -178,6 +180,7 @@ struct BackStep {
   Order order;
   int step;
   bool reverse, has_output;
+  CellOptions<A> options;  // of a general cell
 
   __device__ Index at(int rank, int unit) const { return static_cast<Index>(rank) * units + unit; }
   __device__ const A* kept_at(int rank, int unit, int slot) const {
@@ -204,6 +207,7 @@ __global__ void backward_stage(BackStep<S> s) {
     const int rank = static_cast<int>(row);
     const Index at = s.at(rank, unit);
     BackUnit<A> u;
+    u.cell_options = &s.options;
 #pragma unroll
     for (int slot = 0; slot < Facts::kept; ++slot) u.kept_values[slot] = *s.kept_at(rank, unit, slot);
     if constexpr (Facts::has_c) {
@@ -235,6 +239,7 @@ __global__ void late_backward_stage(BackStep<S> s, const Sum<S>* products) {
     const int rank = static_cast<int>(row);
     const Index at = s.at(rank, unit);
     BackUnit<A> u;
+    u.cell_options = &s.options;
 #pragma unroll
     for (int slot = 0; slot < Facts::kept; ++slot) u.kept_values[slot] = *s.kept_at(rank, unit, slot);
     u.h_read = converted<A>(s.h_before[at]);

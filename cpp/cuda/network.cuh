@@ -422,6 +422,7 @@ class TypedNetwork final : public Network {
     step.output = output;
     step.order = x.batch.order();
     step.reverse = block.reverse;
+    step.options = spec_.options.template as<A>();
     step.rows = static_cast<int>(x.batch.count(begin));
     if (x.plan.forward.fits) return recur(x, step, block, weights, state);
     for (Index t = begin; t < end; ++t) {
@@ -470,10 +471,18 @@ class TypedNetwork final : public Network {
     launch(forward_stage<S, cell, stage>, step.rows, H(), x.stream, step, static_cast<const A*>(state.products.data()));
   }
 
-  // Calls `visit` with the cell and a block's rows as constants.
+  // Calls `visit` with the cell as a constant, where it is one that whole recurrences are compiled for.
+  template <class Visit>
+  void with_plain_cell(Visit&& visit) const {
+    with_cell(spec_.cell, [&](auto cell) {
+      if constexpr (!description(decltype(cell)::value).is_general()) visit(cell);
+    });
+  }
+
+  // The same with a block's rows.
   template <class Visit>
   void with_undivided_rows(const RecurrencePlan& plan, Visit&& visit) const {
-    with_cell(spec_.cell, [&](auto cell) {
+    with_plain_cell([&](auto cell) {
       if (plan.rows == 1)
         visit(cell, std::integral_constant<int, 1>());
       else
@@ -484,7 +493,7 @@ class TypedNetwork final : public Network {
   // The same with the rows of a thread's tile.
   template <class Visit>
   void with_tile(const RecurrencePlan& plan, Visit&& visit) const {
-    with_cell(spec_.cell, [&](auto cell) {
+    with_plain_cell([&](auto cell) {
       switch (plan.products[0].tiling.tile_rows) {
         case 1: return visit(cell, std::integral_constant<int, 1>());
         case 4: return visit(cell, std::integral_constant<int, 4>());

@@ -116,6 +116,7 @@ void TypedNetwork<S>::back_track(const Context& x, const Track& track, const Typ
     first.d_output = d_output;
     first.order = x.batch.order();
     first.reverse = reverse;
+    first.options = spec_.options.template as<A>();
     first.has_output = true;
     first.rows = static_cast<int>(x.batch.count(begin));
     back_steps(x, track, block, first, state);

@@ -199,6 +199,7 @@ Plan make_plan(const Problem& problem, const DeviceLimits& device) {
   Plan plan;
   plan.most_pairs = std::max<Index>(
       problem.batch, kBlockBytes / std::max<Index>(1, cell.gates * spec.hidden_size * problem.sum_bytes));
+  if (cell.is_general()) return plan;  // not compiled: each would take minutes for a few models
   if (device.processors < 1 || spec.proj_size > 0 || problem.batch < 1 || problem.steps < 2) return plan;
   const double launched = launched_ns(problem, cell.stage_count);
   const auto fastest = [&](const Shape& shape, Index operands) {

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "beside.h"
+#include "functions.h"
 #include "left_side.h"
 #include "partial.h"
 #include "product.h"
@@ -58,6 +59,10 @@ struct BackPlace {
   }
 
   GATEDRNN_INLINE V product() const { return S::load(products); }
+
+  GATEDRNN_INLINE const CellOptions<T>& options() const { return *a.options; }
+  GATEDRNN_INLINE V apply(int i, V x) const { return activation<S>(options().activations[i], x); }
+  GATEDRNN_INLINE V slope(int i, V x, V y) const { return activation_slope<S>(options().activations[i], x, y); }
 
   // Everything that h[t] had a part in.
   GATEDRNN_INLINE V d_h() const {
@@ -132,7 +137,7 @@ void back_step(const BackStepArgs<typename Product::T>& a) noexcept {
         if (at.last && at.rows > 1)
           for_each_place<S>(a, at, z, [](const Unit& unit) __attribute__((always_inline)) { unit.prefetch(); });
         Product::template multiply<N>(at.rows, at.panels, at.vectors, tile, cells);
-        if (at.last) cells.add(at);
+        if (at.last && !a.product_only) cells.add(at);
       });
   cells.finish();
 }

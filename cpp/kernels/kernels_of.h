@@ -2,6 +2,7 @@
 #pragma once
 
 #include "back_step.h"
+#include "general_cells.h"
 #include "gradients.h"
 #include "input_gemm.h"
 #include "rounded_gradients.h"
@@ -27,8 +28,8 @@ template <class Product, bool keeping>
 struct StepOf {
   template <class Stage>
   static constexpr auto of() {
-    constexpr bool keeps = keeping && Stage::keeps;
-    return step<Product, Stage, keeps>;
+    constexpr bool keeps = keeping && Stage::Plain::keeps;
+    return step<Product, typename Stage::Plain, keeps>;
   }
 };
 
@@ -36,7 +37,29 @@ template <class Product>
 struct BackStepOf {
   template <class Stage>
   static constexpr auto of() {
-    return back_step<Product, Stage>;
+    return back_step<Product, typename Stage::Plain>;
+  }
+};
+
+template <class S, bool keeping>
+struct GeneralCellsOf {
+  template <class Stage>
+  static constexpr auto of() -> typename StageKernels<StepArgs<typename S::T>>::Kernel {
+    if constexpr (Stage::is_general)
+      return general_cells<S, Stage, keeping>;
+    else
+      return nullptr;
+  }
+};
+
+template <class S>
+struct GeneralCellsBackOf {
+  template <class Stage>
+  static constexpr auto of() -> typename StageKernels<BackStepArgs<typename S::T>>::Kernel {
+    if constexpr (Stage::is_general)
+      return general_cells_back<S, Stage>;
+    else
+      return nullptr;
   }
 };
 
@@ -63,12 +86,16 @@ constexpr GradientKernels<typename Product::T> gradient_kernels() {
 
 template <class Product>
 constexpr Kernels<typename Product::T> kernels() {
+  using S = typename Product::S;
   using T = typename Product::T;
   return {Product::layout,
           by_stage<InputGemmOf<Product>, InputGemmArgs<T>>(),
           by_stage<StepOf<Product, false>, StepArgs<T>>(),
           Product::trains ? by_stage<StepOf<Product, Product::trains>, StepArgs<T>>() : StageKernels<StepArgs<T>>{},
           back_steps<Product>(),
+          by_stage<GeneralCellsOf<S, false>, StepArgs<T>>(),
+          by_stage<GeneralCellsOf<S, true>, StepArgs<T>>(),
+          by_stage<GeneralCellsBackOf<S>, BackStepArgs<T>>(),
           Product::pack,
           gradient_kernels<Product>(),
           lane_kernels<T>(std::make_integer_sequence<int, kCellCount>()),

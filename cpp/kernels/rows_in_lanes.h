@@ -1,6 +1,7 @@
 // Steps of networks smaller than a vector: see gatedrnn/rows_in_lanes.h.
 #pragma once
 
+#include "functions.h"
 #include "gatedrnn/rows_in_lanes.h"
 #include "gatedrnn/sums.h"
 #include "partial.h"
@@ -136,6 +137,7 @@ struct LaneStep {
   T *h_next, *c, *second, *carried, *kept;
   Index units;
   bool streams;
+  const CellOptions<T>* options;
 };
 
 // One unit of all rows, as a cell's mathematics sees it (gatedrnn/cells.h).
@@ -161,6 +163,8 @@ struct LanePlace {
   GATEDRNN_INLINE void set_operand(V value) const { S::store(step.second + at(), value); }
   GATEDRNN_INLINE void carry_over(V value) const { S::store(step.carried + at(), value); }
   GATEDRNN_INLINE V carried_over() const { return S::load(step.carried + at()); }
+  GATEDRNN_INLINE const CellOptions<T>& options() const { return *step.options; }
+  GATEDRNN_INLINE V apply(int i, V x) const { return activation<S>(options().activations[i], x); }
   GATEDRNN_INLINE void keep(int i, V value) const {
     if constexpr (keeping) {
       T* const kept = step.kept + (i * step.units + unit) * S::lanes;
@@ -199,7 +203,8 @@ void lane_steps(const LaneStepsArgs<typename S::T>& a) noexcept {
   constexpr CellDescription description = Mathematics<cell>::description;
   const Index vectors = a.units * S::lanes;  // values of one vector for each unit
   T *const x = a.scratch, *const spare = x + a.input_size * S::lanes;
-  LaneStep<T> step{x, a.h, nullptr, a.c, spare + 2 * vectors, spare + 3 * vectors, a.kept, a.units, a.streams};
+  LaneStep<T> step{x,      a.h,     nullptr,   a.c,      spare + 2 * vectors, spare + 3 * vectors,
+                   a.kept, a.units, a.streams, a.options};
   LaneRows<const T> in = a.x;
   LaneRows<T> out = a.y;
   for (Index i = 0; i < a.steps; ++i) {
@@ -257,6 +262,9 @@ struct LaneBackPlace {
   GATEDRNN_INLINE V h_after() const { return load(a.h_after); }
   GATEDRNN_INLINE V d_h() const { return load(arriving); }
   GATEDRNN_INLINE V product() const { return load(arriving); }
+  GATEDRNN_INLINE const CellOptions<T>& options() const { return *a.options; }
+  GATEDRNN_INLINE V apply(int i, V x) const { return activation<S>(options().activations[i], x); }
+  GATEDRNN_INLINE V slope(int i, V x, V y) const { return activation_slope<S>(options().activations[i], x, y); }
   GATEDRNN_INLINE V d_c() const { return load(a.d_c); }
   GATEDRNN_INLINE void set_d_c(V value) const { store_running(a.d_c, value); }
   GATEDRNN_INLINE V carry() const { return load(a.carry); }

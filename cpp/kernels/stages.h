@@ -10,6 +10,8 @@ namespace gatedrnn::GATEDRNN_ISA {
 
 template <Cell cell, int index>
 struct CellStage {
+  using Plain = CellStage<plain_cell<cell>(), index>;  // whose products it follows
+  static constexpr bool is_general = Mathematics<cell>::description.is_general();
   static constexpr StageDescription description = Mathematics<cell>::description.stages[index];
   static constexpr bool is_first = index == 0, is_last = index + 1 == Mathematics<cell>::description.stage_count;
   static constexpr bool keeps = Mathematics<cell>::description.kept > 0;
@@ -30,6 +32,8 @@ struct CellStage {
 };
 
 struct LinearStage {
+  using Plain = LinearStage;
+  static constexpr bool is_general = false;
   static constexpr StageDescription description = kLinearStage;
   static constexpr bool is_first = true, is_last = true, keeps = false;
   static constexpr int peepholes = 0;

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "beside.h"
+#include "functions.h"
 #include "left_side.h"
 #include "partial.h"
 #include "product.h"
@@ -39,6 +40,8 @@ struct Place {
   GATEDRNN_INLINE void set_operand(V value) const { S::store(a.second_operand + at(), value); }
   GATEDRNN_INLINE void carry_over(V value) const { S::store(a.carried + at(), value); }
   GATEDRNN_INLINE V carried_over() const { return S::load(a.carried + at()); }
+  GATEDRNN_INLINE const CellOptions<T>& options() const { return *a.options; }
+  GATEDRNN_INLINE V apply(int i, V x) const { return activation<S>(options().activations[i], x); }
 
   // h[t], to the state and to the caller's output, which has no room for lanes past the last unit.
   GATEDRNN_INLINE void deliver(V h) const {

@@ -238,6 +238,7 @@ class BackwardRun {
     args.d_c = group(share).d_c;
     args.slot_stride = ring_.slot();
     args.rounded = rounded_.of(share.member);
+    args.options = &call_.network.options();
     return args;
   }
 
@@ -253,7 +254,7 @@ class BackwardRun {
     call_.for_units(share, [&](int part) {
       multiply(part, stage, product, args, after, old);
       set_panels(part, product, last);
-      call_.kernels().back_step(call_.spec.cell, stage, last);
+      run_kernel(stage, last);
     });
   }
 
@@ -272,7 +273,14 @@ class BackwardRun {
     args.operand = operand.data + product.first_slot * ring_.slot();
     args.operand_stride = operand.stride;
     set_panels(part, product, args);
-    call_.kernels().back_step(call_.spec.cell, stage, args);
+    run_kernel(stage, args);
+  }
+
+  void run_kernel(int stage, BackStepArgs<T>& args) const {
+    const Cell cell = call_.spec.cell;
+    args.product_only = call_.cell.is_general() && stage != kLinear;
+    call_.kernels().back_step(cell, stage, args);
+    if (args.product_only) call_.kernels().cells_back(cell, stage, args);
   }
 
   void set_panels(int part, const PackedTransposed& product, BackStepArgs<T>& args) const {

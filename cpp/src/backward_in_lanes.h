@@ -193,6 +193,7 @@ class BackwardInLanes {
     args.carry = carry_ + block * vectors();
     args.d_c = call_.cell.has_c ? d_c_ + block * vectors() : nullptr;
     args.scratch = scratch_ + member.thread() * scratch_size();
+    args.options = &call_.network.options();
     return args;
   }
 

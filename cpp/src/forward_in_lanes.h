@@ -101,6 +101,7 @@ class ForwardInLanes {
     args.streams = passage.streams;
     args.kept_step = tape_ ? tape_->kept_in_lanes(0, 0, 1) - tape_->kept_in_lanes(0, 0, 0) : 0;
     args.scratch = scratch;
+    args.options = &call_.network.options();
     const auto& kernels = call_.kernels().rows_in_lanes;
     (tape_ ? kernels.steps_keeping : kernels.steps)(call_.spec.cell, args);
   }

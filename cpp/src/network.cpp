@@ -103,6 +103,7 @@ template <class T>
 Network<T>::Network(const Spec& spec, const Parameters<T>& parameters, const KernelTable& table, const Core& core,
                     Format format)
     : spec_(spec),
+      options_(spec.options.as<T>()),
       kernels_(kernels_of<T>(table, format_for<T>(spec, format))),
       plain_kernels_(kernels_of<T>(table, plain_format<T>)),
       core_(core),

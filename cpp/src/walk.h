@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <tuple>
+#include <utility>
 
 #include "call.h"
 #include "rounded_operands.h"
@@ -245,13 +246,19 @@ class Walk {
     args.kept_slots = call_.cell.kept;
     args.kept = passage.kept ? passage.kept + passage.pairs.at(step - passage.first, share.first) * passage.kept_width
                              : nullptr;
+    args.options = &call_.network.options();
     return args;
   }
 
   void run_stage(const PackedStage<T>& stage, int part, StepArgs<T>& args, const Passage<T>& passage) const {
     std::tie(args.first_panel, args.last_panel) = call_.panels(part, stage.panels);
-    const auto& kernels = passage.kept ? call_.kernels().step_keeping : call_.kernels().step;
-    kernels(call_.spec.cell, stage.stage, args);
+    const Kernels<T>& kernels = call_.kernels();
+    const Cell cell = call_.spec.cell;
+    const auto& step = passage.kept ? kernels.step_keeping : kernels.step;
+    if (!call_.cell.is_general() || stage.stage == kLinear) return step(cell, stage.stage, args);
+    const bool with_cells = !std::exchange(args.product_only, true);
+    if (args.depth > 0) step(cell, stage.stage, args);
+    if (with_cells) (passage.kept ? kernels.cells_keeping : kernels.cells)(cell, stage.stage, args);
   }
 
   static constexpr double kLongStep = 1e6;  // multiply-adds: to look up costs nothing beside them

@@ -16,6 +16,7 @@ from gatedrnn._parameters import cell_shapes
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+    from gatedrnn._activations import Activations
     from gatedrnn._core import Tape
     from gatedrnn._parameters import Shapes
 
@@ -26,7 +27,12 @@ __all__ = ["GRUCell", "LSTMCell", "RNNCell"]
 _State = TypeVar("_State")  # an array, or the pair (h, c)
 _Given = TypeVar("_Given")  # the same, where parts of a pair may be None
 
-_DEFAULTS: dict[str, object] = {"bias": True, "dtype": np.dtype(np.float32)}
+_DEFAULTS: dict[str, object] = {
+    "bias": True,
+    "activations": None,
+    "clip": None,
+    "dtype": np.dtype(np.float32),
+}
 
 
 class _Cell(_Module, Generic[_State, _Given]):
@@ -168,6 +174,7 @@ class LSTMCell(_Cell["tuple[Array, Array]", "tuple[Array | None, Array | None]"]
         bias: Whether to have bias parameters.
         peephole: Whether the gates see the memory cell through ``weight_ci``, ``weight_cf``, ``weight_co``.
         coupled: Whether the forget gate is 1 - i.
+        activations: Functions of gates, as for `LSTM`; so are `clip` and `cell_clip`.
         dtype: float32 or float64, of parameters and states.
         seed: Integer of at least 0 that decides the initial parameters, uniform in +-1/sqrt(H); None for new
             ones each time.
@@ -181,12 +188,13 @@ class LSTMCell(_Cell["tuple[Array, Array]", "tuple[Array | None, Array | None]"]
     """
 
     __slots__ = ()
-    _defaults = _DEFAULTS | {"peephole": False, "coupled": False}
-    _cell_of = staticmethod(LSTM._cell_of)
+    _defaults = _DEFAULTS | {"peephole": False, "coupled": False, "cell_clip": None}
+    _plain_cell_of = staticmethod(LSTM._plain_cell_of)
     _has_c = True
 
     peephole = _Option[bool]("Whether the gates see the memory cell.")
     coupled = _Option[bool]("Whether the forget gate is 1 - i.")
+    cell_clip = _Option["float | None"]("Limit of c'; None: none.")
 
     def __init__(
         self,
@@ -196,6 +204,9 @@ class LSTMCell(_Cell["tuple[Array, Array]", "tuple[Array | None, Array | None]"]
         *,
         peephole: bool = False,
         coupled: bool = False,
+        activations: Activations | None = None,
+        clip: float | None = None,
+        cell_clip: float | None = None,
         dtype: npt.DTypeLike = np.float32,
         seed: int | None = None,
         device: str = "cpu",
@@ -203,7 +214,8 @@ class LSTMCell(_Cell["tuple[Array, Array]", "tuple[Array | None, Array | None]"]
     ) -> None:
         sizes = dict(input_size=input_size, hidden_size=hidden_size)
         rest = dict(bias=bias, peephole=peephole, coupled=coupled, dtype=dtype)
-        self._initialize(seed, device, precision, **sizes, **rest)
+        functions = dict(activations=activations, clip=clip, cell_clip=cell_clip)
+        self._initialize(seed, device, precision, **sizes, **rest, **functions)
 
 
 class GRUCell(_Cell["Array", "Array"]):
@@ -218,7 +230,7 @@ class GRUCell(_Cell["Array", "Array"]):
 
     __slots__ = ()
     _defaults = _DEFAULTS | {"reset_after": True}
-    _cell_of = staticmethod(GRU._cell_of)
+    _plain_cell_of = staticmethod(GRU._plain_cell_of)
 
     reset_after = _Option[bool]("Whether the reset gate acts after the candidate's matrix product.")
 
@@ -229,6 +241,8 @@ class GRUCell(_Cell["Array", "Array"]):
         bias: bool = True,
         *,
         reset_after: bool = True,
+        activations: Activations | None = None,
+        clip: float | None = None,
         dtype: npt.DTypeLike = np.float32,
         seed: int | None = None,
         device: str = "cpu",
@@ -236,7 +250,7 @@ class GRUCell(_Cell["Array", "Array"]):
     ) -> None:
         sizes = dict(input_size=input_size, hidden_size=hidden_size)
         rest = dict(bias=bias, reset_after=reset_after, dtype=dtype)
-        self._initialize(seed, device, precision, **sizes, **rest)
+        self._initialize(seed, device, precision, **sizes, **rest, activations=activations, clip=clip)
 
 
 class RNNCell(_Cell["Array", "Array"]):
@@ -250,7 +264,7 @@ class RNNCell(_Cell["Array", "Array"]):
 
     __slots__ = ()
     _defaults = _DEFAULTS | {"nonlinearity": "tanh"}
-    _cell_of = staticmethod(RNN._cell_of)
+    _plain_cell_of = staticmethod(RNN._plain_cell_of)
 
     nonlinearity = _Option[str]('"tanh" or "relu".')
 
@@ -261,6 +275,8 @@ class RNNCell(_Cell["Array", "Array"]):
         bias: bool = True,
         nonlinearity: str = "tanh",
         *,
+        activations: Activations | None = None,
+        clip: float | None = None,
         dtype: npt.DTypeLike = np.float32,
         seed: int | None = None,
         device: str = "cpu",
@@ -268,4 +284,4 @@ class RNNCell(_Cell["Array", "Array"]):
     ) -> None:
         sizes = dict(input_size=input_size, hidden_size=hidden_size)
         rest = dict(bias=bias, nonlinearity=nonlinearity, dtype=dtype)
-        self._initialize(seed, device, precision, **sizes, **rest)
+        self._initialize(seed, device, precision, **sizes, **rest, activations=activations, clip=clip)

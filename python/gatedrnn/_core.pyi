@@ -29,6 +29,9 @@ class Network:
         proj_size: int,
         dtype: np.dtype[Any],
         precision: str | None = None,
+        activations: Sequence[tuple[str, float, float]] = (),
+        clip: float | None = None,
+        cell_clip: float | None = None,
     ) -> None: ...
     def renewed(self, parameters: dict[str, _Array]) -> Network:
         """The same network with other parameters."""
@@ -116,8 +119,14 @@ class _Machine(TypedDict):
     threads: int
 
 def machine() -> _Machine: ...
-def cells() -> dict[str, tuple[int, bool, tuple[str, ...]]]:
-    """Tell of each cell how many gates it has, whether its state is a pair, and its peepholes' names."""
+def cells() -> dict[str, tuple[int, bool, tuple[str, ...], tuple[tuple[str, str], ...]]]:
+    """Tell of each cell its gates, whether its state is a pair, and the names of peepholes and functions.
+
+    Only general cells have functions: pairs of a gate's letter and the name of its usual function.
+    """
+
+def activations() -> dict[str, tuple[float, ...]]:
+    """Tell the defaults of each function's parameters."""
 
 def set_num_threads(n: int) -> None: ...
 def get_num_threads() -> int: ...

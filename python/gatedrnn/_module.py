@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from gatedrnn import _checks, _core, _device
+from gatedrnn import _activations, _checks, _core, _device
 from gatedrnn._options import _Option, checked, checked_precision, completed
 from gatedrnn._packs import PackCache, Recipe
 from gatedrnn._parameters import IncompatibleKeys, Loan, ParameterStore, refuse_incompatible
@@ -33,6 +33,8 @@ class _Module:
     input_size = _Option[int]("Width of one time step of the input, I.")
     hidden_size = _Option[int]("Number of hidden units, H.")
     bias = _Option[bool]("Whether there are bias parameters.")
+    activations = _Option["dict[str, Any] | None"]("Functions of gates that are not the usual ones.")
+    clip = _Option["float | None"]("Limit of pre-activations; None: none.")
     dtype = _Option[np.dtype[Any]]("Type of parameters, states and outputs: float32 or float64.")
 
     @property
@@ -69,12 +71,21 @@ class _Module:
 
     @classmethod
     def _checked(cls, options: Mapping[str, object]) -> dict[str, Any]:
-        return checked(options)
+        plain = checked(options)
+        functions = plain.get("activations")
+        if functions is not None:
+            plain["activations"] = _activations.of_cell("activations", functions, cls._plain_cell_of(plain))
+        return plain
 
     @staticmethod
-    def _cell_of(options: Mapping[str, Any]) -> str:
-        """Return the engine's name for the cell."""
+    def _plain_cell_of(options: Mapping[str, Any]) -> str:
+        """Return the engine's name for the cell with its usual functions, and without clips."""
         raise NotImplementedError
+
+    @classmethod
+    def _cell_of(cls, options: Mapping[str, Any]) -> str:
+        """Return the engine's name for the cell."""
+        return _activations.general_cell(options, cls._plain_cell_of(options))
 
     @property
     def _cell(self) -> str:
@@ -96,6 +107,7 @@ class _Module:
             "proj_size": self._options.get("proj_size", 0),
             "dtype": self.dtype,
             "precision": self._precision,
+            **_activations.engine_options(self._options, self._plain_cell_of(self._options)),
         }
 
     def to(self, device: str, precision: str | None = None) -> Self:

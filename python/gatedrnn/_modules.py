@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
+    from gatedrnn._activations import Activations
+
     Array = npt.NDArray[np.floating[Any]]
 
 __all__ = ["GRU", "LSTM", "RNN", "load"]
@@ -51,6 +53,15 @@ class LSTM(_Recurrent["tuple[Array, Array]", "tuple[Array | None, Array | None]"
         peephole: Whether the gates see the memory cell through ``weight_ci_l0``, ``weight_cf_l0``,
             ``weight_co_l0``.
         coupled: Whether the forget gate is 1 - i, which leaves three gates and no ``weight_cf_l0``.
+        activations: Other functions than those above: by gate, of "i", "f", "g", "o", and "h" for the one of
+            c'; or a list of three in ONNX' order, for i, f and o, for g, and for h. Each is a name,
+            "sigmoid", "tanh", "relu", "hard_sigmoid" (min(max(alpha x + beta, 0), 1)), "leaky_relu" (alpha x
+            below 0), "elu" (alpha (exp(x) - 1) below 0), "softsign", "softplus", "scaled_tanh"
+            (alpha tanh(beta x)), "affine" (alpha x + beta) or "thresholded_relu" (0 up to alpha), or a tuple
+            of one and its alpha, or alpha and beta, which are ONNX's by default. "hardsigmoid" is torch.nn's,
+            relu6(x + 3) / 6, and "linear" the identity. See docs/activations.md.
+        clip: Holds the gates' pre-activations within -clip..clip, as ONNX' ``clip``.
+        cell_clip: Holds c' within -cell_clip..cell_clip, as TensorFlow's and TFLite's LSTM.
         dtype: float32 or float64, of parameters, states and, but for `precision`, all arithmetic.
         seed: Integer of at least 0 that decides the initial parameters, uniform in +-1/sqrt(H); None for new
             ones each time.
@@ -64,11 +75,12 @@ class LSTM(_Recurrent["tuple[Array, Array]", "tuple[Array | None, Array | None]"
     """
 
     __slots__ = ()
-    _defaults = _COMMON_DEFAULTS | {"proj_size": 0, "peephole": False, "coupled": False}
+    _defaults = _COMMON_DEFAULTS | {"proj_size": 0, "peephole": False, "coupled": False, "cell_clip": None}
 
     proj_size = _Option[int]("Width that h is projected to; 0: not projected.")
     peephole = _Option[bool]("Whether the gates see the memory cell.")
     coupled = _Option[bool]("Whether the forget gate is 1 - i.")
+    cell_clip = _Option["float | None"]("Limit of c'; None: none.")
 
     def __init__(
         self,
@@ -83,6 +95,9 @@ class LSTM(_Recurrent["tuple[Array, Array]", "tuple[Array | None, Array | None]"
         *,
         peephole: bool = False,
         coupled: bool = False,
+        activations: Activations | None = None,
+        clip: float | None = None,
+        cell_clip: float | None = None,
         dtype: npt.DTypeLike = np.float32,
         seed: int | None = None,
         device: str = "cpu",
@@ -91,10 +106,11 @@ class LSTM(_Recurrent["tuple[Array, Array]", "tuple[Array | None, Array | None]"
         sizes = dict(input_size=input_size, hidden_size=hidden_size, num_layers=num_layers)
         flags = dict(bias=bias, batch_first=batch_first, bidirectional=bidirectional)
         rest = dict(dropout=dropout, proj_size=proj_size, peephole=peephole, coupled=coupled, dtype=dtype)
-        self._initialize(seed, device, precision, **sizes, **flags, **rest)
+        functions = dict(activations=activations, clip=clip, cell_clip=cell_clip)
+        self._initialize(seed, device, precision, **sizes, **flags, **rest, **functions)
 
     @staticmethod
-    def _cell_of(options: Mapping[str, Any]) -> str:
+    def _plain_cell_of(options: Mapping[str, Any]) -> str:
         coupled, peephole = options["coupled"], options["peephole"]
         return f"lstm{'_coupled' if coupled else ''}{'_peephole' if peephole else ''}"
 
@@ -119,6 +135,7 @@ class GRU(_Recurrent["Array", "Array"]):
     Args:
         reset_after: Whether the reset gate acts after the candidate's matrix product (True) or on h before it
             (False).
+        activations: As for `LSTM`: by gate, of "r", "z", "n"; or a list of two, for r and z, and for n.
     """
 
     __slots__ = ()
@@ -137,6 +154,8 @@ class GRU(_Recurrent["Array", "Array"]):
         bidirectional: bool = False,
         *,
         reset_after: bool = True,
+        activations: Activations | None = None,
+        clip: float | None = None,
         dtype: npt.DTypeLike = np.float32,
         seed: int | None = None,
         device: str = "cpu",
@@ -145,10 +164,12 @@ class GRU(_Recurrent["Array", "Array"]):
         sizes = dict(input_size=input_size, hidden_size=hidden_size, num_layers=num_layers)
         flags = dict(bias=bias, batch_first=batch_first, bidirectional=bidirectional)
         rest = dict(dropout=dropout, reset_after=reset_after, dtype=dtype)
-        self._initialize(seed, device, precision, **sizes, **flags, **rest)
+        self._initialize(
+            seed, device, precision, **sizes, **flags, **rest, activations=activations, clip=clip
+        )
 
     @staticmethod
-    def _cell_of(options: Mapping[str, Any]) -> str:
+    def _plain_cell_of(options: Mapping[str, Any]) -> str:
         return "gru" if options["reset_after"] else "gru_reset_before"
 
 
@@ -163,6 +184,7 @@ class RNN(_Recurrent["Array", "Array"]):
 
     Args:
         nonlinearity: "tanh" or "relu".
+        activations: As for `LSTM`: for "h" alone, or a list of one.
     """
 
     __slots__ = ()
@@ -181,6 +203,8 @@ class RNN(_Recurrent["Array", "Array"]):
         dropout: float = 0.0,
         bidirectional: bool = False,
         *,
+        activations: Activations | None = None,
+        clip: float | None = None,
         dtype: npt.DTypeLike = np.float32,
         seed: int | None = None,
         device: str = "cpu",
@@ -189,10 +213,12 @@ class RNN(_Recurrent["Array", "Array"]):
         sizes = dict(input_size=input_size, hidden_size=hidden_size, num_layers=num_layers)
         flags = dict(bias=bias, batch_first=batch_first, bidirectional=bidirectional)
         rest = dict(dropout=dropout, nonlinearity=nonlinearity, dtype=dtype)
-        self._initialize(seed, device, precision, **sizes, **flags, **rest)
+        self._initialize(
+            seed, device, precision, **sizes, **flags, **rest, activations=activations, clip=clip
+        )
 
     @staticmethod
-    def _cell_of(options: Mapping[str, Any]) -> str:
+    def _plain_cell_of(options: Mapping[str, Any]) -> str:
         return f"rnn_{options['nonlinearity']}"
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, overload
 
 import numpy as np
 
-from gatedrnn import _checks
+from gatedrnn import _activations, _checks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -31,6 +31,9 @@ _CHECKS: dict[str, Callable[[str, object], Any]] = {
     "peephole": _checks.flag,
     "coupled": _checks.flag,
     "reset_after": _checks.flag,
+    "activations": _activations.checked,
+    "clip": _activations.limit,
+    "cell_clip": _activations.limit,
     "dtype": _checks.float_dtype,
 }
 
@@ -40,8 +43,12 @@ _COMMON_DEFAULTS: dict[str, object] = {
     "batch_first": False,
     "dropout": 0.0,
     "bidirectional": False,
+    "activations": None,
+    "clip": None,
     "dtype": np.dtype(np.float32),
 }
+# Those that came after the first version which wrote files and pickles.
+_LATER = {"coupled", "activations", "clip", "cell_clip"}
 
 
 def checked(options: Mapping[str, object]) -> dict[str, Any]:
@@ -69,7 +76,7 @@ def checked_precision(device: str, precision: object, dtype: np.dtype[Any]) -> s
 
 def completed(options: Mapping[str, object], defaults: Mapping[str, object]) -> dict[str, object]:
     """Add the arguments that came after the version which wrote a file or a pickle, at their defaults."""
-    return {**{name: defaults[name] for name in {"coupled"} & defaults.keys()}, **options}
+    return {**{name: defaults[name] for name in _LATER & defaults.keys()}, **options}
 
 
 class _HasOptions(Protocol):
@@ -92,8 +99,11 @@ class _Option(Generic[_T]):
     def __get__(self, module: _HasOptions | None, owner: type) -> Self | _T:
         if module is None:
             return self
-        value: _T = module._options[self.name]
-        return value
+        value: Any = module._options[self.name]
+        if isinstance(value, dict):
+            value = dict(value)  # a copy, since nobody is to change the module's
+        plain: _T = value
+        return plain
 
     def __set__(self, module: _HasOptions, value: object) -> None:
         raise AttributeError(f"{self.name}: fixed when the module is made, cannot be assigned")

@@ -41,6 +41,7 @@ class Cell(NamedTuple):
     gates: int
     has_c: bool  # whether the state is the pair (h, c)
     peepholes: tuple[str, ...]  # names of parameters
+    activations: tuple[tuple[str, str], ...]  # gates and their usual functions, of a general cell
 
 
 CELLS = {name: Cell(*described) for name, described in _core.cells().items()}

@@ -13,6 +13,7 @@
 #include "gatedrnn/dispatch.h"
 #include "gatedrnn/network.h"
 #include "reference.h"
+#include "some_options.h"
 
 #ifdef GATEDRNN_TEST_WIDE
 namespace gatedrnn::wide {
@@ -142,6 +143,7 @@ class Problem {
     spec.hidden_size = shape.hidden_size;
     spec.num_layers = shape.layers;
     spec.directions = shape.directions;
+    spec.options = some_options(cell.cell);
     spec.proj_size = cell.projection ? std::max<Index>(1, shape.hidden_size / 2) : 0;
     const Index states = shape.layers * shape.directions;
     values_.reserve(8 * states);  // so that their addresses stay

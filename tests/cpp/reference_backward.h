@@ -23,6 +23,7 @@ class ReferenceBackward {
   ReferenceBackward(const Spec& spec, const Parameters<T>& parameters, const Sequence<T>& sequence,
                     const BackwardCall<T>& call, const Arithmetic& arithmetic)
       : spec_(spec),
+        options_(spec.options.as<T>()),
         parameters_(parameters),
         sequence_(sequence),
         call_(call),
@@ -148,6 +149,7 @@ class ReferenceBackward {
     std::vector<cells::BackUnit<S>> units(H);
     for (Index u = 0; u < H; ++u) {
       cells::BackUnit<S>& unit = units[u];
+      unit.cell_options = &options_;
       for (int i = 0; i < about.kept; ++i) unit.kept_values[i] = record.kept[i][u];
       for (int i = 0; i < about.peephole_count; ++i) unit.peepholes[i] = w.peephole[i][u];
       unit.c_read = record.c_before[u];
@@ -301,6 +303,7 @@ class ReferenceBackward {
   }
 
   const Spec& spec_;
+  const CellOptions<T> options_;
   const CellDescription& cell_ = spec_.description();
   const Parameters<T>& parameters_;
   const Sequence<T>& sequence_;

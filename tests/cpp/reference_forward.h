@@ -28,7 +28,11 @@ class ReferenceForward {
  public:
   ReferenceForward(const Spec& spec, const Parameters<T>& parameters, const Sequence<T>& sequence,
                    const Arithmetic& arithmetic)
-      : spec_(spec), parameters_(parameters), sequence_(sequence), arithmetic_(arithmetic) {}
+      : spec_(spec),
+        options_(spec.options.as<T>()),
+        parameters_(parameters),
+        sequence_(sequence),
+        arithmetic_(arithmetic) {}
 
   void run() {
     const Index T_ = sequence_.steps, B = sequence_.batch, width = spec_.output_size();
@@ -120,6 +124,7 @@ class ReferenceForward {
     const Index H = spec_.hidden_size;
     Units units(H);
     for (Index u = 0; u < H; ++u) {
+      units[u].cell_options = &options_;
       if (about.reads_h()) units[u].h_before = h[u];
       units[u].c_now = c[u];
       for (int i = 0; i < about.peephole_count; ++i) units[u].peepholes[i] = w.peephole[i][u];
@@ -139,6 +144,7 @@ class ReferenceForward {
   }
 
   const Spec& spec_;
+  const CellOptions<T> options_;
   const Parameters<T>& parameters_;
   const Sequence<T>& sequence_;
   const Arithmetic arithmetic_;

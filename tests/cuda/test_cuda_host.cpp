@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "../cpp/check.h"
+#include "../cpp/some_options.h"
 #include "gatedrnn/cells/scalar.h"
 #include "gatedrnn/cells/unit.h"
 #include "gatedrnn/kernel_table.h"
@@ -147,9 +148,10 @@ Unit filled(T x, T y, T z) {
 
 // Takes two units of the same values, and of the two arithmetics, through the same mathematics.
 template <template <class> class Unit, class T, class Through>
-void check_unit(T x, T y, T z, Through&& through) {
+void check_unit(const CellOptions<T>& options, T x, T y, T z, Through&& through) {
   auto ours = filled<Unit<Arithmetic<T>>>(x, y, z);
   auto theirs = filled<Unit<cells::Scalar<T>>>(x, y, z);
+  ours.cell_options = theirs.cell_options = &options;
   through(ours);
   through(theirs);
   CHECK(std::memcmp(&ours, &theirs, sizeof(ours)) == 0);
@@ -157,17 +159,18 @@ void check_unit(T x, T y, T z, Through&& through) {
 
 template <Cell cell, class T>
 void check_cell(T x, T y, T z) {
-  check_unit<cells::Unit>(x, y, z, [](auto& unit) {
+  static const CellOptions<T> options = test::some_options(cell).template as<T>();
+  check_unit<cells::Unit>(options, x, y, z, [](auto& unit) {
     Mathematics<cell>::template first<0>(unit);
     Mathematics<cell>::template second<0>(unit);
   });
-  check_unit<cells::BackUnit>(x, y, z, [](auto& unit) { Mathematics<cell>::template backward<0>(unit); });
+  check_unit<cells::BackUnit>(options, x, y, z, [](auto& unit) { Mathematics<cell>::template backward<0>(unit); });
   if constexpr (description(cell).two_stages()) {
-    check_unit<cells::Unit>(x, y, z, [](auto& unit) {
+    check_unit<cells::Unit>(options, x, y, z, [](auto& unit) {
       Mathematics<cell>::template first<1>(unit);
       Mathematics<cell>::template second<1>(unit);
     });
-    check_unit<cells::BackUnit>(x, y, z, [](auto& unit) { Mathematics<cell>::template backward<1>(unit); });
+    check_unit<cells::BackUnit>(options, x, y, z, [](auto& unit) { Mathematics<cell>::template backward<1>(unit); });
   }
 }
 

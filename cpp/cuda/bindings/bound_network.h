@@ -29,10 +29,12 @@ class BoundNetwork {
  public:
   BoundNetwork(const std::string& cell, const py::dict& parameters, Index input_size, Index hidden_size,
                Index num_layers, bool bidirectional, bool bias, Index proj_size, const py::object& dtype,
-               const std::string& precision)
+               const std::string& precision, const bindings::Functions& activations, std::optional<double> clip,
+               std::optional<double> cell_clip)
       : spec_{bindings::cell_named(cell), input_size, hidden_size, num_layers, bidirectional ? 2 : 1, proj_size},
         bias_(bias),
         host_storage_(py::dtype::from_args(dtype).itemsize() == 8 ? Storage::float64 : Storage::float32) {
+    spec_.options = bindings::cell_options(spec_.description(), activations, clip, cell_clip);
     if (host_storage_ == Storage::float64) {
       network_ =
           make_network(spec_, bindings::find_parameters<double>(spec_, bias, parameters), Storage::float64, false);
@@ -281,7 +283,7 @@ class BoundNetwork {
     if (!array.writeable()) refuse_value(argument.c_str(), expected, "a read-only array");
   }
 
-  const Spec spec_;
+  Spec spec_;
   const bool bias_;
   const Storage host_storage_;
   std::shared_ptr<Network> network_;

@@ -23,6 +23,7 @@ struct BackStepArgs {
   Index slot_units;  // of each slot that the product reads
   Index units;       // units that exist; the last panel may cover more
   Index first_panel, last_panel;
+  bool product_only;     // leave the cell for the kernel of its own that it has
   bool panels_reversed;  // visit the panels from the last to the first
   const void* weights;   // panels of the format
   const T* operand;      // left side of the product: [rows][operand_stride]
@@ -45,8 +46,9 @@ struct BackStepArgs {
   Index streamed_d_a_stride;
   T* operand_of_weights;  // [rows][its stride], or null: the second operand, or what is projected
   Index operand_of_weights_stride;
-  T* const* out;  // linear, [rows] pointers: the result
-  bool add;       // linear: to what is there
+  T* const* out;                  // linear, [rows] pointers: the result
+  bool add;                       // linear: to what is there
+  const CellOptions<T>* options;  // of a general cell
 };
 
 }  // namespace gatedrnn

@@ -4,6 +4,8 @@
 
 #include <cstddef>
 
+#include "gatedrnn/cell_options.h"
+
 // The mathematics of a cell is inlined into the loops over its units, and constexpr so that a compiler for devices takes it too.
 #define GATEDRNN_CELL static constexpr __attribute__((always_inline))
 
@@ -47,6 +49,12 @@ struct PeepholeDescription {
 // What of h a step's backward reads.
 enum class HRead { none, before, after };
 
+// A function of a general cell: what Python calls it (the letter in the docstrings' equations), and which one it is by default.
+struct CellActivation {
+  const char* name = nullptr;
+  ActivationKind usual = ActivationKind::sigmoid;
+};
+
 struct CellDescription {
   int gates = 0;          // of the weights, in torch.nn's order
   bool has_c = false;     // whether the state is (h, c)
@@ -55,6 +63,8 @@ struct CellDescription {
   int gate_of_slot[kMostSlots] = {0, 1, 2, 3};
   int peephole_count = 0;
   PeepholeDescription peepholes[kMostPeepholes] = {};
+  int activation_count = 0;  // of a general cell; 0 where functions stand in the mathematics
+  CellActivation activations[kMostActivations] = {};
   // Of all stages. Gradients of pre-activations have the same slots. Where there is c, c[t] is kept last.
   int slots = 0, kept = 0;
   int stage_count = 0;
@@ -69,6 +79,10 @@ struct CellDescription {
     stages[stage_count++] = stage;
   }
   constexpr void add(const PeepholeDescription& peephole) { peepholes[peephole_count++] = peephole; }
+  constexpr void add(const CellActivation& activation) { activations[activation_count++] = activation; }
+
+  // Whether its mathematics is a kernel of its own, which follows the products of the cell without options.
+  constexpr bool is_general() const { return activation_count > 0; }
 
   // The slots of W_ih are the first `gates`; those of W_hh as it multiplies h[t-1] are the first stage's.
   constexpr int first_recurrent_slot() const { return stages[0].first_operand_slot(); }

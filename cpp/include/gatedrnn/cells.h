@@ -13,6 +13,7 @@
 //       deliver(h)      h[t]
 //       keep(i, v)      a value for backward
 //       set_operand(v), carry_over(v), carried_over()     in two stages: the second one's operand, and a value passed to it
+//       options(), apply(i, v)                            of general cells: and their i-th function
 //     backward<stage>(p)     Stages are counted from the end of a step, slots are the cell's. A first stage finds all of the gradient
 //         of h[t]; a second one finds in product() that of the second operand.
 //       kept(i), c_before(), h_before(), h_after()        what forward left
@@ -20,12 +21,14 @@
 //       set_d_a(slot, v)                                  of a pre-activation
 //       set_d_c(v), set_carry(v), carry()                 of c[t-1]; of h[t-1], as far as no product brings it (passes_h)
 //       set_operand_of_weights(v)                         what the projection, or the second operand's weights, multiplied
+//       options(), apply(i, v), slope(i, v, y)            of general cells: the slope at v, where the function is y
 #pragma once
 
 #include <type_traits>
 #include <utility>
 
 #include "gatedrnn/cells/coupled_lstm.h"
+#include "gatedrnn/cells/general.h"
 #include "gatedrnn/cells/gru.h"
 #include "gatedrnn/cells/lstm.h"
 #include "gatedrnn/cells/rnn.h"
@@ -39,7 +42,14 @@
   row(gru, cells::Gru)                                  \
   row(gru_reset_before, cells::GruResetBefore)          \
   row(rnn_tanh, cells::Rnn<false>)                      \
-  row(rnn_relu, cells::Rnn<true>)
+  row(rnn_relu, cells::Rnn<true>)                       \
+  row(lstm_general, cells::GeneralLstm<false, false>)   \
+  row(lstm_peephole_general, cells::GeneralLstm<false, true>) \
+  row(lstm_coupled_general, cells::GeneralLstm<true, false>) \
+  row(lstm_coupled_peephole_general, cells::GeneralLstm<true, true>) \
+  row(gru_general, cells::GeneralGru)                   \
+  row(gru_reset_before_general, cells::GeneralGruResetBefore) \
+  row(rnn_general, cells::GeneralRnn)
 // clang-format on
 
 namespace gatedrnn {
@@ -72,6 +82,25 @@ GATEDRNN_CELLS(GATEDRNN_ROW)
 #undef GATEDRNN_ROW
 template <Cell cell>
 using Mathematics = typename MathematicsOf<cell>::type;
+
+// The cell whose products a cell's mathematics follows: its own, or those of a general one's plain cell.
+template <class M, class = void>
+struct PlainMathematics {
+  using type = M;
+};
+template <class M>
+struct PlainMathematics<M, std::void_t<typename M::Plain>> {
+  using type = typename M::Plain;
+};
+template <Cell cell>
+constexpr Cell plain_cell() {
+  using Plain = typename PlainMathematics<Mathematics<cell>>::type;
+#define GATEDRNN_ROW(name, ...) \
+  if (std::is_same_v<Plain, __VA_ARGS__>) return Cell::name;
+  GATEDRNN_CELLS(GATEDRNN_ROW)
+#undef GATEDRNN_ROW
+  return cell;
+}
 
 // Calls `visit` with the cell as a constant.
 template <class Visit>

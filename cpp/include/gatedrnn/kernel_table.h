@@ -50,6 +50,9 @@ struct Kernels {
   StageKernels<StepArgs<T>> step;
   StageKernels<StepArgs<T>> step_keeping;  // the same for training
   StageKernels<BackStepArgs<T>> back_step;
+  // The mathematics of general cells, for which the kernels above multiply and no more.
+  StageKernels<StepArgs<T>> cells, cells_keeping;
+  StageKernels<BackStepArgs<T>> cells_back;
   void (*pack_weights)(const PackWeightsArgs<T>&) noexcept;
   GradientKernels<T> gradients;
   LaneKernels<T> rows_in_lanes;

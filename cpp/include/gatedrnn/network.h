@@ -90,6 +90,7 @@ class Network {
     return plain ? plain_kernels_ : kernels_;
   }
   const Core& core() const { return core_; }
+  const CellOptions<T>& options() const { return options_; }
   const PackedLayer<T>& layer(Index layer, Index direction) const {
     return layers_[layer * spec_.directions + direction];
   }
@@ -112,6 +113,7 @@ class Network {
   using BackLayers = std::vector<PackedBackLayer<T>>;
 
   Spec spec_;
+  const CellOptions<T> options_;
   const Kernels<T>&kernels_, &plain_kernels_;
   const Core core_;
   std::vector<PackedLayer<T>> layers_;

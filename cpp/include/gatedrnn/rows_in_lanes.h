@@ -49,7 +49,8 @@ struct LaneStepsArgs {
   bool streams;  // what is kept goes past the caches
   T* kept;       // for training: [the cell's kept values, then h][unit][lane], `kept_step` apart; or null
   Index kept_step;
-  T* scratch;  // of lane_scratch() vectors
+  T* scratch;                     // of lane_scratch() vectors
+  const CellOptions<T>* options;  // of a general cell
 };
 
 constexpr Index lane_scratch(Index input_size, Index units) { return input_size + 4 * units; }
@@ -74,6 +75,7 @@ struct LaneBackArgs {
   T* d_c;
   T* pairs;  // [row][lane_pair().size()]; null: no step, only the gradient of h that arrives, to scratch
   T* scratch;
+  const CellOptions<T>* options;  // of a general cell
 };
 
 // What the gradients of weights are sums of products of, for one (step, row) pair: the gradients of its pre-activations, and all

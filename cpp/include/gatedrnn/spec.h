@@ -13,7 +13,8 @@ struct Spec {
   Index hidden_size = 0;
   Index num_layers = 1;
   Index directions = 1;
-  Index proj_size = 0;  // 0: no projection
+  Index proj_size = 0;               // 0: no projection
+  CellOptions<double> options = {};  // of a general cell
 
   const CellDescription& description() const { return gatedrnn::description(cell); }
 
@@ -32,7 +33,8 @@ struct Spec {
 
   bool operator==(const Spec& other) const {
     return cell == other.cell && input_size == other.input_size && hidden_size == other.hidden_size &&
-           num_layers == other.num_layers && directions == other.directions && proj_size == other.proj_size;
+           num_layers == other.num_layers && directions == other.directions && proj_size == other.proj_size &&
+           options == other.options;
   }
 };
 

@@ -70,6 +70,7 @@ struct StepArgs {
   T* kept;  // for training: [rows][kept_stride], each row as kept_offset says
   Write kept_write;
   Index kept_stride, kept_slots;
+  const CellOptions<T>* options;  // of a general cell
 };
 
 }  // namespace gatedrnn

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import json
 import math
 import weakref
 from collections.abc import Sequence
@@ -42,6 +43,7 @@ class Stack(NamedTuple):
     bidirectional: bool
     bias: bool
     precision: str | None = None
+    functions: str = "{}"  # those of a general cell, and its clips, in JSON: graphs have no dictionaries
 
     @property
     def tracks(self) -> int:
@@ -191,6 +193,7 @@ def _pack(
             proj_size=0 if state_size == hidden_size else state_size,
             dtype=dtype,
             precision=stack.precision,
+            **json.loads(stack.functions),
         )
     if for_backward:
         network.pack_for_backward()

@@ -13,6 +13,8 @@ from gatedrnn.torch._modules import _Recurrent
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from gatedrnn._activations import Activations
+
 __all__ = ["GRUCell", "LSTMCell", "RNNCell"]
 
 
@@ -63,6 +65,7 @@ class LSTMCell(_Cell):
         dtype: As for `LSTM`.
         peephole: Whether the gates see the memory cell through ``weight_ci``, ``weight_cf``, ``weight_co``.
         coupled: Whether the forget gate is 1 - i.
+        activations: Functions of gates, as for `LSTM`; so are `clip` and `cell_clip`.
         precision: As for `LSTM`.
 
     Raises:
@@ -71,9 +74,10 @@ class LSTMCell(_Cell):
     """
 
     _numpy_class = gatedrnn.LSTM
-    _own_options = ("peephole", "coupled")
+    _own_options = ("peephole", "coupled", "cell_clip")
     peephole: bool
     coupled: bool
+    cell_clip: float | None
 
     def __init__(
         self,
@@ -85,11 +89,15 @@ class LSTMCell(_Cell):
         *,
         peephole: bool = False,
         coupled: bool = False,
+        activations: Activations | None = None,
+        clip: float | None = None,
+        cell_clip: float | None = None,
         precision: str | None = None,
     ) -> None:
         sizes = dict(input_size=input_size, hidden_size=hidden_size)
         rest = dict(bias=bias, peephole=peephole, coupled=coupled)
-        super().__init__(device, dtype, precision, **sizes, **rest)
+        functions = dict(activations=activations, clip=clip, cell_clip=cell_clip)
+        super().__init__(device, dtype, precision, **sizes, **rest, **functions)
 
     def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
         """Take one step.
@@ -153,10 +161,13 @@ class GRUCell(_SingleState):
         dtype: torch.dtype | None = None,
         *,
         reset_after: bool = True,
+        activations: Activations | None = None,
+        clip: float | None = None,
         precision: str | None = None,
     ) -> None:
         sizes = dict(input_size=input_size, hidden_size=hidden_size)
-        super().__init__(device, dtype, precision, **sizes, bias=bias, reset_after=reset_after)
+        rest = dict(bias=bias, reset_after=reset_after, activations=activations, clip=clip)
+        super().__init__(device, dtype, precision, **sizes, **rest)
 
 
 class RNNCell(_SingleState):
@@ -181,7 +192,10 @@ class RNNCell(_SingleState):
         device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
         *,
+        activations: Activations | None = None,
+        clip: float | None = None,
         precision: str | None = None,
     ) -> None:
         sizes = dict(input_size=input_size, hidden_size=hidden_size)
-        super().__init__(device, dtype, precision, **sizes, bias=bias, nonlinearity=nonlinearity)
+        rest = dict(bias=bias, nonlinearity=nonlinearity, activations=activations, clip=clip)
+        super().__init__(device, dtype, precision, **sizes, **rest)

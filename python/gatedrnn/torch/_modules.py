@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, cast
 
@@ -13,6 +14,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 import gatedrnn
 from gatedrnn import _checks
+from gatedrnn._activations import engine_options
 from gatedrnn._options import checked_precision
 from gatedrnn.torch import _ops
 from gatedrnn.torch._cache import DTYPE_NAMES, DTYPES, LOW_PRECISIONS, NetworkCache, Stack, shapes_of
@@ -20,6 +22,8 @@ from gatedrnn.torch._cache import DTYPE_NAMES, DTYPES, LOW_PRECISIONS, NetworkCa
 if TYPE_CHECKING:
     import numpy.typing as npt
     from typing_extensions import Self
+
+    from gatedrnn._activations import Activations
 
     Lengths: TypeAlias = Tensor | npt.NDArray[np.integer[Any]] | Sequence[int]
 
@@ -39,7 +43,10 @@ class _Recurrent(nn.Module):
     _own_options: ClassVar[tuple[str, ...]] = ()  # those of the cell alone
     _engine_suffix: ClassVar[str] = ""  # what names of parameters have in the engine alone
     proj_size = 0
-    precision: str | None = None  # of pickles from before it, too
+    # Of pickles from before them, too:
+    precision: str | None = None
+    activations: dict[str, Any] | None = None
+    clip: float | None = None
 
     input_size: int
     hidden_size: int
@@ -65,8 +72,13 @@ class _Recurrent(nn.Module):
         for name, value in checked.items():
             setattr(self, name, value)
         _checks.warn_of_dropout(self.dropout, self.num_layers)
+        functions = engine_options(checked, self._numpy_class._plain_cell_of(checked))
         self._stack = Stack(
-            self._numpy_class._cell_of(checked), self.num_layers, self.bidirectional, self.bias
+            self._numpy_class._cell_of(checked),
+            self.num_layers,
+            self.bidirectional,
+            self.bias,
+            functions=json.dumps(functions),
         )
         shapes = shapes_of(self._stack, self.input_size, self.hidden_size, self._state_size)
         self._names = tuple([name.removesuffix(self._engine_suffix) for name in shapes])
@@ -104,8 +116,8 @@ class _Recurrent(nn.Module):
         """Write the arguments that are not torch.nn's defaults."""
         parts = [f"{self.input_size}, {self.hidden_size}"]
         defaults = self._numpy_class._defaults
-        names = ("num_layers", "bias", "batch_first", "dropout", "bidirectional", *self._own_options)
-        for name in names:
+        names = ("num_layers", "bias", "batch_first", "dropout", "bidirectional", "activations", "clip")
+        for name in (*names, *self._own_options):
             value = getattr(self, name)
             if value != defaults[name]:
                 parts.append(f"{name}={value!r}")
@@ -324,6 +336,8 @@ class LSTM(_Recurrent):
         peephole: Whether the gates see the memory cell through ``weight_ci_l0``, ``weight_cf_l0``,
             ``weight_co_l0``, which torch.nn has not.
         coupled: Whether the forget gate is 1 - i, which leaves the gates i, g, o; torch.nn has not.
+        activations: Functions of gates, as for `gatedrnn.LSTM`; so are `clip` and `cell_clip`. torch.nn has
+            none of them.
         precision: How matrix products are computed, "bfloat16", "bfloat16x3" or "int8" (for inference only),
             see docs/precision.md. None for that of the dtype: float32 or float64; "bfloat16" for bfloat16
             and under ``torch.autocast("cpu", torch.bfloat16)``, whose results are bfloat16; "bfloat16x3" for
@@ -335,9 +349,10 @@ class LSTM(_Recurrent):
     """
 
     _numpy_class = gatedrnn.LSTM
-    _own_options = ("proj_size", "peephole", "coupled")
+    _own_options = ("proj_size", "peephole", "coupled", "cell_clip")
     peephole: bool
     coupled: bool = False  # of pickles from before it, too
+    cell_clip: float | None = None
 
     def __init__(
         self,
@@ -354,12 +369,16 @@ class LSTM(_Recurrent):
         *,
         peephole: bool = False,
         coupled: bool = False,
+        activations: Activations | None = None,
+        clip: float | None = None,
+        cell_clip: float | None = None,
         precision: str | None = None,
     ) -> None:
         sizes = dict(input_size=input_size, hidden_size=hidden_size, num_layers=num_layers)
         flags = dict(bias=bias, batch_first=batch_first, bidirectional=bidirectional)
         rest = dict(dropout=dropout, proj_size=proj_size, peephole=peephole, coupled=coupled)
-        super().__init__(device, dtype, precision, **sizes, **flags, **rest)
+        functions = dict(activations=activations, clip=clip, cell_clip=cell_clip)
+        super().__init__(device, dtype, precision, **sizes, **flags, **rest, **functions)
 
     def forward(
         self,
@@ -447,11 +466,13 @@ class GRU(_SingleState):
         dtype: torch.dtype | None = None,
         *,
         reset_after: bool = True,
+        activations: Activations | None = None,
+        clip: float | None = None,
         precision: str | None = None,
     ) -> None:
         sizes = dict(input_size=input_size, hidden_size=hidden_size, num_layers=num_layers)
         flags = dict(bias=bias, batch_first=batch_first, bidirectional=bidirectional)
-        rest = dict(dropout=dropout, reset_after=reset_after)
+        rest = dict(dropout=dropout, reset_after=reset_after, activations=activations, clip=clip)
         super().__init__(device, dtype, precision, **sizes, **flags, **rest)
 
 
@@ -482,9 +503,11 @@ class RNN(_SingleState):
         device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
         *,
+        activations: Activations | None = None,
+        clip: float | None = None,
         precision: str | None = None,
     ) -> None:
         sizes = dict(input_size=input_size, hidden_size=hidden_size, num_layers=num_layers)
         flags = dict(bias=bias, batch_first=batch_first, bidirectional=bidirectional)
-        rest = dict(dropout=dropout, nonlinearity=nonlinearity)
+        rest = dict(dropout=dropout, nonlinearity=nonlinearity, activations=activations, clip=clip)
         super().__init__(device, dtype, precision, **sizes, **flags, **rest)

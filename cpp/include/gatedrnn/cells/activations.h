@@ -1,4 +1,4 @@
-// exp, sigmoid and tanh as fixed sequences of fused multiply-adds, one correctly rounded division and bit operations, so that
+// Activations as fixed sequences of fused multiply-adds, one correctly rounded division and bit operations, so that
 // every machine and every vector width gives the same bits. `S` names the arithmetic: S::V is the value (a scalar or a
 // vector), S::T its element. Everything is constexpr so that a compiler for devices takes it too.
 //
@@ -14,7 +14,11 @@
 //
 // q and t are our own minimax fits (Remez's algorithm) of the relative error of exp(-r) and tanh(r). Coefficients were rounded from
 // the constant one on, and after each the rest fitted anew.
+//
+// log(1 + u) = 2 atanh(u / (2 + u)), with the series of atanh, whose argument is at most 1/3.
 #pragma once
+
+#include "gatedrnn/cell_options.h"
 
 namespace gatedrnn::cells {
 
@@ -44,6 +48,7 @@ struct ActivationConstants<float> {
   static constexpr float largest_for_tanh = 8.8672f;  // from here on it is 1
   static constexpr float t[] = {-0.33332946896553039551f, 0.1332072913646697998f, -0.052671998739242553711f,
                                 0.016437817364931106567f};
+  static constexpr float atanh[] = {1.0f / 3, 1.0f / 5, 1.0f / 7, 1.0f / 9, 1.0f / 11, 1.0f / 13, 1.0f / 15};
 };
 
 template <>
@@ -69,6 +74,8 @@ struct ActivationConstants<double> {
                                  0.021869488140162533785,   -0.0088632287587995829681,  0.0035920549717169954033,
                                  -0.0014553149270349905256, 0.00058754835456753496618,  -0.00023120128645905967698,
                                  0.00008032635554023114324, -0.000017727242372039825205};
+  static constexpr double atanh[] = {1.0 / 3,  1.0 / 5,  1.0 / 7,  1.0 / 9,  1.0 / 11, 1.0 / 13, 1.0 / 15, 1.0 / 17,
+                                     1.0 / 19, 1.0 / 21, 1.0 / 23, 1.0 / 25, 1.0 / 27, 1.0 / 29, 1.0 / 31, 1.0 / 33};
 };
 
 template <class S>
@@ -77,9 +84,9 @@ struct Activations {
   using T = typename S::T;
   using C = ActivationConstants<T>;
 
-  // exp(-x) = scale * value
+  // exp(-x) = scale * value, where value is 1 + rest
   struct Exp {
-    V scale, value;
+    V scale, value, rest;
   };
 
   // value = numerator / denominator; cells merge several of these into one division.
@@ -106,7 +113,8 @@ struct Activations {
     x = S::min(S::max(x, S::set(limit)), S::set(C::largest));
     const V n = shifted(x), whole = unshifted(n);
     const V r = S::madd(whole, S::set(C::ln2_low), S::madd(whole, S::set(C::ln2_high), x));
-    return {power_of_two(n), S::madd(S::madd(polynomial<C::q>(r), r, S::set(-1)), r, S::set(1))};
+    const V factor = S::madd(polynomial<C::q>(r), r, S::set(-1));
+    return {power_of_two(n), S::madd(factor, r, S::set(1)), S::mul(factor, r)};
   }
 
   // sigmoid(x) = 1 / (1 + exp(-x)): the denominator.
@@ -138,9 +146,72 @@ struct Activations {
     return S::div(t.numerator, t.denominator);
   }
 
+  // exp(x) - 1 for x <= 0, right also where that is small.
+  static constexpr V expm1(V x) {
+    const Exp e = exp_negated(S::negate(x), T(0));
+    return S::madd(e.scale, e.rest, S::sub(e.scale, S::set(1)));
+  }
+
+  // log(1 + u) for 0 <= u <= 1.
+  static constexpr V log1p(V u) {
+    const V s = S::div(u, S::add(u, S::set(2))), square = S::mul(s, s), twice = S::add(s, s);
+    return S::madd(S::mul(polynomial<C::atanh>(square), square), twice, twice);
+  }
+
+  static constexpr V softplus(V x) {
+    const Exp e = exp_negated(S::abs(x), T(0));
+    return S::add(S::max(x, S::set(0)), log1p(S::mul(e.scale, e.value)));
+  }
+
   // The derivatives, from the activations' values: y (1 - y) and 1 - y^2, rounded once.
   static constexpr V sigmoid_slope(V y) { return S::madd(S::negate(y), y, y); }
   static constexpr V tanh_slope(V y) { return S::madd(S::negate(y), y, S::set(1)); }
+
+  // A function that is data.
+  static constexpr V apply(const Activation<T>& f, V x) {
+    const V zero = S::set(0), one = S::set(1), alpha = S::set(f.alpha), beta = S::set(f.beta);
+    switch (f.kind) {
+      case ActivationKind::sigmoid: return sigmoid(x);
+      case ActivationKind::tanh: return tanh(x);
+      case ActivationKind::relu: return S::max(x, zero);
+      case ActivationKind::hard_sigmoid: return S::min(S::max(S::madd(x, alpha, beta), zero), one);
+      case ActivationKind::leaky_relu: return S::madd(S::min(x, zero), alpha, S::max(x, zero));
+      case ActivationKind::elu: return S::madd(expm1(S::min(x, zero)), alpha, S::max(x, zero));
+      case ActivationKind::softsign: return S::div(x, S::add(S::abs(x), one));
+      case ActivationKind::softplus: return softplus(x);
+      case ActivationKind::scaled_tanh: return S::mul(tanh(S::mul(x, beta)), alpha);
+      case ActivationKind::affine: return S::madd(x, alpha, beta);
+      case ActivationKind::thresholded_relu: return S::where_positive(S::sub(x, alpha), x);
+    }
+    return x;
+  }
+
+  // The derivative of that at x, where its value is y. At a corner it is 0, or that of the side where x is smaller.
+  static constexpr V slope(const Activation<T>& f, V x, V y) {
+    const V zero = S::set(0), one = S::set(1), alpha = S::set(f.alpha), beta = S::set(f.beta);
+    switch (f.kind) {
+      case ActivationKind::sigmoid: return sigmoid_slope(y);
+      case ActivationKind::tanh: return tanh_slope(y);
+      case ActivationKind::relu: return S::where_positive(x, one);
+      case ActivationKind::hard_sigmoid: return S::where_positive(y, S::where_positive(S::sub(one, y), alpha));
+      case ActivationKind::leaky_relu: return S::add(alpha, S::where_positive(x, S::sub(one, alpha)));
+      case ActivationKind::elu:
+        return S::add(S::madd(expm1(S::min(x, zero)), alpha, alpha), S::where_positive(x, S::sub(one, alpha)));
+      case ActivationKind::softsign: {
+        const V shrunk = reciprocal(S::add(S::abs(x), one));
+        return S::mul(shrunk, shrunk);
+      }
+      case ActivationKind::softplus: return sigmoid(x);
+      case ActivationKind::scaled_tanh: return S::mul(tanh_slope(tanh(S::mul(x, beta))), S::mul(alpha, beta));
+      case ActivationKind::affine: return alpha;
+      case ActivationKind::thresholded_relu: return S::where_positive(S::sub(x, alpha), one);
+    }
+    return one;
+  }
+
+  // Held within -limit .. limit; and the derivative of that.
+  static constexpr V clipped(V x, T limit) { return S::max(S::min(x, S::set(limit)), S::set(-limit)); }
+  static constexpr V clipped_slope(V x, T limit, V d) { return S::where_positive(S::sub(S::set(limit), S::abs(x)), d); }
 };
 
 }  // namespace gatedrnn::cells

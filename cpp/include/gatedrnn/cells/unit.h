@@ -2,11 +2,24 @@
 #pragma once
 
 #include "gatedrnn/cell.h"
+#include "gatedrnn/cells/activations.h"
 
 namespace gatedrnn::cells {
 
+// The functions of a general cell.
+template <class S>
+struct UnitFunctions {
+  using V = typename S::V;
+
+  const CellOptions<typename S::T>* cell_options;
+
+  constexpr const CellOptions<typename S::T>& options() const { return *cell_options; }
+  constexpr V apply(int i, V x) const { return Activations<S>::apply(options().activations[i], x); }
+  constexpr V slope(int i, V x, V y) const { return Activations<S>::slope(options().activations[i], x, y); }
+};
+
 template <class Arithmetic>
-struct Unit {
+struct Unit : UnitFunctions<Arithmetic> {
   using S = Arithmetic;
   using V = typename S::V;
 
@@ -29,7 +42,7 @@ struct Unit {
 };
 
 template <class Arithmetic>
-struct BackUnit {
+struct BackUnit : UnitFunctions<Arithmetic> {
   using S = Arithmetic;
   using V = typename S::V;
 
