@@ -143,6 +143,9 @@ def truth(module, cell, x, state=None, lengths=None, dtype=None):
         directions=directions(module),
         batch_first=module.batch_first,
         dtype=dtype or wide(module.dtype),
+        activations=module.activations,
+        clip=module.clip,
+        cell_clip=getattr(module, "cell_clip", None),
     )
 
 

@@ -20,9 +20,10 @@ OPERATORS = {
 }
 
 
-def run(cell, parameters, x, state=None, lengths=None, *, bidirectional=False):
-    """`output, state_n` of one layer in this library's layout. x is (T, B, I)."""
+def run(cell, parameters, x, state=None, lengths=None, *, bidirectional=False, **options):
+    """`output, state_n` of one layer in this library's layout. x is (T, B, I); `options` are attributes."""
     operator, attributes = OPERATORS[cell]
+    attributes = {**attributes, **{name: value for name, value in options.items() if value != []}}
     ours, theirs = GATES["COUPLED" if "coupled" in cell else operator].split()
     suffixes = ("_l0", "_l0_reverse")[: 1 + bidirectional]
     hidden_size = parameters["weight_hh_l0"].shape[1]

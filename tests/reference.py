@@ -15,44 +15,85 @@ def sigmoid(x):
     return np.where(x >= 0, 1, e) / (1 + e)
 
 
-def lstm(p, x, state):
+FUNCTIONS = {
+    "sigmoid": sigmoid,
+    "tanh": np.tanh,
+    "relu": lambda x: np.maximum(x, 0),
+    "hard_sigmoid": lambda x, alpha, beta: np.clip(alpha * x + beta, 0, 1),
+    "leaky_relu": lambda x, alpha: np.where(x > 0, x, alpha * x),
+    "elu": lambda x, alpha: np.where(x > 0, x, alpha * np.expm1(x)),
+    "softsign": lambda x: x / (1 + np.abs(x)),
+    "softplus": lambda x: np.logaddexp(x, 0),
+    "scaled_tanh": lambda x, alpha, beta: alpha * np.tanh(beta * x),
+    "affine": lambda x, alpha, beta: alpha * x + beta,
+    "thresholded_relu": lambda x, alpha: np.where(x > alpha, x, 0),
+}
+
+
+class Options:
+    """Functions of gates, by their letters, each on clipped values; `h` is not clipped where it is c's."""
+
+    def __init__(self, activations=None, clip=None, cell_clip=None, nonlinearity="tanh"):
+        self.functions = {
+            **dict.fromkeys("iforz", "sigmoid"),
+            **dict.fromkeys("gn", "tanh"),
+            "h": nonlinearity,
+        }
+        self.functions |= activations or {}
+        self.clip, self.cell_clip = clip or np.inf, cell_clip or np.inf
+
+    def __call__(self, gate, x):
+        return self.unclipped(gate, np.clip(x, -self.clip, self.clip))
+
+    def unclipped(self, gate, x):
+        function = self.functions[gate]
+        name, *parameters = [function] if isinstance(function, str) else function
+        return FUNCTIONS[name](x, *parameters)
+
+
+def lstm(p, x, state, f):
     """Gates i, f, g, o. Through peepholes, whose weight is else 0, i and f see the old c, o the new one."""
     h, c = state
-    i, f, g, o = np.split(
+    a_i, a_f, a_g, a_o = np.split(
         x @ p["weight_ih"].T + p["bias_ih"] + h @ p["weight_hh"].T + p["bias_hh"], 4, axis=1
     )
-    c_new = sigmoid(f + p.get("weight_cf", 0) * c) * c + sigmoid(i + p.get("weight_ci", 0) * c) * np.tanh(g)
-    h_new = sigmoid(o + p.get("weight_co", 0) * c_new) * np.tanh(c_new)
-    return (h_new @ p["weight_hr"].T if "weight_hr" in p else h_new), c_new
+    i = f("i", a_i + p.get("weight_ci", 0) * c)
+    return lstm_end(p, f("f", a_f + p.get("weight_cf", 0) * c) * c + i * f("g", a_g), a_o, f)
 
 
-def coupled_lstm(p, x, state):
-    """Gates i, g, o. The forget gate is 1 - s(i) = s(-i)."""
+def coupled_lstm(p, x, state, f):
+    """Gates i, g, o. The forget gate is 1 - i."""
     h, c = state
-    i, g, o = np.split(x @ p["weight_ih"].T + p["bias_ih"] + h @ p["weight_hh"].T + p["bias_hh"], 3, axis=1)
-    i = i + p.get("weight_ci", 0) * c
-    c_new = sigmoid(-i) * c + sigmoid(i) * np.tanh(g)
-    h_new = sigmoid(o + p.get("weight_co", 0) * c_new) * np.tanh(c_new)
+    a_i, a_g, a_o = np.split(
+        x @ p["weight_ih"].T + p["bias_ih"] + h @ p["weight_hh"].T + p["bias_hh"], 3, axis=1
+    )
+    i = f("i", a_i + p.get("weight_ci", 0) * c)
+    return lstm_end(p, (1 - i) * c + i * f("g", a_g), a_o, f)
+
+
+def lstm_end(p, c_new, a_o, f):
+    c_new = np.clip(c_new, -f.cell_clip, f.cell_clip)
+    h_new = f("o", a_o + p.get("weight_co", 0) * c_new) * f.unclipped("h", c_new)
     return (h_new @ p["weight_hr"].T if "weight_hr" in p else h_new), c_new
 
 
-def gru(p, x, state, reset_after=True):
+def gru(p, x, state, f, reset_after=True):
     """Gates r, z, n. The reset gate acts on the candidate's hidden product, or on the h that goes into it."""
     (h,) = state
     x_r, x_z, x_n = np.split(x @ p["weight_ih"].T + p["bias_ih"], 3, axis=1)
     h_r, h_z, h_n = np.split(h @ p["weight_hh"].T + p["bias_hh"], 3, axis=1)
-    r, z = sigmoid(x_r + h_r), sigmoid(x_z + h_z)
+    r, z = f("r", x_r + h_r), f("z", x_z + h_z)
     if reset_after:
-        n = np.tanh(x_n + r * h_n)
+        n = f("n", x_n + r * h_n)
     else:
         u_n, b_n = (np.split(p[name], 3)[2] for name in ("weight_hh", "bias_hh"))
-        n = np.tanh(x_n + (r * h) @ u_n.T + b_n)
+        n = f("n", x_n + (r * h) @ u_n.T + b_n)
     return ((1 - z) * n + z * h,)
 
 
-def rnn(p, x, state, activation=np.tanh):
+def rnn(p, x, state, f):
     (h,) = state
-    return (activation(x @ p["weight_ih"].T + p["bias_ih"] + h @ p["weight_hh"].T + p["bias_hh"]),)
+    return (f("h", x @ p["weight_ih"].T + p["bias_ih"] + h @ p["weight_hh"].T + p["bias_hh"]),)
 
 
 STEP = {
@@ -61,13 +102,13 @@ STEP = {
     "lstm_coupled": coupled_lstm,
     "lstm_coupled_peephole": coupled_lstm,
     "gru": gru,
-    "gru_reset_before": lambda p, x, state: gru(p, x, state, reset_after=False),
+    "gru_reset_before": lambda p, x, state, f: gru(p, x, state, f, reset_after=False),
     "rnn_tanh": rnn,
-    "rnn_relu": lambda p, x, state: rnn(p, x, state, activation=lambda z: np.maximum(z, 0)),
+    "rnn_relu": rnn,
 }
 
 
-def direction(step, p, x, state, lengths, reverse):
+def direction(step, p, x, state, options, lengths, reverse):
     """One layer in one direction. A row outside its length keeps its state and puts out zeros.
 
     So the reverse direction, which comes from the end, starts to change it at the row's own last valid step.
@@ -75,7 +116,9 @@ def direction(step, p, x, state, lengths, reverse):
     output = np.zeros((*x.shape[:2], state[0].shape[1]), x.dtype)
     for t in reversed(range(len(x))) if reverse else range(len(x)):
         valid = (t < lengths)[:, None]
-        state = tuple(np.where(valid, new, old) for new, old in zip(step(p, x[t], state), state, strict=True))
+        state = tuple(
+            np.where(valid, new, old) for new, old in zip(step(p, x[t], state, options), state, strict=True)
+        )
         output[t] = np.where(valid, state[0], 0)
     return output, state
 
@@ -91,8 +134,14 @@ def forward(
     directions=1,
     batch_first=False,
     dtype=np.float64,
+    **options,
 ):
-    """`output, state_n` of the whole stack; `state` and `state_n` are h, and for LSTM the pair (h, c)."""
+    """`output, state_n` of the whole stack; `state` and `state_n` are h, and for LSTM the pair (h, c).
+
+    `options` are those of `Options`.
+    """
+    if cell == "rnn_relu":
+        options["nonlinearity"] = "relu"
     is_lstm = cell.startswith("lstm")
     x = np.asarray(x, dtype)
     unbatched = x.ndim == 2
@@ -126,7 +175,7 @@ def forward(
                 start = tuple(np.zeros((x.shape[1], size), dtype) for size in sizes)
             else:
                 start = tuple(s[layer * directions + reverse] for s in state)
-            output, end = direction(STEP[cell], p, x, start, lengths, reverse)
+            output, end = direction(STEP[cell], p, x, start, Options(**options), lengths, reverse)
             outputs.append(output)
             final.append(end)
         x = np.concatenate(outputs, axis=2)

@@ -68,9 +68,7 @@ def _by_gate(name: str, value: Sequence[Any], cell: str, usual: Mapping[str, str
 
 def _plain(name: str, value: object) -> str | tuple[Any, ...]:
     """Return a function's name, or where it has parameters, a tuple of that and all of them."""
-    function, *given = (
-        [value] if isinstance(value, str) else value if isinstance(value, (tuple, list)) else [value]
-    )
+    function, *given = value if isinstance(value, (tuple, list)) and value else [value]
     known = (*_DEFAULTS, *_ALIASES)
     if not isinstance(function, str):
         wanted = "a name, or a tuple of one and its parameters"
