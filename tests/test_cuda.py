@@ -44,6 +44,7 @@ from helpers import (
     run_python,
     state_of,
 )
+from test_cell_options import limits, mixed
 from tolerance import assert_close
 
 EMULATION = os.environ.get("GATEDRNN_TEST_CUDA")
@@ -638,6 +639,25 @@ def test_single_steps(name, dtype):
     assert_like(results[0][1], results[1][1])
     assert list(results[0][2]) == list(results[1][2])
     assert_like(tuple(results[0][2].values()), tuple(results[1][2].values()))
+
+
+@on_device
+@every_cell
+@dtypes
+def test_functions_and_clips(cell, dtype):
+    """Of general cells, whose steps are kernels of their own: results, gradients, and streams."""
+    first = CELLS.index(cell)
+    options = {"activations": mixed(plain(cell), first), **limits(plain(cell))}
+    p = problem(cell, 9, 17, 5, 6, dtype=dtype, lengths=[6, 0, 3, 5, 1], num_layers=2, **options)
+    there = dataclasses.replace(p, module=copy.deepcopy(p.module).to("cuda"))
+    assert_close(
+        flat(there.results()), flat(p.results()), cell=plain(cell), accumulations=28, steps=2 * 6, layers=2
+    )
+    assert_close_gradients(there.gradients(), p.gradients(), 2 * gradient_tolerance(p))
+    stream = there.module.stream(5)
+    outputs = np.stack([stream.step(x) for x in p.x])
+    expected = p.module(p.x)[0]
+    assert_close(outputs, expected, cell=plain(cell), accumulations=28, steps=2 * 6, layers=2)
 
 
 @on_device
