@@ -250,15 +250,15 @@ class Walk {
     return args;
   }
 
-  void run_stage(const PackedStage<T>& stage, int part, StepArgs<T>& args, const Passage<T>& passage) const {
+  void run_stage(const PackedStage<T>& stage, int part, StepArgs<T> args, const Passage<T>& passage) const {
     std::tie(args.first_panel, args.last_panel) = call_.panels(part, stage.panels);
     const Kernels<T>& kernels = call_.kernels();
     const Cell cell = call_.spec.cell;
     const auto& step = passage.kept ? kernels.step_keeping : kernels.step;
     if (!call_.cell.is_general() || stage.stage == kLinear) return step(cell, stage.stage, args);
-    const bool with_cells = !std::exchange(args.product_only, true);
+    const bool product_only = std::exchange(args.product_only, true);
     if (args.depth > 0) step(cell, stage.stage, args);
-    if (with_cells) (passage.kept ? kernels.cells_keeping : kernels.cells)(cell, stage.stage, args);
+    if (!product_only) (passage.kept ? kernels.cells_keeping : kernels.cells)(cell, stage.stage, args);
   }
 
   static constexpr double kLongStep = 1e6;  // multiply-adds: to look up costs nothing beside them
