@@ -16,9 +16,9 @@ namespace {
 std::unique_ptr<BoundNetwork> make_network(const std::string& cell, const py::dict& parameters, Index input_size,
                                            Index hidden_size, Index num_layers, bool bidirectional, bool bias,
                                            Index proj_size, const py::object& dtype,
-                                           const std::optional<std::string>& precision) {
+                                           const std::optional<std::string>& precision, bool reverse) {
   apply_thread_limit();
-  const Spec spec{cell_named(cell), input_size, hidden_size, num_layers, bidirectional ? 2 : 1, proj_size};
+  const Spec spec{cell_named(cell), input_size, hidden_size, num_layers, bidirectional ? 2 : 1, proj_size, reverse};
   return bind_network(spec, bias, parameters, py::dtype::from_args(dtype), precision);
 }
 
@@ -157,7 +157,7 @@ PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
   py::class_<BoundNetwork>(m, "Network")
       .def(py::init(&make_network), py::arg("cell"), py::arg("parameters"), py::kw_only(), py::arg("input_size"),
            py::arg("hidden_size"), py::arg("num_layers"), py::arg("bidirectional"), py::arg("bias"),
-           py::arg("proj_size"), py::arg("dtype"), py::arg("precision") = py::none())
+           py::arg("proj_size"), py::arg("dtype"), py::arg("precision") = py::none(), py::arg("reverse") = false)
       .def("renewed", &BoundNetwork::renewed, py::arg("parameters"))
       .def("infer", &BoundNetwork::infer, py::arg("x"), py::arg("state"), py::arg("lengths"), py::arg("out"),
            py::arg("batch_first"))

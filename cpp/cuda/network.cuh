@@ -378,8 +378,8 @@ class TypedNetwork final : public Network {
   }
 
   // Whether all pairs of a direction stand one after the other in an array of features.
-  static bool are_pairs(const Context& x, const Track& track, const AnyFeatures& in, Index width, Storage storage) {
-    return !x.batch.ragged() && track.direction == 0 && in.storage == storage && in.row_stride == width &&
+  bool are_pairs(const Context& x, const Track& track, const AnyFeatures& in, Index width, Storage storage) const {
+    return !x.batch.ragged() && !spec_.backwards(track.direction) && in.storage == storage && in.row_stride == width &&
            in.time_stride == x.batch.batch() * width;
   }
 
@@ -402,7 +402,7 @@ class TypedNetwork final : public Network {
     const Weights<S>& weights = weights_[track.number(spec_)];
     const Index I = spec_.layer_input_size(track.layer);
     const Scratch::Scope scope(x.scratch());
-    const StepBlock block = x.batch.block(begin, end, track.direction == 1);
+    const StepBlock block = x.batch.block(begin, end, spec_.backwards(track.direction));
     const S* inputs = gathered(x, track, block, in, I);
     const Scratched<A> projected = x.template take<A>(block.pairs * gates() * H());
     x.blas.template multiply_transposed<S>(block.pairs, gates() * H(), I, {inputs, I}, {weights.weight_ih.data(), I},

@@ -65,7 +65,7 @@ void TypedNetwork<S>::back_track(const Context& x, const Track& track, const Typ
   const GradientPlaces& to = call.gradients[number];
   const Features<S> output = column(tape.outputs[track.layer].data(), track.direction * P(), width(), x);
   const AnyFeatures any_output{output.data, storage_of<S>, output.time_stride, output.row_stride};
-  const bool reverse = track.direction == 1;
+  const bool reverse = spec_.backwards(track.direction);
   const Scratch::Scope track_scope(x.scratch());
   BackState state(*this, x);
   take_state(x, track, call.d_h_n, P(), state.d_h.data());

@@ -29,6 +29,7 @@ class Network:
         proj_size: int,
         dtype: np.dtype[Any],
         precision: str | None = None,
+        reverse: bool = False,
     ) -> None: ...
     def renewed(self, parameters: dict[str, _Array]) -> Network:
         """The same network with other parameters."""

@@ -54,6 +54,7 @@ class Network:
         proj_size: int,
         dtype: np.dtype[Any],
         precision: str,
+        reverse: bool = False,
     ) -> None: ...
     def infer(
         self,

@@ -94,6 +94,7 @@ class _Module:
             "bidirectional": self._options.get("bidirectional", False),
             "bias": self.bias,
             "proj_size": self._options.get("proj_size", 0),
+            "reverse": self._options.get("direction") == "reverse",
             "dtype": self.dtype,
             "precision": self._precision,
         }

@@ -51,6 +51,9 @@ class LSTM(_Recurrent["tuple[Array, Array]", "tuple[Array | None, Array | None]"
         peephole: Whether the gates see the memory cell through ``weight_ci_l0``, ``weight_cf_l0``,
             ``weight_co_l0``.
         coupled: Whether the forget gate is 1 - i, which leaves three gates and no ``weight_cf_l0``.
+        direction: "forward", or "reverse" for layers that run from the end to the start: each row from its
+            last valid step on, with outputs at their own time, and the state after step 0 as the final one.
+            With `bidirectional` only "forward".
         dtype: float32 or float64, of parameters, states and, but for `precision`, all arithmetic.
         seed: Integer of at least 0 that decides the initial parameters, uniform in +-1/sqrt(H); None for new
             ones each time.
@@ -83,6 +86,7 @@ class LSTM(_Recurrent["tuple[Array, Array]", "tuple[Array | None, Array | None]"
         *,
         peephole: bool = False,
         coupled: bool = False,
+        direction: str = "forward",
         dtype: npt.DTypeLike = np.float32,
         seed: int | None = None,
         device: str = "cpu",
@@ -91,7 +95,8 @@ class LSTM(_Recurrent["tuple[Array, Array]", "tuple[Array | None, Array | None]"
         sizes = dict(input_size=input_size, hidden_size=hidden_size, num_layers=num_layers)
         flags = dict(bias=bias, batch_first=batch_first, bidirectional=bidirectional)
         rest = dict(dropout=dropout, proj_size=proj_size, peephole=peephole, coupled=coupled, dtype=dtype)
-        self._initialize(seed, device, precision, **sizes, **flags, **rest)
+        order = dict(direction=direction)
+        self._initialize(seed, device, precision, **sizes, **flags, **rest, **order)
 
     @staticmethod
     def _cell_of(options: Mapping[str, Any]) -> str:
@@ -137,6 +142,7 @@ class GRU(_Recurrent["Array", "Array"]):
         bidirectional: bool = False,
         *,
         reset_after: bool = True,
+        direction: str = "forward",
         dtype: npt.DTypeLike = np.float32,
         seed: int | None = None,
         device: str = "cpu",
@@ -145,7 +151,8 @@ class GRU(_Recurrent["Array", "Array"]):
         sizes = dict(input_size=input_size, hidden_size=hidden_size, num_layers=num_layers)
         flags = dict(bias=bias, batch_first=batch_first, bidirectional=bidirectional)
         rest = dict(dropout=dropout, reset_after=reset_after, dtype=dtype)
-        self._initialize(seed, device, precision, **sizes, **flags, **rest)
+        order = dict(direction=direction)
+        self._initialize(seed, device, precision, **sizes, **flags, **rest, **order)
 
     @staticmethod
     def _cell_of(options: Mapping[str, Any]) -> str:
@@ -181,6 +188,7 @@ class RNN(_Recurrent["Array", "Array"]):
         dropout: float = 0.0,
         bidirectional: bool = False,
         *,
+        direction: str = "forward",
         dtype: npt.DTypeLike = np.float32,
         seed: int | None = None,
         device: str = "cpu",
@@ -189,7 +197,8 @@ class RNN(_Recurrent["Array", "Array"]):
         sizes = dict(input_size=input_size, hidden_size=hidden_size, num_layers=num_layers)
         flags = dict(bias=bias, batch_first=batch_first, bidirectional=bidirectional)
         rest = dict(dropout=dropout, nonlinearity=nonlinearity, dtype=dtype)
-        self._initialize(seed, device, precision, **sizes, **flags, **rest)
+        order = dict(direction=direction)
+        self._initialize(seed, device, precision, **sizes, **flags, **rest, **order)
 
     @staticmethod
     def _cell_of(options: Mapping[str, Any]) -> str:

@@ -27,6 +27,7 @@ _CHECKS: dict[str, Callable[[str, object], Any]] = {
     "batch_first": _checks.flag,
     "dropout": _checks.probability,
     "bidirectional": _checks.flag,
+    "direction": lambda name, value: _checks.choice(name, value, ("forward", "reverse")),
     "proj_size": lambda name, value: _checks.integer(name, value, 0),
     "peephole": _checks.flag,
     "coupled": _checks.flag,
@@ -40,6 +41,7 @@ _COMMON_DEFAULTS: dict[str, object] = {
     "batch_first": False,
     "dropout": 0.0,
     "bidirectional": False,
+    "direction": "forward",
     "dtype": np.dtype(np.float32),
 }
 
@@ -50,6 +52,8 @@ def checked(options: Mapping[str, object]) -> dict[str, Any]:
     if plain.get("proj_size", 0) >= plain["hidden_size"]:
         expected = f"less than hidden_size={plain['hidden_size']}"
         raise ValueError(f"proj_size: expected {expected}, got {plain['proj_size']}")
+    if plain.get("bidirectional") and plain.get("direction", "forward") != "forward":
+        raise ValueError(f"direction: expected 'forward' with bidirectional=True, got {plain['direction']!r}")
     return plain
 
 
@@ -67,9 +71,13 @@ def checked_precision(device: str, precision: object, dtype: np.dtype[Any]) -> s
     return plain
 
 
+# Arguments that came after files and pickles were first written.
+_LATER = {"coupled", "direction"}
+
+
 def completed(options: Mapping[str, object], defaults: Mapping[str, object]) -> dict[str, object]:
     """Add the arguments that came after the version which wrote a file or a pickle, at their defaults."""
-    return {**{name: defaults[name] for name in {"coupled"} & defaults.keys()}, **options}
+    return {**{name: defaults[name] for name in _LATER & defaults.keys()}, **options}
 
 
 class _HasOptions(Protocol):

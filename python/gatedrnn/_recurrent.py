@@ -37,6 +37,7 @@ class _Recurrent(_Module, Generic[_State, _Given]):
     batch_first = _Option[bool]("Whether x and the output are (B, T, ...) instead of (T, B, ...).")
     dropout = _Option[float]("Probability of dropout between layers, in training only.")
     bidirectional = _Option[bool]("Whether each layer also runs from the end to the start.")
+    direction = _Option[str]('"forward", or "reverse" for layers that only run from the end to the start.')
 
     def _initialize(self, seed: object, device: object, precision: object, **options: object) -> None:
         """Finish a constructor: check the arguments, then draw the parameters."""
@@ -212,12 +213,14 @@ class _Recurrent(_Module, Generic[_State, _Given]):
 
         Raises:
             TypeError: `batch_size` is not an integer.
-            ValueError: `batch_size` is below 1 or more than fits in memory, or the module is bidirectional:
-                its reverse direction would need the end of the sequence first.
+            ValueError: `batch_size` is below 1 or more than fits in memory, or the module is bidirectional or
+                runs in reverse: it would need the end of the sequence first.
         """
         batch_size = _checks.integer("batch_size", batch_size, 1)
         if self.bidirectional:
             raise ValueError("stream: expected a module with bidirectional=False, got bidirectional=True")
+        if self.direction == "reverse":
+            raise ValueError("stream: expected a module with direction='forward', got direction='reverse'")
         elements_per_row = self.input_size + self.num_layers * self.hidden_size
         _checks.fitting("batch_size", batch_size * elements_per_row, self.dtype)
         stream: _core.Stream[_State, _Given] = self._packs.get_for_streams().stream(batch_size)

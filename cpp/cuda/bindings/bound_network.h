@@ -29,8 +29,9 @@ class BoundNetwork {
  public:
   BoundNetwork(const std::string& cell, const py::dict& parameters, Index input_size, Index hidden_size,
                Index num_layers, bool bidirectional, bool bias, Index proj_size, const py::object& dtype,
-               const std::string& precision)
-      : spec_{bindings::cell_named(cell), input_size, hidden_size, num_layers, bidirectional ? 2 : 1, proj_size},
+               const std::string& precision, bool reverse)
+      : spec_{bindings::cell_named(cell), input_size, hidden_size, num_layers,
+              bidirectional ? 2 : 1,      proj_size,  reverse},
         bias_(bias),
         host_storage_(py::dtype::from_args(dtype).itemsize() == 8 ? Storage::float64 : Storage::float32) {
     if (host_storage_ == Storage::float64) {

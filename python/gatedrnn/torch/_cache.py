@@ -42,6 +42,7 @@ class Stack(NamedTuple):
     bidirectional: bool
     bias: bool
     precision: str | None = None
+    reverse: bool = False
 
     @property
     def tracks(self) -> int:
@@ -191,6 +192,7 @@ def _pack(
             proj_size=0 if state_size == hidden_size else state_size,
             dtype=dtype,
             precision=stack.precision,
+            reverse=stack.reverse,
         )
     if for_backward:
         network.pack_for_backward()

@@ -31,6 +31,9 @@ _tracing = getattr(torch._C, "_get_tracing_state", lambda: True)
 # Whether a transform of torch.func is at work. (A torch without this name refuses on its own.)
 _transforming = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
 
+# Arguments of all modules, in the order in which they are written.
+_COMMON_OPTIONS = ("num_layers", "bias", "batch_first", "dropout", "bidirectional", "direction")
+
 
 class _Recurrent(nn.Module):
     """What all modules share."""
@@ -39,7 +42,8 @@ class _Recurrent(nn.Module):
     _own_options: ClassVar[tuple[str, ...]] = ()  # those of the cell alone
     _engine_suffix: ClassVar[str] = ""  # what names of parameters have in the engine alone
     proj_size = 0
-    precision: str | None = None  # of pickles from before it, too
+    precision: str | None = None  # these are those of pickles from before them, too
+    direction: str = "forward"
 
     input_size: int
     hidden_size: int
@@ -66,7 +70,11 @@ class _Recurrent(nn.Module):
             setattr(self, name, value)
         _checks.warn_of_dropout(self.dropout, self.num_layers)
         self._stack = Stack(
-            self._numpy_class._cell_of(checked), self.num_layers, self.bidirectional, self.bias
+            self._numpy_class._cell_of(checked),
+            self.num_layers,
+            self.bidirectional,
+            self.bias,
+            reverse=self.direction == "reverse",
         )
         shapes = shapes_of(self._stack, self.input_size, self.hidden_size, self._state_size)
         self._names = tuple([name.removesuffix(self._engine_suffix) for name in shapes])
@@ -104,8 +112,7 @@ class _Recurrent(nn.Module):
         """Write the arguments that are not torch.nn's defaults."""
         parts = [f"{self.input_size}, {self.hidden_size}"]
         defaults = self._numpy_class._defaults
-        names = ("num_layers", "bias", "batch_first", "dropout", "bidirectional", *self._own_options)
-        for name in names:
+        for name in (*_COMMON_OPTIONS, *self._own_options):
             value = getattr(self, name)
             if value != defaults[name]:
                 parts.append(f"{name}={value!r}")
@@ -324,6 +331,8 @@ class LSTM(_Recurrent):
         peephole: Whether the gates see the memory cell through ``weight_ci_l0``, ``weight_cf_l0``,
             ``weight_co_l0``, which torch.nn has not.
         coupled: Whether the forget gate is 1 - i, which leaves the gates i, g, o; torch.nn has not.
+        direction: "forward", or "reverse" for layers that only run from the end to the start, which torch.nn
+            has not; see `gatedrnn.LSTM`.
         precision: How matrix products are computed, "bfloat16", "bfloat16x3" or "int8" (for inference only),
             see docs/precision.md. None for that of the dtype: float32 or float64; "bfloat16" for bfloat16
             and under ``torch.autocast("cpu", torch.bfloat16)``, whose results are bfloat16; "bfloat16x3" for
@@ -354,12 +363,14 @@ class LSTM(_Recurrent):
         *,
         peephole: bool = False,
         coupled: bool = False,
+        direction: str = "forward",
         precision: str | None = None,
     ) -> None:
         sizes = dict(input_size=input_size, hidden_size=hidden_size, num_layers=num_layers)
         flags = dict(bias=bias, batch_first=batch_first, bidirectional=bidirectional)
         rest = dict(dropout=dropout, proj_size=proj_size, peephole=peephole, coupled=coupled)
-        super().__init__(device, dtype, precision, **sizes, **flags, **rest)
+        order = dict(direction=direction)
+        super().__init__(device, dtype, precision, **sizes, **flags, **rest, **order)
 
     def forward(
         self,
@@ -447,12 +458,14 @@ class GRU(_SingleState):
         dtype: torch.dtype | None = None,
         *,
         reset_after: bool = True,
+        direction: str = "forward",
         precision: str | None = None,
     ) -> None:
         sizes = dict(input_size=input_size, hidden_size=hidden_size, num_layers=num_layers)
         flags = dict(bias=bias, batch_first=batch_first, bidirectional=bidirectional)
         rest = dict(dropout=dropout, reset_after=reset_after)
-        super().__init__(device, dtype, precision, **sizes, **flags, **rest)
+        order = dict(direction=direction)
+        super().__init__(device, dtype, precision, **sizes, **flags, **rest, **order)
 
 
 class RNN(_SingleState):
@@ -482,9 +495,11 @@ class RNN(_SingleState):
         device: torch.device | str | int | None = None,
         dtype: torch.dtype | None = None,
         *,
+        direction: str = "forward",
         precision: str | None = None,
     ) -> None:
         sizes = dict(input_size=input_size, hidden_size=hidden_size, num_layers=num_layers)
         flags = dict(bias=bias, batch_first=batch_first, bidirectional=bidirectional)
         rest = dict(dropout=dropout, nonlinearity=nonlinearity)
-        super().__init__(device, dtype, precision, **sizes, **flags, **rest)
+        order = dict(direction=direction)
+        super().__init__(device, dtype, precision, **sizes, **flags, **rest, **order)
