@@ -54,6 +54,11 @@ class LSTM(_Recurrent["tuple[Array, Array]", "tuple[Array | None, Array | None]"
         direction: "forward", or "reverse" for layers that run from the end to the start: each row from its
             last valid step on, with outputs at their own time, and the state after step 0 as the final one.
             With `bidirectional` only "forward".
+        merge: How the outputs of both directions are joined in the last layer: "concat" for side by side,
+            (T, B, 2 S), or "sum", "mul" or "mean" of the two, (T, B, S). Without `bidirectional` only
+            "concat". Between layers they always stand side by side.
+        learn_state: Whether the state that a row begins with where none is given is learnt: parameters
+            ``h_0`` (L*D, S) and, for LSTM, ``c_0`` (L*D, H), zeros in a new module.
         dtype: float32 or float64, of parameters, states and, but for `precision`, all arithmetic.
         seed: Integer of at least 0 that decides the initial parameters, uniform in +-1/sqrt(H); None for new
             ones each time.
@@ -87,6 +92,8 @@ class LSTM(_Recurrent["tuple[Array, Array]", "tuple[Array | None, Array | None]"
         peephole: bool = False,
         coupled: bool = False,
         direction: str = "forward",
+        merge: str = "concat",
+        learn_state: bool = False,
         dtype: npt.DTypeLike = np.float32,
         seed: int | None = None,
         device: str = "cpu",
@@ -95,8 +102,8 @@ class LSTM(_Recurrent["tuple[Array, Array]", "tuple[Array | None, Array | None]"
         sizes = dict(input_size=input_size, hidden_size=hidden_size, num_layers=num_layers)
         flags = dict(bias=bias, batch_first=batch_first, bidirectional=bidirectional)
         rest = dict(dropout=dropout, proj_size=proj_size, peephole=peephole, coupled=coupled, dtype=dtype)
-        order = dict(direction=direction)
-        self._initialize(seed, device, precision, **sizes, **flags, **rest, **order)
+        more = dict(direction=direction, merge=merge, learn_state=learn_state)
+        self._initialize(seed, device, precision, **sizes, **flags, **rest, **more)
 
     @staticmethod
     def _cell_of(options: Mapping[str, Any]) -> str:
@@ -143,6 +150,8 @@ class GRU(_Recurrent["Array", "Array"]):
         *,
         reset_after: bool = True,
         direction: str = "forward",
+        merge: str = "concat",
+        learn_state: bool = False,
         dtype: npt.DTypeLike = np.float32,
         seed: int | None = None,
         device: str = "cpu",
@@ -151,8 +160,8 @@ class GRU(_Recurrent["Array", "Array"]):
         sizes = dict(input_size=input_size, hidden_size=hidden_size, num_layers=num_layers)
         flags = dict(bias=bias, batch_first=batch_first, bidirectional=bidirectional)
         rest = dict(dropout=dropout, reset_after=reset_after, dtype=dtype)
-        order = dict(direction=direction)
-        self._initialize(seed, device, precision, **sizes, **flags, **rest, **order)
+        more = dict(direction=direction, merge=merge, learn_state=learn_state)
+        self._initialize(seed, device, precision, **sizes, **flags, **rest, **more)
 
     @staticmethod
     def _cell_of(options: Mapping[str, Any]) -> str:
@@ -189,6 +198,8 @@ class RNN(_Recurrent["Array", "Array"]):
         bidirectional: bool = False,
         *,
         direction: str = "forward",
+        merge: str = "concat",
+        learn_state: bool = False,
         dtype: npt.DTypeLike = np.float32,
         seed: int | None = None,
         device: str = "cpu",
@@ -197,8 +208,8 @@ class RNN(_Recurrent["Array", "Array"]):
         sizes = dict(input_size=input_size, hidden_size=hidden_size, num_layers=num_layers)
         flags = dict(bias=bias, batch_first=batch_first, bidirectional=bidirectional)
         rest = dict(dropout=dropout, nonlinearity=nonlinearity, dtype=dtype)
-        order = dict(direction=direction)
-        self._initialize(seed, device, precision, **sizes, **flags, **rest, **order)
+        more = dict(direction=direction, merge=merge, learn_state=learn_state)
+        self._initialize(seed, device, precision, **sizes, **flags, **rest, **more)
 
     @staticmethod
     def _cell_of(options: Mapping[str, Any]) -> str:

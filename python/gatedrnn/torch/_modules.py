@@ -13,7 +13,9 @@ from torch.nn.utils.rnn import PackedSequence
 
 import gatedrnn
 from gatedrnn import _checks
+from gatedrnn._merge import merged
 from gatedrnn._options import checked_precision
+from gatedrnn._parameters import initial_state_shapes
 from gatedrnn.torch import _ops
 from gatedrnn.torch._cache import DTYPE_NAMES, DTYPES, LOW_PRECISIONS, NetworkCache, Stack, shapes_of
 
@@ -32,7 +34,16 @@ _tracing = getattr(torch._C, "_get_tracing_state", lambda: True)
 _transforming = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
 
 # Arguments of all modules, in the order in which they are written.
-_COMMON_OPTIONS = ("num_layers", "bias", "batch_first", "dropout", "bidirectional", "direction")
+_COMMON_OPTIONS = (
+    "num_layers",
+    "bias",
+    "batch_first",
+    "dropout",
+    "bidirectional",
+    "direction",
+    "merge",
+    "learn_state",
+)
 
 
 class _Recurrent(nn.Module):
@@ -44,6 +55,8 @@ class _Recurrent(nn.Module):
     proj_size = 0
     precision: str | None = None  # these are those of pickles from before them, too
     direction: str = "forward"
+    merge: str = "concat"
+    learn_state: bool = False
 
     input_size: int
     hidden_size: int
@@ -52,6 +65,8 @@ class _Recurrent(nn.Module):
     batch_first: bool
     dropout: float
     bidirectional: bool
+    h_0: Tensor  # these with `learn_state`
+    c_0: Tensor
 
     def __init__(
         self,
@@ -80,6 +95,8 @@ class _Recurrent(nn.Module):
         self._names = tuple([name.removesuffix(self._engine_suffix) for name in shapes])
         for name, shape in zip(self._names, shapes.values(), strict=True):
             self.register_parameter(name, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
+        for name, shape in self._initial_state_shapes().items():
+            self.register_parameter(name, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
         self._cache = NetworkCache()
         self.reset_parameters()
 
@@ -88,10 +105,31 @@ class _Recurrent(nn.Module):
         return self.proj_size or self.hidden_size
 
     def reset_parameters(self) -> None:
-        """Draw all parameters again, uniform in +-1/sqrt(H), as torch.nn would with the same seed."""
+        """Draw all parameters again, uniform in +-1/sqrt(H), as torch.nn would with the same seed.
+
+        Those of `learn_state` become zeros.
+        """
         bound = self.hidden_size**-0.5
-        for parameter in self.parameters():
-            nn.init.uniform_(parameter, -bound, bound)
+        states = self._initial_state_shapes()
+        for name, parameter in self.named_parameters():
+            if name in states:
+                nn.init.zeros_(parameter)
+            else:
+                nn.init.uniform_(parameter, -bound, bound)
+
+    def _initial_state_shapes(self) -> dict[str, tuple[int, ...]]:
+        if not self.learn_state:
+            return {}
+        stack = self._stack
+        return initial_state_shapes(stack.tracks, self._state_size, self.hidden_size, stack.cell)
+
+    def _initial_state(self, batch: tuple[int, ...]) -> tuple[Tensor, Tensor | None]:
+        """Return the learnt h and c of rows for which none are given."""
+
+        def of_rows(parameter: Tensor) -> Tensor:
+            return parameter.unsqueeze(1).expand(-1, *batch, -1) if batch else parameter
+
+        return of_rows(self.h_0), of_rows(self.c_0) if self._stack.has_c else None
 
     def flatten_parameters(self) -> None:
         """Do nothing: there is no need to, but programs written for torch.nn's modules call it."""
@@ -140,8 +178,11 @@ class _Recurrent(nn.Module):
             return self._compute_packed(x, h, c, weights)
         x, h, c = _cast(x, h, c, weights[0].dtype)
         self._check_input(x, weights[0].dtype, packed=False)
+        rows = _ops.batch_of(x, None, self.batch_first, False)
+        if h is None and self.learn_state:
+            h, c = self._initial_state(rows)
         if h is not None:
-            self._check_state(h, c, _ops.batch_of(x, None, self.batch_first, False), x.dtype)
+            self._check_state(h, c, rows, x.dtype)
         if lengths is not None:
             _check_lengths(lengths, x)
         return self._dispatch_cast(x, h, c, lengths, False, weights)
@@ -153,6 +194,8 @@ class _Recurrent(nn.Module):
         batch = int(batch_sizes[0]) if order is None else order.shape[0]
         x, h, c = _cast(x, h, c, weights[0].dtype)
         self._check_input(x, weights[0].dtype, packed=True)
+        if h is None and self.learn_state:
+            h, c = self._initial_state((batch,))
         if h is not None:
             self._check_state(h, c, (batch,), x.dtype)
         row_lengths = (batch_sizes.unsqueeze(1) > torch.arange(batch)).sum(0)
@@ -185,7 +228,8 @@ class _Recurrent(nn.Module):
         stack = self._stack if precision is None else self._stack._replace(precision=precision)
         if dtype in LOW_PRECISIONS:
             x, h, c = _converted(x, h, c, torch.float32)
-        results = self._dispatch(x, h, c, lengths, packed, weights, stack)
+        output, *states = self._dispatch(x, h, c, lengths, packed, weights, stack)
+        results = (merged(self.merge, output), *states)
         return results if cast_to == x.dtype else tuple([result.to(cast_to) for result in results])
 
     def _dispatch(
@@ -333,6 +377,10 @@ class LSTM(_Recurrent):
         coupled: Whether the forget gate is 1 - i, which leaves the gates i, g, o; torch.nn has not.
         direction: "forward", or "reverse" for layers that only run from the end to the start, which torch.nn
             has not; see `gatedrnn.LSTM`.
+        merge: How the outputs of both directions are joined in the last layer, "concat" as in torch.nn,
+            "sum", "mul" or "mean"; see `gatedrnn.LSTM`.
+        learn_state: Whether the initial state, where none is given, is the parameters ``h_0`` and, for LSTM,
+            ``c_0``; see `gatedrnn.LSTM`.
         precision: How matrix products are computed, "bfloat16", "bfloat16x3" or "int8" (for inference only),
             see docs/precision.md. None for that of the dtype: float32 or float64; "bfloat16" for bfloat16
             and under ``torch.autocast("cpu", torch.bfloat16)``, whose results are bfloat16; "bfloat16x3" for
@@ -364,13 +412,15 @@ class LSTM(_Recurrent):
         peephole: bool = False,
         coupled: bool = False,
         direction: str = "forward",
+        merge: str = "concat",
+        learn_state: bool = False,
         precision: str | None = None,
     ) -> None:
         sizes = dict(input_size=input_size, hidden_size=hidden_size, num_layers=num_layers)
         flags = dict(bias=bias, batch_first=batch_first, bidirectional=bidirectional)
         rest = dict(dropout=dropout, proj_size=proj_size, peephole=peephole, coupled=coupled)
-        order = dict(direction=direction)
-        super().__init__(device, dtype, precision, **sizes, **flags, **rest, **order)
+        more = dict(direction=direction, merge=merge, learn_state=learn_state)
+        super().__init__(device, dtype, precision, **sizes, **flags, **rest, **more)
 
     def forward(
         self,
@@ -385,12 +435,13 @@ class LSTM(_Recurrent):
             input: (T, B, I), or (B, T, I) with `batch_first`, or (T, I) unbatched, in the parameters' dtype
                 and of any strides; or a PackedSequence.
             hx: Initial state (h, c), of shapes (L*D, B, S) and (L*D, B, H), without B where the input is
-                unbatched; None for zeros.
+                unbatched; None for zeros, or with `learn_state` the parameters.
             lengths: B integers in 0..T, in any order: how many steps of each row of a padded input are
                 valid. Output past them is 0, and the final state is that of the last valid step.
 
         Returns:
-            The output, (T, B, D*S) laid out like the input (packed for a packed one), and the final state.
+            The output, (T, B, D*S), or (T, B, S) where `merge` is not "concat", laid out like the input
+            (packed for a packed one), and the final state.
 
         Raises:
             TypeError: An argument has the wrong type or dtype.
@@ -419,12 +470,12 @@ class _SingleState(_Recurrent):
 
         Args:
             input: As in `LSTM.forward`.
-            hx: Initial state, (L*D, B, H), without B where the input is unbatched; None for zeros.
+            hx: Initial state, (L*D, B, H), without B where the input is unbatched; None as there.
             lengths: As in `LSTM.forward`.
 
         Returns:
-            The output, (T, B, D*H) laid out like the input (packed for a packed one), and the final state.
-            Errors are those of `LSTM.forward`.
+            The output, (T, B, D*H) or (T, B, H), laid out like the input (packed for a packed one), and the
+            final state. Errors are those of `LSTM.forward`.
         """
         output, h_n = self._compute(input, hx, None, lengths)
         return output, h_n
@@ -459,13 +510,15 @@ class GRU(_SingleState):
         *,
         reset_after: bool = True,
         direction: str = "forward",
+        merge: str = "concat",
+        learn_state: bool = False,
         precision: str | None = None,
     ) -> None:
         sizes = dict(input_size=input_size, hidden_size=hidden_size, num_layers=num_layers)
         flags = dict(bias=bias, batch_first=batch_first, bidirectional=bidirectional)
         rest = dict(dropout=dropout, reset_after=reset_after)
-        order = dict(direction=direction)
-        super().__init__(device, dtype, precision, **sizes, **flags, **rest, **order)
+        more = dict(direction=direction, merge=merge, learn_state=learn_state)
+        super().__init__(device, dtype, precision, **sizes, **flags, **rest, **more)
 
 
 class RNN(_SingleState):
@@ -496,10 +549,12 @@ class RNN(_SingleState):
         dtype: torch.dtype | None = None,
         *,
         direction: str = "forward",
+        merge: str = "concat",
+        learn_state: bool = False,
         precision: str | None = None,
     ) -> None:
         sizes = dict(input_size=input_size, hidden_size=hidden_size, num_layers=num_layers)
         flags = dict(bias=bias, batch_first=batch_first, bidirectional=bidirectional)
         rest = dict(dropout=dropout, nonlinearity=nonlinearity)
-        order = dict(direction=direction)
-        super().__init__(device, dtype, precision, **sizes, **flags, **rest, **order)
+        more = dict(direction=direction, merge=merge, learn_state=learn_state)
+        super().__init__(device, dtype, precision, **sizes, **flags, **rest, **more)
