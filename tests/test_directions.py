@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import pickle
 import re
 
@@ -11,7 +12,7 @@ import pytest
 
 import gatedrnn as gr
 from gatedrnn import _storage
-from gradients import CELLS, assert_same_gradients, make, named
+from gradients import CELLS, assert_same_gradients, assert_slopes, make, named, problem
 from helpers import DTYPES, assert_same_bits, build, flat, normal, state_of
 from tolerance import assert_close
 
@@ -214,3 +215,152 @@ def test_direction_errors(cls):
         cls(3, 4, direction="reverse").stream()
     with pytest.raises(TypeError):
         cls(3, 4, 1, True, False, 0.0, False, 0, "reverse")  # keywords only
+
+
+# ---- merge ----
+
+MERGES = ("sum", "mul", "mean")
+every_merge = pytest.mark.parametrize("merge", MERGES)
+
+
+def by_hand(merge, output):
+    width = output.shape[-1] // 2
+    a, b = output[..., :width], output[..., width:]
+    return {"sum": a + b, "mul": a * b, "mean": (a + b) / 2}[merge]
+
+
+def merged_pair(cell, input_size, hidden_size, merge, **options):
+    """The same parameters in a module that merges, and in one that does not."""
+    merging = make(cell, input_size, hidden_size, bidirectional=True, merge=merge, **options)
+    return merging, make(cell, input_size, hidden_size, bidirectional=True, **options)
+
+
+@every_cell
+@dtypes
+@sizes
+@every_merge
+def test_merge_by_hand(cell, dtype, size, merge):
+    i, h, batch, steps, ragged = size
+    merging, plain = merged_pair(cell, i, h, merge, num_layers=2, dtype=dtype)
+    x, state = normal((steps, batch, i), dtype=dtype), state_of(plain, batch)
+    lengths = some_lengths(batch, steps) if ragged else None
+    output, state_n = plain(x, state, lengths=lengths)
+    expected = by_hand(merge, output), state_n
+    assert_same_bits(merging(x, state, lengths=lengths), expected)
+    assert_same_bits(merging.forward(x, state, lengths=lengths)[:2], expected)
+    out = np.full((steps, 2 * batch, expected[0].shape[2]), 9, dtype)
+    assert_same_bits(merging(x, state, lengths=lengths, out=out[:, ::2])[0], expected[0])
+    assert (out[:, 1::2] == 9).all()
+
+
+@every_cell
+@every_merge
+@pytest.mark.parametrize("recompute", [False, True])
+def test_gradients_of_merge(cell, merge, recompute):
+    p = problem(cell, 5, 7, 3, 5, lengths=[5, 0, 3], num_layers=2, bidirectional=True, merge=merge)
+    p = dataclasses.replace(p, d_output=normal((5, 3, p.results()[0].shape[2]), seed=9, dtype=np.float64))
+    assert_slopes(p, elements=3, gradients=p.gradients(recompute=recompute))
+
+
+@dtypes
+@every_merge
+@pytest.mark.parametrize("shape", [(5, 7, 4), (7, 4)], ids=str)
+def test_merged_gradients_are_those_of_the_halves(dtype, merge, shape):
+    merging, plain = merged_pair("lstm", 4, 17, merge, dtype=dtype, batch_first=True)
+    x = normal(shape, dtype=dtype)
+    output, _, tape = plain.forward(x)
+    d = normal((*shape[:-1], 17), seed=2, dtype=dtype)
+    a, b = output[..., :17], output[..., 17:]
+    halves = {"sum": (d, d), "mul": (d * b, d * a), "mean": (d / 2, d / 2)}[merge]
+    expected = named(*plain.backward(tape, np.concatenate(halves, axis=-1)))
+    merged_output, _, merged_tape = merging.forward(x)
+    merged_output[...] = 0  # which is the caller's now
+    assert_same_gradients(named(*merging.backward(merged_tape, d)), expected)
+    assert_same_gradients(named(*merging.backward(merged_tape, d.tolist())), expected)
+    into = {name: np.zeros_like(value) for name, value in merging.state_dict().items()}
+    for _ in range(2):
+        merging.backward(merged_tape, d, accumulate_into=into)
+    for name, value in into.items():
+        np.testing.assert_array_equal(value, 2 * expected[name])
+    zeros = named(*merging.backward(merged_tape, None))
+    assert not any(np.abs(value).max() for value in zeros.values())
+    kept = output.nbytes if merge == "mul" else 0
+    assert merged_tape.nbytes == tape.nbytes + kept
+
+
+@every_merge
+def test_merge_with_numpy_that_raises(merge):
+    """NumPy's own operations are as quiet as the engine's."""
+    merging, plain = merged_pair("rnn_relu", 3, 5, merge)
+    x = normal((4, 2, 3)) * np.array([1e-22, 1e38], np.float32)[:, np.newaxis]
+    for module in (merging, plain):
+        module.bias_ih_l0 = module.bias_hh_l0 = np.zeros(5)
+        module.bias_ih_l0_reverse = module.bias_hh_l0_reverse = np.zeros(5)
+    with np.errstate(all="ignore"):
+        expected = by_hand(merge, plain(x)[0])
+    with np.errstate(all="raise"):
+        output, _, tape = merging.forward(x)
+        merging.backward(tape, output)
+        assert_same_bits(merging(x)[0], output)
+    np.testing.assert_array_equal(output, expected)
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "int8"])
+def test_merge_in_a_precision(precision):
+    merging, plain = merged_pair("gru", 33, 40, "mean")
+    x = normal((6, 7, 33))
+    expected = by_hand("mean", plain.to("cpu", precision)(x)[0])
+    assert_same_bits(merging.to("cpu", precision)(x)[0], expected)
+
+
+def test_a_merging_module_changes_and_moves():
+    merging, plain = merged_pair("gru", 3, 5, "sum")
+    x = normal((4, 2, 3))
+    merging(x)
+    for module in (merging, plain):
+        module.weight_hh_l0 = module.weight_hh_l0 * 2
+    assert_same_bits(merging(x)[0], by_hand("sum", plain(x)[0]))
+    assert merging.packed_nbytes == plain.packed_nbytes
+
+
+def test_copies_and_files_of_merging_modules(tmp_path):
+    module = gr.GRU(3, 5, bidirectional=True, merge="mul", seed=0)
+    assert module.merge == "mul"
+    assert repr(module) == "GRU(3, 5, bidirectional=True, merge='mul')"
+    module.save(tmp_path / "m.safetensors")
+    x = normal((4, 2, 3))
+    for other in (
+        copy.deepcopy(module),
+        pickle.loads(pickle.dumps(module)),
+        gr.load(tmp_path / "m.safetensors"),
+    ):
+        assert repr(other) == repr(module)
+        assert_same_bits(other(x), module(x))
+
+
+def test_merge_errors():
+    with refused("merge: expected 'concat' or 'sum' or 'mul' or 'mean', got 'ave'"):
+        gr.GRU(3, 4, bidirectional=True, merge="ave")
+    with refused("merge: expected 'concat' with bidirectional=False, got 'sum'"):
+        gr.GRU(3, 4, merge="sum")
+    module = gr.GRU(3, 4, bidirectional=True, merge="mul")
+    x = normal((5, 2, 3))
+    with refused("x: expected (T, B, 3) or (T, 3), got (5, 2, 4)"):
+        module(normal((5, 2, 4)), out=np.empty((5, 2, 4), np.float32))
+    with refused("x: expected (T, B, 3) or (T, 3), got (3,)"):
+        module(normal(3), out=np.empty(4, np.float32))
+    with refused("out: expected a writable NumPy array of float32 and shape (5, 2, 4), got shape (5, 2, 8)"):
+        module(x, out=np.empty((5, 2, 8), np.float32))
+    with refused("out: expected memory of its own, got an array that overlaps an input"):
+        memory = np.zeros((5, 2, 4), np.float32)
+        module(memory[..., :3], out=memory)
+    out = np.full((5, 2, 4), 7, np.float32)
+    with refused("lengths: expected 2 integers in 0 .. 5, got 6 at position 0"):
+        module(x, out=out, lengths=[6, 1])
+    assert (out == 7).all()
+    _, _, tape = module.forward(x)
+    with refused("d_output: expected (5, 2, 4), got (5, 2, 8)"):
+        module.backward(tape, np.zeros((5, 2, 8), np.float32))
+    for other in (gr.GRU(3, 4, bidirectional=True, merge="mul"), gr.GRU(3, 4, bidirectional=True)):
+        with refused("tape: expected one that this module's forward returned, got one of another module"):
+            module.backward(other.forward(x)[2], np.zeros((5, 2, 4), np.float32))
