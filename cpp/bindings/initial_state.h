@@ -5,21 +5,9 @@
 #include <vector>
 
 #include "call.h"
+#include "named_parameters.h"
 
 namespace gatedrnn::bindings {
-
-// Of a call's or tape's two parts of the initial state, which are the learnt ones.
-struct LearntParts {
-  bool h = false, c = false;
-};
-
-// Names and shapes: `visit(name, shape)` for each part.
-template <class Visit>
-void visit_initial_state(const Spec& spec, Visit&& visit) {
-  const Index tracks = spec.num_layers * spec.directions;
-  visit("h_0", Shape{tracks, spec.state_size()});
-  if (spec.description().has_c) visit("c_0", Shape{tracks, spec.hidden_size});
-}
 
 template <class T>
 class InitialState {

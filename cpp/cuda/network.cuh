@@ -326,8 +326,13 @@ class TypedNetwork final : public Network {
     if (!from.data) return clear(to, count, x.stream);
     with_type(from.storage, [&](auto source) {
       using From = decltype(source);
-      launch(copy_by_rank<T, From>, x.batch.batch(), width, x.stream, x.batch.order(), static_cast<int>(width),
-             static_cast<const From*>(from.data) + track.number(spec_) * count, true, to);
+      const From* const states = static_cast<const From*>(from.data);
+      if (from.of_all_rows)
+        launch(repeat_row<T, From>, x.batch.batch(), width, x.stream, states + track.number(spec_) * width,
+               x.batch.batch(), static_cast<int>(width), to);
+      else
+        launch(copy_by_rank<T, From>, x.batch.batch(), width, x.stream, x.batch.order(), static_cast<int>(width),
+               states + track.number(spec_) * count, true, to);
     });
   }
   template <class T>

@@ -139,6 +139,13 @@ void TypedNetwork<S>::back_track(const Context& x, const Track& track, const Typ
   if (count == 0 && !call.accumulate) clear_gradients(x, track, to);
   give_state(x, track, static_cast<const A*>(state.d_h.data()), P(), call.d_h_0);
   if (cell_.has_c) give_state(x, track, static_cast<const A*>(state.d_c.data()), H(), call.d_c_0);
+  const auto add_rows = [&](const A* d, Index width, void* sums) {
+    if (sums)
+      launch(sum_rows<A>, 1, width, x.stream, d, x.batch.batch(), static_cast<int>(width), call.accumulate,
+             static_cast<A*>(sums));
+  };
+  add_rows(state.d_h.data(), P(), to.h_0);
+  if (cell_.has_c) add_rows(state.d_c.data(), H(), to.c_0);
 }
 
 template <class S>
@@ -275,6 +282,8 @@ void TypedNetwork<S>::clear_gradients(const Context& x, const Track& track, cons
   clear_all(to.bias_hh, gates() * H());
   clear_all(to.weight_hr, P() * H());
   for (void* peephole : to.peephole) clear_all(peephole, H());
+  clear_all(to.h_0, P());
+  clear_all(to.c_0, H());
 }
 
 template <class S>

@@ -55,6 +55,7 @@ class Network:
         dtype: np.dtype[Any],
         precision: str,
         reverse: bool = False,
+        learn_state: bool = False,
     ) -> None: ...
     def infer(
         self,

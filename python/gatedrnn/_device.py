@@ -213,7 +213,7 @@ class Stream:
         self._stream.state = value
 
     def reset(self, rows: Any = None) -> None:
-        """Set the state of these rows, or of all, to zero."""
+        """Set the state of these rows, or of all, to what sequences begin with."""
         self._stream.reset(rows)
 
     @property
