@@ -125,8 +125,8 @@ class TypedNetwork final : public BoundNetwork {
       call.poll = poll;
       recorded->network->backward(tape, call, *Scratch());
       for (const InitialGradient& to : initial_places)
-        to.of_h ? add_up_rows(call.d_h_0, recorded->learnt.h, tape.batch, to.shape, accumulate, to.place)
-                : add_up_rows(call.d_c_0, recorded->learnt.c, tape.batch, to.shape, accumulate, to.place);
+        add_up_rows(to.of_h ? call.d_h_0 : call.d_c_0, to.of_h ? recorded->learnt.h : recorded->learnt.c, tape.batch,
+                    to.shape, accumulate, to.place);
     });
     return py::make_tuple(d_x, state_result(d_h_0, d_c_0));
   }

@@ -64,12 +64,12 @@ class InitialState {
 template <class T>
 void add_up_rows(const T* of_rows, bool learnt, Index batch, const Shape& shape, bool accumulate, T* to) {
   const Index tracks = shape.begin()[0], width = shape.begin()[1];
-  for (Index track = 0; track < tracks; ++track)
-    for (Index k = 0; k < width; ++k, ++to) {
-      T sum = 0;
-      for (Index row = 0; learnt && row < batch; ++row) sum += of_rows[(track * batch + row) * width + k];
-      *to = accumulate ? *to + sum : sum;
-    }
+  for (Index track = 0; track < tracks; ++track, to += width) {
+    std::vector<T> sums(width);
+    for (Index row = 0; learnt && row < batch; ++row, of_rows += width)
+      for (Index k = 0; k < width; ++k) sums[k] += of_rows[k];
+    for (Index k = 0; k < width; ++k) to[k] = accumulate ? to[k] + sums[k] : sums[k];
+  }
 }
 
 }  // namespace gatedrnn::bindings
