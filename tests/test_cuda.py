@@ -822,6 +822,24 @@ class StandInArray:
     def __init__(self, array):
         self.array = array
 
+    shape = property(lambda self: self.array.shape)
+    dtype = property(lambda self: self.array.dtype)
+    nbytes = property(lambda self: self.array.numpy().nbytes)
+
+    def __getitem__(self, where):
+        return StandIn.asarray(self.array.numpy()[where].copy())
+
+    def __setitem__(self, where, values):
+        assert where is ...
+        self.array = values.array
+
+    def __mul__(self, other):
+        factor = other.array.numpy() if isinstance(other, StandInArray) else other
+        return StandIn.asarray(self.array.numpy() * factor)
+
+    def __add__(self, other):
+        return StandIn.asarray(self.array.numpy() + other.array.numpy())
+
     def __dlpack__(self, *, stream=None):
         assert stream == -1  # no waiting: calls are given to CuPy's current stream
         return self.array.__dlpack__(stream=stream)
@@ -852,6 +870,10 @@ class StandIn:
     @staticmethod
     def asarray(values):
         return StandInArray(_device.backend().Array(values))
+
+    @staticmethod
+    def concatenate(parts, axis):
+        return StandIn.asarray(np.concatenate([part.array.numpy() for part in parts], axis))
 
     @staticmethod
     def from_dlpack(array):
@@ -888,6 +910,32 @@ def test_arrays_of_cupy(cell, cupy):
         assert isinstance(actual, cupy.ndarray)
         np.testing.assert_array_equal(cupy.asnumpy(actual), e)
     assert_same_gradients({name: cupy.asnumpy(value) for name, value in gradients.items()}, wanted)
+
+
+@on_device
+@pytest.mark.parametrize("merge", ["sum", "mul", "mean"])
+def test_merged_arrays_of_cupy(merge, cupy):
+    """Their own operators merge them."""
+    module = make("lstm", 3, 9, bidirectional=True, merge=merge, learn_state=True, device="cuda")
+    x = normal((5, 4, 3))
+    expected, _, tape = module.forward(x)
+    d_output = normal(expected.shape, seed=2)
+    wanted = named(*module.backward(tape, d_output))
+    there = cupy.asarray(x)
+    assert_same_bits(cupy.asnumpy(module(there)[0]), expected)
+    out = cupy.asarray(np.zeros_like(expected))
+    assert module(there, out=out)[0] is out
+    assert_same_bits(cupy.asnumpy(out), expected)
+    output, _, there_tape = module.forward(there)
+    assert_same_bits(cupy.asnumpy(output), expected)
+    gradients = named(*module.backward(there_tape, cupy.asarray(d_output)))
+    assert_same_gradients({name: cupy.asnumpy(value) for name, value in gradients.items()}, wanted)
+    assert there_tape.nbytes == tape.nbytes
+    with pytest.raises(ValueError, match=r"out: expected float32 of shape \(5, 4, 9\), got float32 of"):
+        module(there, out=cupy.asarray(np.zeros((5, 4, 18), np.float32)))
+    for of, d in ((tape, cupy.asarray(d_output)), (there_tape, d_output)):
+        with pytest.raises(TypeError, match=r"d_output: expected an array of \w+, as x was, got an "):
+            module.backward(of, d)
 
 
 @on_device

@@ -262,6 +262,13 @@ def test_gradients_of_merge(cell, merge, recompute):
     assert_slopes(p, elements=3, gradients=p.gradients(recompute=recompute))
 
 
+class OfItsOwn(np.ndarray):
+    """An array whose product is another one than NumPy's."""
+
+    def __mul__(self, other):
+        raise AssertionError("not NumPy's product")
+
+
 @dtypes
 @every_merge
 @pytest.mark.parametrize("shape", [(5, 7, 4), (7, 4)], ids=str)
@@ -277,6 +284,7 @@ def test_merged_gradients_are_those_of_the_halves(dtype, merge, shape):
     merged_output[...] = 0  # which is the caller's now
     assert_same_gradients(named(*merging.backward(merged_tape, d)), expected)
     assert_same_gradients(named(*merging.backward(merged_tape, d.tolist())), expected)
+    assert_same_gradients(named(*merging.backward(merged_tape, d.view(OfItsOwn))), expected)
     into = {name: np.zeros_like(value) for name, value in merging.state_dict().items()}
     for _ in range(2):
         merging.backward(merged_tape, d, accumulate_into=into)

@@ -49,6 +49,7 @@ def _halves(output: _Output) -> tuple[_Output, _Output]:
 class _Kept(NamedTuple):
     """What a tape has for `backward` besides the engine's own."""
 
+    library: str  # of the arrays
     shape: tuple[int, ...]  # of the merged output
     output: _Output | None  # of both directions, where the derivative needs it
 
@@ -91,7 +92,8 @@ class MergedNetwork:
         """Run and keep a tape; the arguments are those of `_core.Network.forward`."""
         output, state_n, tape = self._network.forward(self._readable("x", x), *rest)
         result = self._merged(output)
-        tape._merged = _Kept(tuple(result.shape), output if self._merge == "mul" else None)
+        kept = output if self._merge == "mul" else None
+        tape._merged = _Kept(_device.library_of(output), tuple(result.shape), kept)
         return result, state_n, tape
 
     def backward(self, tape: Any, d_output: Any, *rest: Any) -> tuple[Any, Any]:
@@ -128,10 +130,13 @@ class MergedNetwork:
             return merged(self._merge, output)
 
     def _unmerged(self, d_output: _Output, kept: _Kept) -> _Output:
+        if isinstance(d_output, np.ndarray):  # of no subclass, and in no less than the module's dtype
+            d_output = np.asarray(d_output, np.result_type(d_output.dtype, self._dtype))
+        if _device.library_of(d_output) != kept.library:
+            got = _checks.described(d_output)
+            raise TypeError(f"d_output: expected an array of {kept.library}, as x was, got {got}")
         if tuple(d_output.shape) != kept.shape:
             raise ValueError(f"d_output: expected {kept.shape}, got {tuple(d_output.shape)}")
-        if isinstance(d_output, np.ndarray):  # in no less than the module's dtype
-            d_output = d_output.astype(np.result_type(d_output.dtype, self._dtype), copy=False)
         with np.errstate(all="ignore"):
             return _unmerged(self._merge, d_output, kept.output)
 
