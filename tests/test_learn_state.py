@@ -140,6 +140,25 @@ def test_a_changed_state_is_seen_by_the_next_call(change):
     assert_same_bits(module(x), plain(x, np.repeat(new[:, np.newaxis], 2, axis=1)))
 
 
+@pytest.mark.parametrize("options", [{}, {"bidirectional": True, "merge": "sum"}], ids=str)
+def test_weights_are_not_packed_again_for_another_state(options):
+    module, plain = learning("gru", **options)
+    x = normal((4, 2, 5))
+    module.forward(x)
+    module.h_0 = module.h_0 + 1
+    assert module._packed().packed_for_backward
+    assert_same_bits(module(x), plain(x, learnt_state(module, 2)))
+    output, _, tape = module.forward(x)
+    plain_tape = plain.forward(x, learnt_state(module, 2))[2]
+    gradients = module.backward(tape, output)[2]
+    assert_same_bits(gradients["weight_hh_l0"], plain.backward(plain_tape, output)[2]["weight_hh_l0"])
+    for each in (module, plain):
+        each.weight_hh_l0 = each.weight_hh_l0 * 2
+    module.h_0 = module.h_0 * 2
+    assert not module._packed().packed_for_backward
+    assert_same_bits(module(x), plain(x, learnt_state(module, 2)))
+
+
 @pytest.mark.parametrize("precision", ["bfloat16", "bfloat16x3", "int8"])
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
 def test_precision(cell, precision):

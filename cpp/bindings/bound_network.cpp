@@ -12,6 +12,7 @@
 #include "named_parameters.h"
 #include "scratch.h"
 #include "thread_limit.h"
+#include "tools.h"
 #include "typed_stream.h"
 #include "typed_tape.h"
 
@@ -24,6 +25,15 @@ std::shared_ptr<const Network<T>> make_network(const Spec& spec, const Parameter
   return std::make_shared<const Network<T>>(spec, parameters, active_table(), core(), format);
 }
 
+// Of all parameters but those of the initial state.
+std::uint64_t fingerprint_of_weights(const py::dict& parameters) {
+  std::vector<py::array> weights;
+  for (const auto& [name, array] : parameters)
+    if (const auto key = py::cast<std::string>(name); key != "h_0" && key != "c_0")
+      weights.push_back(py::cast<py::array>(array));
+  return fingerprint(weights);
+}
+
 template <class T>
 class TypedNetwork final : public BoundNetwork {
  public:
@@ -32,12 +42,26 @@ class TypedNetwork final : public BoundNetwork {
         format_(format),
         arrays_(parameters.attr("copy")()),
         parameters_(find_parameters<T>(spec, bias, arrays_)),
+        weights_(learn_state ? fingerprint_of_weights(parameters) : 0),
         network_(make_network(spec, parameters_, format)),
         initial_(std::make_shared<const InitialState<T>>(spec, learn_state, parameters)),
         step_work_(static_cast<double>(spec.gate_weights())) {}
 
+  // The same weights with another initial state.
+  TypedNetwork(const TypedNetwork& other, const py::dict& parameters)
+      : bias_(other.bias_),
+        format_(other.format_),
+        arrays_(parameters.attr("copy")()),
+        parameters_(find_parameters<T>(other.network_->spec(), other.bias_, arrays_)),
+        weights_(other.weights_),
+        network_(other.network_),
+        initial_(std::make_shared<const InitialState<T>>(other.network_->spec(), true, parameters)),
+        step_work_(other.step_work_) {}
+
   std::unique_ptr<BoundNetwork> renewed(const py::dict& parameters) const override {
     apply_thread_limit();
+    if (initial_->learnt() && weights_ == fingerprint_of_weights(parameters))
+      return std::make_unique<TypedNetwork>(*this, parameters);
     return std::make_unique<TypedNetwork>(network_->spec(), bias_, parameters, format_, initial_->learnt());
   }
 
@@ -171,6 +195,7 @@ class TypedNetwork final : public BoundNetwork {
   const Format format_;  // that was asked for
   py::dict arrays_;      // keeps the memory of parameters_ alive, for pack_for_backward
   Parameters<T> parameters_;
+  std::uint64_t weights_;  // their fingerprint, where the initial state may change without them
   std::shared_ptr<const Network<T>> network_;
   std::shared_ptr<const InitialState<T>> initial_;
   double step_work_;
