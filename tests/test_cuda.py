@@ -336,6 +336,166 @@ def test_dropout_has_the_masks_of_the_processor(cell):
 
 @on_device
 @every_cell
+@pytest.mark.parametrize("lengths", [None, [4, 1, 0]], ids=str)
+@pytest.mark.parametrize("steps", [4, 1])
+def test_reverse(cell, lengths, steps):
+    lengths = lengths and [min(length, steps) for length in lengths]
+    options = {"num_layers": 2, "direction": "reverse"}
+    compare(problem_of(cell, (5, 7, 3, steps, options), lengths=lengths))
+    compare(
+        problem_of(cell, (3, 70, 3, steps, {"direction": "reverse", "batch_first": True}), lengths=lengths)
+    )
+
+
+@on_device
+@every_cell
+@pytest.mark.parametrize("merge", ["sum", "mul", "mean"])
+def test_merge(cell, merge):
+    p = problem_of(
+        cell, (5, 7, 3, 4, {"num_layers": 2, "bidirectional": True, "merge": merge}), lengths=[4, 1, 0]
+    )
+    p = dataclasses.replace(p, d_output=normal(p.results()[0].shape, seed=4, dtype=np.float64))
+    compare(p)
+    _, device = both(p)
+    expected = device.results()[0]
+    out = np.empty((4, 6, expected.shape[2]))[:, ::2]
+    assert device.module(p.x, p.state, lengths=p.lengths, out=out)[0] is out
+    np.testing.assert_array_equal(out, expected)
+    module = device.module
+    with pytest.raises(ValueError, match="out: expected a writable NumPy array of float64 and shape"):
+        module(p.x, out=np.empty((4, 3, 14 + expected.shape[2])))
+    with pytest.raises(TypeError, match="x: expected an array of NumPy, PyTorch or CuPy with merge="):
+        module(Foreign(p.x, "dlpack"))
+    _, _, tape = module.forward(p.x)
+    _, _, plain_tape = make(
+        cell, 5, 7, num_layers=2, bidirectional=True, dtype=np.float64, device="cuda"
+    ).forward(p.x)
+    kept = 4 * 3 * 2 * expected.shape[2] * 8 if merge == "mul" else 0
+    assert tape.nbytes == plain_tape.nbytes + kept
+
+
+LEARNT = [
+    {"num_layers": 2, "bidirectional": True},
+    {"num_layers": 2, "direction": "reverse"},
+    {"bidirectional": True, "merge": "mul", "batch_first": True},
+]
+
+
+@on_device
+@every_cell
+@pytest.mark.parametrize("options", LEARNT, ids=str)
+@pytest.mark.parametrize(("hidden", "steps"), [(7, 4), (70, 3), (9, 1)])
+@pytest.mark.parametrize("recompute", [False, True])
+def test_learnt_states(cell, options, hidden, steps, recompute):
+    """Those of the processor but for rounding; and the very numbers of states that are given."""
+    host = make(cell, 5, hidden, learn_state=True, dtype=np.float64, **options)
+    device = copy.deepcopy(host).to("cuda")
+    lead, lengths = (steps, 3), [steps, 0, 1]
+    x = normal((*(lead[::-1] if host.batch_first else lead), 5), dtype=np.float64)
+    results, gradients = [], []
+    for module in (host, device):
+        output, state_n, tape = module.forward(x, lengths=lengths, recompute=recompute)
+        d_output = normal(output.shape, seed=2, dtype=np.float64)
+        d_x, d_state, of_parameters = module.backward(tape, d_output, state_of(module, 3, seed=3))
+        results.append(flat((output, state_n)))
+        gradients.append({"x": d_x, **of_parameters})
+        for name, part in zip(("h_0", "c_0"), parts(d_state), strict=False):
+            np.testing.assert_allclose(of_parameters[name], part.sum(1), rtol=1e-12, atol=1e-12)
+        np.testing.assert_array_equal(output, module(x, lengths=lengths)[0])
+    for actual, expected in zip(*results[::-1], strict=True):
+        np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-11)
+    assert_close_gradients(gradients[1], gradients[0], 1e-11)
+    learnt = [
+        np.repeat(host.state_dict()[name][:, np.newaxis], 3, axis=1)
+        for name in host.state_dict()
+        if "_0" in name
+    ]
+    state = tuple(learnt) if len(learnt) > 1 else learnt[0]
+    for actual, expected in zip(
+        flat(device(x, lengths=lengths)), flat(device(x, state, lengths=lengths)), strict=True
+    ):
+        np.testing.assert_array_equal(actual, expected)
+    alone = x[0] if host.batch_first else x[:, 0]
+    first = tuple(part[:, 0] for part in learnt) if len(learnt) > 1 else learnt[0][:, 0]
+    np.testing.assert_array_equal(device(alone)[0], device(alone, first)[0])
+
+    into = {name: np.ones_like(value) for name, value in gradients[1].items() if name != "x"}
+    device.backward(tape, d_output, state_of(device, 3, seed=3), accumulate_into=into)
+    for name, value in into.items():
+        np.testing.assert_allclose(value, 1 + gradients[1][name], rtol=1e-12, atol=1e-12)
+    output, _, tape = device.forward(x, state)
+    of_parameters = device.backward(tape, output)[2]
+    assert not of_parameters["h_0"].any()
+    with pytest.raises(ValueError, match="accumulate_into: h_0: expected an array, got nothing of this name"):
+        device.backward(tape, output, accumulate_into={n: v for n, v in into.items() if n != "h_0"})
+
+
+@on_device
+def test_a_part_of_a_learnt_state():
+    module = make("lstm", 5, 7, learn_state=True, device="cuda")
+    x, (h, c) = normal((4, 3, 5)), state_of(module, 3)
+    h_0, c_0 = [np.repeat(module.state_dict()[name][:, np.newaxis], 3, axis=1) for name in ("h_0", "c_0")]
+    assert_same_bits(module(x, (h, None)), module(x, (h, c_0)))
+    assert_same_bits(module(x, (None, c)), module(x, (h_0, c)))
+    output, _, tape = module.forward(x, (h, None))
+    _, (_, d_c), gradients = module.backward(tape, output)
+    assert not gradients["h_0"].any()
+    np.testing.assert_allclose(gradients["c_0"], d_c.sum(1), rtol=1e-6, atol=1e-6)
+
+
+@on_device
+@pytest.mark.parametrize(("steps", "batch"), [(0, 3), (3, 0)])
+def test_learnt_states_and_nothing_to_do(steps, batch):
+    module = make("lstm", 5, 7, learn_state=True, device="cuda")
+    output, _, tape = module.forward(np.zeros((steps, batch, 5), np.float32))
+    d_state = state_of(module, batch)
+    gradients = module.backward(tape, output, d_state)[2]
+    np.testing.assert_allclose(gradients["h_0"], d_state[0].sum(1), rtol=1e-6, atol=1e-6)
+    assert not gradients["weight_hh_l0"].any()
+
+
+@on_device
+@every_cell
+def test_streams_begin_with_learnt_states(cell):
+    module = make(cell, 5, 7, learn_state=True, num_layers=2, device="cuda")
+    host = copy.deepcopy(module).to("cpu")
+    for batch in (1, 3, 5):
+        stream, expected = module.stream(batch), host.stream(batch)
+        assert_same_bits(stream.state, expected.state)
+        stream.step(normal((batch, 5)))
+        went_on = stream.state
+        stream.reset([0, 0])
+        for part, initial, before in zip(*map(parts, (stream.state, expected.state, went_on)), strict=True):
+            assert_same_bits(part[:, 0], initial[:, 0])
+            assert_same_bits(part[:, 1:], before[:, 1:])
+        stream = pickle.loads(pickle.dumps(stream))
+        stream.reset()
+        assert_same_bits(stream.state, expected.state)
+        if len(parts(went_on)) == 2:
+            stream.state = expected.state = (went_on[0], None)
+            assert_same_bits(stream.state, expected.state)
+        stream.state = None
+        expected.reset()
+        assert_same_bits(stream.state, expected.state)
+
+
+@on_device
+def test_learnt_states_with_arrays_of_the_device():
+    module = make("gru", 5, 7, learn_state=True, bidirectional=True, device="cuda")
+    x = normal((4, 3, 5))
+    expected, _, tape = module.forward(x)
+    gradients = module.backward(tape, expected)[2]
+    there = Foreign(x, "dlpack")
+    output, _, tape = module.forward(there)
+    np.testing.assert_array_equal(output.numpy(), expected)
+    got = module.backward(tape, Foreign(expected, "dlpack"))[2]
+    assert list(got) == list(module.state_dict())
+    for name, value in gradients.items():
+        np.testing.assert_array_equal(got[name].numpy(), value)
+
+
+@on_device
+@every_cell
 def test_recompute(cell):
     """Products have other sizes, of which cuBLAS makes what it likes."""
     p = problem_of(cell, (3, 5, 3, 34, {"bidirectional": True}), lengths=[34, 33, 17])
@@ -682,6 +842,24 @@ class StandInArray:
     def __init__(self, array):
         self.array = array
 
+    shape = property(lambda self: self.array.shape)
+    dtype = property(lambda self: self.array.dtype)
+    nbytes = property(lambda self: self.array.numpy().nbytes)
+
+    def __getitem__(self, where):
+        return StandIn.asarray(self.array.numpy()[where].copy())
+
+    def __setitem__(self, where, values):
+        assert where is ...
+        self.array = values.array
+
+    def __mul__(self, other):
+        factor = other.array.numpy() if isinstance(other, StandInArray) else other
+        return StandIn.asarray(self.array.numpy() * factor)
+
+    def __add__(self, other):
+        return StandIn.asarray(self.array.numpy() + other.array.numpy())
+
     def __dlpack__(self, *, stream=None):
         assert stream == -1  # no waiting: calls are given to CuPy's current stream
         return self.array.__dlpack__(stream=stream)
@@ -712,6 +890,10 @@ class StandIn:
     @staticmethod
     def asarray(values):
         return StandInArray(_device.backend().Array(values))
+
+    @staticmethod
+    def concatenate(parts, axis):
+        return StandIn.asarray(np.concatenate([part.array.numpy() for part in parts], axis))
 
     @staticmethod
     def from_dlpack(array):
@@ -748,6 +930,32 @@ def test_arrays_of_cupy(cell, cupy):
         assert isinstance(actual, cupy.ndarray)
         np.testing.assert_array_equal(cupy.asnumpy(actual), e)
     assert_same_gradients({name: cupy.asnumpy(value) for name, value in gradients.items()}, wanted)
+
+
+@on_device
+@pytest.mark.parametrize("merge", ["sum", "mul", "mean"])
+def test_merged_arrays_of_cupy(merge, cupy):
+    """Their own operators merge them."""
+    module = make("lstm", 3, 9, bidirectional=True, merge=merge, learn_state=True, device="cuda")
+    x = normal((5, 4, 3))
+    expected, _, tape = module.forward(x)
+    d_output = normal(expected.shape, seed=2)
+    wanted = named(*module.backward(tape, d_output))
+    there = cupy.asarray(x)
+    assert_same_bits(cupy.asnumpy(module(there)[0]), expected)
+    out = cupy.asarray(np.zeros_like(expected))
+    assert module(there, out=out)[0] is out
+    assert_same_bits(cupy.asnumpy(out), expected)
+    output, _, there_tape = module.forward(there)
+    assert_same_bits(cupy.asnumpy(output), expected)
+    gradients = named(*module.backward(there_tape, cupy.asarray(d_output)))
+    assert_same_gradients({name: cupy.asnumpy(value) for name, value in gradients.items()}, wanted)
+    assert there_tape.nbytes == tape.nbytes
+    with pytest.raises(ValueError, match=r"out: expected float32 of shape \(5, 4, 9\), got float32 of"):
+        module(there, out=cupy.asarray(np.zeros((5, 4, 18), np.float32)))
+    for of, d in ((tape, cupy.asarray(d_output)), (there_tape, d_output)):
+        with pytest.raises(TypeError, match=r"d_output: expected an array of \w+, as x was, got an "):
+            module.backward(of, d)
 
 
 @on_device

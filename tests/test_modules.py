@@ -43,6 +43,9 @@ BAD_OPTIONS = {
     "bias": FLAGS,
     "batch_first": FLAGS,
     "bidirectional": FLAGS,
+    "direction": ["backward", "", None, 1, True, ["reverse"]],
+    "merge": ["sum", "ave", "", None, 2],  # the first without two directions
+    "learn_state": FLAGS,
     "dropout": [-0.1, 1.1, np.nan, np.inf, "0.5", None, True, [0.5], 1j],
     "dtype": [
         None,

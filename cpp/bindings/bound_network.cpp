@@ -8,9 +8,11 @@
 #include "gatedrnn/dispatch.h"
 #include "gil_release.h"
 #include "gradient_places.h"
+#include "initial_state.h"
 #include "named_parameters.h"
 #include "scratch.h"
 #include "thread_limit.h"
+#include "tools.h"
 #include "typed_stream.h"
 #include "typed_tape.h"
 
@@ -23,25 +25,50 @@ std::shared_ptr<const Network<T>> make_network(const Spec& spec, const Parameter
   return std::make_shared<const Network<T>>(spec, parameters, active_table(), core(), format);
 }
 
+// Of all parameters but those of the initial state.
+std::uint64_t fingerprint_of_weights(const py::dict& parameters) {
+  std::vector<py::array> weights;
+  for (const auto& [name, array] : parameters)
+    if (const auto key = py::cast<std::string>(name); key != "h_0" && key != "c_0")
+      weights.push_back(py::cast<py::array>(array));
+  return fingerprint(weights);
+}
+
 template <class T>
 class TypedNetwork final : public BoundNetwork {
  public:
-  TypedNetwork(const Spec& spec, bool bias, const py::dict& parameters, Format format)
+  TypedNetwork(const Spec& spec, bool bias, const py::dict& parameters, Format format, bool learn_state)
       : bias_(bias),
         format_(format),
         arrays_(parameters.attr("copy")()),
         parameters_(find_parameters<T>(spec, bias, arrays_)),
+        weights_(learn_state ? fingerprint_of_weights(parameters) : 0),
         network_(make_network(spec, parameters_, format)),
+        initial_(std::make_shared<const InitialState<T>>(spec, learn_state, parameters)),
         step_work_(static_cast<double>(spec.gate_weights())) {}
+
+  // The same weights with another initial state.
+  TypedNetwork(const TypedNetwork& other, const py::dict& parameters)
+      : bias_(other.bias_),
+        format_(other.format_),
+        arrays_(parameters.attr("copy")()),
+        parameters_(find_parameters<T>(other.network_->spec(), other.bias_, arrays_)),
+        weights_(other.weights_),
+        network_(other.network_),
+        initial_(std::make_shared<const InitialState<T>>(other.network_->spec(), true, parameters)),
+        step_work_(other.step_work_) {}
 
   std::unique_ptr<BoundNetwork> renewed(const py::dict& parameters) const override {
     apply_thread_limit();
-    return std::make_unique<TypedNetwork>(network_->spec(), bias_, parameters, format_);
+    if (initial_->learnt() && weights_ == fingerprint_of_weights(parameters))
+      return std::make_unique<TypedNetwork>(*this, parameters);
+    return std::make_unique<TypedNetwork>(network_->spec(), bias_, parameters, format_, initial_->learnt());
   }
 
   py::tuple infer(py::handle x, py::handle state, py::handle lengths, py::handle out, bool batch_first) override {
     apply_thread_limit();
     Call<T> call = check_call<T>(network_->spec(), x, state, lengths, out, batch_first);
+    initial_->complete(call);
     const double work =
         step_work_ * static_cast<double>(call.sequence.steps) * static_cast<double>(call.sequence.batch);
     if (work < kWorkWorthReleasing) {
@@ -70,7 +97,9 @@ class TypedNetwork final : public BoundNetwork {
     apply_thread_limit();
     if (!packed_for_backward()) throw std::logic_error("forward: comes after pack_for_backward");
     Call<T> call = check_call<T>(network_->spec(), x, state, lengths, py::none(), batch_first);
+    const LearntParts learnt = initial_->complete(call);
     auto tape = std::make_unique<TypedTape<T>>(network_, call, options, x_stays, bias_);
+    tape->learnt = learnt;
     without_gil([&](const Poll& poll) {
       tape->copy_x();
       call.sequence.poll = poll;
@@ -99,6 +128,7 @@ class TypedNetwork final : public BoundNetwork {
     call.d_c_n = values<T>(d_c_n);
     std::vector<std::pair<std::string, py::array>> places;
     call.gradients = find_gradients<T>(spec, bias_, gradients, places);
+    const auto initial_places = find_initial_gradients(gradients, places);
     call.accumulate = accumulate;
     if (accumulate) refuse_overlaps(places, {recorded->kept_x, d_y, d_h_n, d_c_n});
     call.x = recorded->x;
@@ -118,6 +148,9 @@ class TypedNetwork final : public BoundNetwork {
     without_gil([&](const Poll& poll) {
       call.poll = poll;
       recorded->network->backward(tape, call, *Scratch());
+      for (const InitialGradient& to : initial_places)
+        add_up_rows(to.of_h ? call.d_h_0 : call.d_c_0, to.of_h ? recorded->learnt.h : recorded->learnt.c, tape.batch,
+                    to.shape, accumulate, to.place);
     });
     return py::make_tuple(d_x, state_result(d_h_0, d_c_0));
   }
@@ -128,7 +161,7 @@ class TypedNetwork final : public BoundNetwork {
   }
 
   std::unique_ptr<BoundStream> stream(Index batch_size) override {
-    return std::make_unique<TypedStream<T>>(network_, batch_size);
+    return std::make_unique<TypedStream<T>>(network_, initial_, batch_size);
   }
 
  private:
@@ -142,26 +175,45 @@ class TypedNetwork final : public BoundNetwork {
     return usable_in_place<T>(array) ? array : contiguous<T>("d_output", array);
   }
 
+  // Where the gradients of a learnt initial state go.
+  struct InitialGradient {
+    bool of_h;
+    Shape shape;
+    T* place;
+  };
+  std::vector<InitialGradient> find_initial_gradients(const py::dict& given,
+                                                      std::vector<std::pair<std::string, py::array>>& found) const {
+    std::vector<InitialGradient> places;
+    if (!initial_->learnt()) return places;
+    visit_initial_state(network_->spec(), [&](const char* name, const Shape& shape) {
+      places.push_back({places.empty(), shape, gradient_place<T>(name, shape, given, found)});
+    });
+    return places;
+  }
+
   const bool bias_;
   const Format format_;  // that was asked for
   py::dict arrays_;      // keeps the memory of parameters_ alive, for pack_for_backward
   Parameters<T> parameters_;
+  std::uint64_t weights_;  // their fingerprint, where the initial state may change without them
   std::shared_ptr<const Network<T>> network_;
+  std::shared_ptr<const InitialState<T>> initial_;
   double step_work_;
 };
 
 }  // namespace
 
 std::unique_ptr<BoundNetwork> bind_network(const Spec& spec, bool bias, const py::dict& parameters,
-                                           const py::dtype& dtype, const std::optional<std::string>& precision) {
+                                           const py::dtype& dtype, const std::optional<std::string>& precision,
+                                           bool learn_state) {
   if (dtype.num() == py::dtype::num_of<float>()) {
     const Format format = precision ? low_format_named(*precision) : Format::float32;
-    return std::make_unique<TypedNetwork<float>>(spec, bias, parameters, format);
+    return std::make_unique<TypedNetwork<float>>(spec, bias, parameters, format, learn_state);
   }
   if (dtype.num() != py::dtype::num_of<double>())
     refuse_type("dtype", "float32 or float64", std::string(py::str(dtype)));
   if (precision) refuse_value("precision", "None for float64", "'" + *precision + "'");
-  return std::make_unique<TypedNetwork<double>>(spec, bias, parameters, Format::float64);
+  return std::make_unique<TypedNetwork<double>>(spec, bias, parameters, Format::float64, learn_state);
 }
 
 }  // namespace gatedrnn::bindings

@@ -49,8 +49,10 @@ class BoundNetwork {
   py::object recipe = py::none();
 };
 
-// `parameters` maps torch.nn's names to contiguous arrays of the dtype. `precision`: a format's name, or none for the dtype's own.
+// `parameters` maps torch.nn's names to contiguous arrays of the dtype. `precision`: a format's name, or none for the dtype's own. With
+// `learn_state` rows begin with the parameters h_0 and c_0.
 std::unique_ptr<BoundNetwork> bind_network(const Spec& spec, bool bias, const py::dict& parameters,
-                                           const py::dtype& dtype, const std::optional<std::string>& precision);
+                                           const py::dtype& dtype, const std::optional<std::string>& precision,
+                                           bool learn_state);
 
 }  // namespace gatedrnn::bindings

@@ -11,32 +11,37 @@
 
 namespace gatedrnn::bindings {
 
-// Places for the gradients, which have to be usable as they are. They are listed in `found`.
+// The place of one, which has to be usable as it is. It is listed in `found`.
+template <class T>
+T* gradient_place(const std::string& name, const Shape& shape, const py::dict& given,
+                  std::vector<std::pair<std::string, py::array>>& found) {
+  const auto argument = [&] { return "accumulate_into: " + name; };
+  if (!given.contains(name.c_str())) refuse_value(argument().c_str(), "an array", "nothing of this name");
+  const py::object value = given[name.c_str()];
+  const auto expected = [&] {
+    return "a writable C-contiguous array of " + std::string(py::str(py::dtype::of<T>())) + " and shape " + text(shape);
+  };
+  if (!py::isinstance<Array<T>>(value)) {
+    const bool array = py::isinstance<py::array>(value);
+    refuse_type(argument().c_str(), expected(),
+                array ? "an array of " + std::string(py::str(py::array(value).dtype())) +
+                            ((py::array(value).flags() & py::array::c_style) ? "" : " that is not contiguous")
+                      : type_name(value));
+  }
+  auto array = py::reinterpret_borrow<Array<T>>(value);
+  if (is_masked(array)) refuse_type(argument().c_str(), expected(), type_name(value));
+  if (!has_shape(array, shape)) refuse_value(argument().c_str(), expected(), "shape " + shape_text(array));
+  if (!array.writeable()) refuse_value(argument().c_str(), expected(), "a read-only array");
+  if (!is_aligned<T>(array)) refuse_value(argument().c_str(), expected(), "an array that is not aligned");
+  if (array.size() > 0) found.emplace_back(name, array);
+  return array.mutable_data();
+}
+
 template <class T>
 std::vector<LayerGradients<T>> find_gradients(const Spec& spec, bool bias, const py::dict& given,
                                               std::vector<std::pair<std::string, py::array>>& found) {
-  return by_name<LayerGradients<T>>(spec, bias, [&](const std::string& name, const Shape& shape) -> T* {
-    const auto argument = [&] { return "accumulate_into: " + name; };
-    if (!given.contains(name.c_str())) refuse_value(argument().c_str(), "an array", "nothing of this name");
-    const py::object value = given[name.c_str()];
-    const auto expected = [&] {
-      return "a writable C-contiguous array of " + std::string(py::str(py::dtype::of<T>())) + " and shape " +
-             text(shape);
-    };
-    if (!py::isinstance<Array<T>>(value)) {
-      const bool array = py::isinstance<py::array>(value);
-      refuse_type(argument().c_str(), expected(),
-                  array ? "an array of " + std::string(py::str(py::array(value).dtype())) +
-                              ((py::array(value).flags() & py::array::c_style) ? "" : " that is not contiguous")
-                        : type_name(value));
-    }
-    auto array = py::reinterpret_borrow<Array<T>>(value);
-    if (is_masked(array)) refuse_type(argument().c_str(), expected(), type_name(value));
-    if (!has_shape(array, shape)) refuse_value(argument().c_str(), expected(), "shape " + shape_text(array));
-    if (!array.writeable()) refuse_value(argument().c_str(), expected(), "a read-only array");
-    if (!is_aligned<T>(array)) refuse_value(argument().c_str(), expected(), "an array that is not aligned");
-    if (array.size() > 0) found.emplace_back(name, array);
-    return array.mutable_data();
+  return by_name<LayerGradients<T>>(spec, bias, [&](const std::string& name, const Shape& shape) {
+    return gradient_place<T>(name, shape, given, found);
   });
 }
 

@@ -16,12 +16,21 @@ namespace {
 std::unique_ptr<BoundNetwork> make_network(const std::string& cell, const py::dict& parameters, Index input_size,
                                            Index hidden_size, Index num_layers, bool bidirectional, bool bias,
                                            Index proj_size, const py::object& dtype,
-                                           const std::optional<std::string>& precision, const Functions& activations,
-                                           std::optional<double> clip, std::optional<double> cell_clip) {
+                                           const std::optional<std::string>& precision, bool reverse, bool learn_state,
+                                           const Functions& activations, std::optional<double> clip,
+                                           std::optional<double> cell_clip) {
   apply_thread_limit();
-  Spec spec{cell_named(cell), input_size, hidden_size, num_layers, bidirectional ? 2 : 1, proj_size};
+  Spec spec{cell_named(cell), input_size, hidden_size, num_layers, bidirectional ? 2 : 1, proj_size, reverse};
   spec.options = cell_options(spec.description(), activations, clip, cell_clip);
-  return bind_network(spec, bias, parameters, py::dtype::from_args(dtype), precision);
+  return bind_network(spec, bias, parameters, py::dtype::from_args(dtype), precision, learn_state);
+}
+
+void check_out(const py::object& out, const py::object& dtype, const std::vector<py::ssize_t>& shape,
+               const std::vector<py::array>& inputs) {
+  if (shape.size() == 2)
+    out_argument(out, py::dtype::from_args(dtype), {shape[0], shape[1]}, inputs);
+  else
+    out_argument(out, py::dtype::from_args(dtype), {shape.at(0), shape.at(1), shape.at(2)}, inputs);
 }
 
 // The runtime's functions by their addresses.
@@ -81,6 +90,10 @@ py::tuple reduced_stream(const BoundStream& stream) {
                         py::make_tuple(stream.network, stream.batch_size(), stream.state()));
 }
 
+Index tape_bytes(const BoundTape& tape) {
+  return tape.bytes() + (tape.merged.is_none() ? 0 : py::cast<Index>(tape.merged.attr("nbytes")));
+}
+
 void set_threads(int count) {
   if (count < 1) refuse_value("n", "at least 1", std::to_string(count));
   set_num_threads(count);
@@ -112,10 +125,10 @@ Raises:
       "state", &BoundStream::state, &BoundStream::set_state,
       R"(The state as a read-only copy: h of shape (L, B, S), for LSTM the pair (h, c), c of shape (L, B, H).
 
-Assigning sets it; None, and for LSTM None in a pair, stands for zeros. Where B is 1, arrays without B are taken
+Assigning sets it; None, and for LSTM None in a pair, stands for what `reset` sets. Where B is 1, arrays without B are taken
 too, such as an unbatched call's. Errors are those of `step`.)");
   stream.def("reset", &BoundStream::reset, py::arg("rows") = py::none(),
-             R"(Set the state of some rows to zeros.
+             R"(Set the state of some rows to zeros, or with `learn_state` to the parameters h_0 and c_0.
 
 Args:
     rows: Their numbers in 0..B-1, one or several, or B booleans, true for those; None: all rows.
@@ -134,7 +147,8 @@ void add_tape(py::module_& m) {
   py::class_<BoundTape> tape(m, "Tape", R"(What ``forward`` of a module keeps for its ``backward``.
 
 It may be used more than once, from any thread, and keeps the input and the parameters of that moment.)");
-  tape.def_property_readonly("nbytes", &BoundTape::bytes, "Its size in bytes, without the copy of the input.");
+  tape.def_property_readonly("nbytes", &tape_bytes, "Its size in bytes, without the copy of the input.");
+  tape.def_readwrite("_merged", &BoundTape::merged);
 }
 
 }  // namespace
@@ -159,8 +173,9 @@ PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
   py::class_<BoundNetwork>(m, "Network")
       .def(py::init(&make_network), py::arg("cell"), py::arg("parameters"), py::kw_only(), py::arg("input_size"),
            py::arg("hidden_size"), py::arg("num_layers"), py::arg("bidirectional"), py::arg("bias"),
-           py::arg("proj_size"), py::arg("dtype"), py::arg("precision") = py::none(),
-           py::arg("activations") = py::tuple(), py::arg("clip") = py::none(), py::arg("cell_clip") = py::none())
+           py::arg("proj_size"), py::arg("dtype"), py::arg("precision") = py::none(), py::arg("reverse") = false,
+           py::arg("learn_state") = false, py::arg("activations") = py::tuple(), py::arg("clip") = py::none(),
+           py::arg("cell_clip") = py::none())
       .def("renewed", &BoundNetwork::renewed, py::arg("parameters"))
       .def("infer", &BoundNetwork::infer, py::arg("x"), py::arg("state"), py::arg("lengths"), py::arg("out"),
            py::arg("batch_first"))
@@ -191,6 +206,7 @@ PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
   m.def("machine", &machine);
   m.def("copy_all", &copy_all, py::arg("pairs"));
   m.def("float_array", &float_array, py::arg("name").none(false), py::arg("object"));
+  m.def("check_out", &check_out, py::arg("out"), py::arg("dtype"), py::arg("shape"), py::arg("inputs"));
   m.def("aligned_array", &aligned_array, py::arg("count"), py::arg("dtype"));
   m.def("fingerprint", &fingerprint, py::arg("arrays"));
   m.def("sigmoid", &gatedrnn::bindings::sigmoid, py::arg("x"));

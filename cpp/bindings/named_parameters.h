@@ -110,4 +110,17 @@ Parameters<T> find_parameters(const Spec& spec, bool bias, const py::dict& given
   });
 }
 
+// Of a call's or tape's two parts of the initial state, which are the learnt ones.
+struct LearntParts {
+  bool h = false, c = false;
+};
+
+// Names and shapes: `visit(name, shape)` for each part.
+template <class Visit>
+void visit_initial_state(const Spec& spec, Visit&& visit) {
+  const Index tracks = spec.num_layers * spec.directions;
+  visit("h_0", Shape{tracks, spec.state_size()});
+  if (spec.description().has_c) visit("c_0", Shape{tracks, spec.hidden_size});
+}
+
 }  // namespace gatedrnn::bindings

@@ -9,6 +9,7 @@
 #include "bound_network.h"
 #include "call.h"
 #include "gil_release.h"
+#include "initial_state.h"
 #include "stream_in_use.h"
 #include "thread_limit.h"
 
@@ -17,8 +18,11 @@ namespace gatedrnn::bindings {
 template <class T>
 class TypedStream final : public BoundStream {
  public:
-  TypedStream(std::shared_ptr<const Network<T>> network, Index batch)
-      : network_(std::move(network)), batch_(batch), states_{State(spec(), batch), State(spec(), batch)} {
+  TypedStream(std::shared_ptr<const Network<T>> network, std::shared_ptr<const InitialState<T>> initial, Index batch)
+      : network_(std::move(network)),
+        initial_(std::move(initial)),
+        batch_(batch),
+        states_{State(spec(), batch), State(spec(), batch)} {
     reset(py::none());
   }
 
@@ -77,8 +81,10 @@ class TypedStream final : public BoundStream {
     const auto [h, c] = state_arguments<T>("state", spec(), state, batch_, false, batch_ == 1);
     const Use in_use(*this);
     State& now = states_[current_];
-    assign(h, now.h);
-    if (spec().description().has_c) assign(c, now.c);
+    for (Index layer = 0; layer < spec().num_layers; ++layer)
+      for (Index row = 0; row < batch_; ++row) begin(now, layer, row);
+    if (h) std::copy_n(values<T>(h), now.h.size(), now.h.data());
+    if (c) std::copy_n(values<T>(c), now.c.size(), now.c.data());
   }
 
   void reset(py::handle rows) override {
@@ -86,17 +92,13 @@ class TypedStream final : public BoundStream {
     const Use in_use(*this);
     State& now = states_[current_];
     for (Index layer = 0; layer < spec().num_layers; ++layer)
-      for (const Index row : chosen) {
-        std::fill_n(now.h.data() + (layer * batch_ + row) * spec().state_size(), spec().state_size(), T(0));
-        if (spec().description().has_c)
-          std::fill_n(now.c.data() + (layer * batch_ + row) * spec().hidden_size, spec().hidden_size, T(0));
-      }
+      for (const Index row : chosen) begin(now, layer, row);
   }
 
   Index batch_size() const override { return batch_; }
 
   std::unique_ptr<BoundStream> copy() const override {
-    auto other = std::make_unique<TypedStream>(network_, batch_);
+    auto other = std::make_unique<TypedStream>(network_, initial_, batch_);
     other->network = network;
     const Use in_use(*this);
     const State& now = states_[current_];
@@ -130,14 +132,15 @@ class TypedStream final : public BoundStream {
     return copy;
   }
 
-  static void assign(const py::object& from, Buffer<T>& to) {
-    if (from)
-      std::copy_n(values<T>(from), to.size(), to.data());
-    else
-      std::fill_n(to.data(), to.size(), T(0));
+  // A row as it is before its first step.
+  void begin(State& state, Index layer, Index row) const {
+    const Index at = layer * batch_ + row;
+    initial_->begin_h(layer, state.h.data() + at * spec().state_size());
+    if (spec().description().has_c) initial_->begin_c(layer, state.c.data() + at * spec().hidden_size);
   }
 
   std::shared_ptr<const Network<T>> network_;
+  std::shared_ptr<const InitialState<T>> initial_;
   Index batch_;
   State states_[2];  // a step computes one from the other: there is a whole one whenever the process is forked
   int current_ = 0;

@@ -8,6 +8,7 @@
 #include "bound_tape.h"
 #include "call.h"
 #include "gatedrnn/threads.h"
+#include "initial_state.h"
 
 namespace gatedrnn::bindings {
 
@@ -53,6 +54,7 @@ class TypedTape final : public BoundTape {
   const Layout layout;
   const T* x;
   Index x_step, x_row;
+  LearntParts learnt;  // of the initial state
 
  private:
   Buffer<T> own_x_;

@@ -326,8 +326,13 @@ class TypedNetwork final : public Network {
     if (!from.data) return clear(to, count, x.stream);
     with_type(from.storage, [&](auto source) {
       using From = decltype(source);
-      launch(copy_by_rank<T, From>, x.batch.batch(), width, x.stream, x.batch.order(), static_cast<int>(width),
-             static_cast<const From*>(from.data) + track.number(spec_) * count, true, to);
+      const From* const states = static_cast<const From*>(from.data);
+      if (from.of_all_rows)
+        launch(repeat_row<T, From>, x.batch.batch(), width, x.stream, states + track.number(spec_) * width,
+               x.batch.batch(), static_cast<int>(width), to);
+      else
+        launch(copy_by_rank<T, From>, x.batch.batch(), width, x.stream, x.batch.order(), static_cast<int>(width),
+               states + track.number(spec_) * count, true, to);
     });
   }
   template <class T>
@@ -378,8 +383,8 @@ class TypedNetwork final : public Network {
   }
 
   // Whether all pairs of a direction stand one after the other in an array of features.
-  static bool are_pairs(const Context& x, const Track& track, const AnyFeatures& in, Index width, Storage storage) {
-    return !x.batch.ragged() && track.direction == 0 && in.storage == storage && in.row_stride == width &&
+  bool are_pairs(const Context& x, const Track& track, const AnyFeatures& in, Index width, Storage storage) const {
+    return !x.batch.ragged() && !spec_.backwards(track.direction) && in.storage == storage && in.row_stride == width &&
            in.time_stride == x.batch.batch() * width;
   }
 
@@ -402,7 +407,7 @@ class TypedNetwork final : public Network {
     const Weights<S>& weights = weights_[track.number(spec_)];
     const Index I = spec_.layer_input_size(track.layer);
     const Scratch::Scope scope(x.scratch());
-    const StepBlock block = x.batch.block(begin, end, track.direction == 1);
+    const StepBlock block = x.batch.block(begin, end, spec_.backwards(track.direction));
     const S* inputs = gathered(x, track, block, in, I);
     const Scratched<A> projected = x.template take<A>(block.pairs * gates() * H());
     x.blas.template multiply_transposed<S>(block.pairs, gates() * H(), I, {inputs, I}, {weights.weight_ih.data(), I},

@@ -22,6 +22,7 @@ struct AnyFeatures {
 struct AnyState {
   void* data = nullptr;  // null: zeros, or not wanted
   Storage storage = Storage::float32;
+  bool of_all_rows = false;  // [layer * direction][width]: the same for all
 };
 
 struct ForwardCall {
@@ -36,6 +37,7 @@ struct ForwardCall {
 struct GradientPlaces {
   void *weight_ih = nullptr, *weight_hh = nullptr, *bias_ih = nullptr, *bias_hh = nullptr, *weight_hr = nullptr;
   void* peephole[kMostPeepholes] = {};
+  void *h_0 = nullptr, *c_0 = nullptr;  // where rows began with learnt states
 };
 
 struct BackwardCall {

@@ -65,7 +65,7 @@ void TypedNetwork<S>::back_track(const Context& x, const Track& track, const Typ
   const GradientPlaces& to = call.gradients[number];
   const Features<S> output = column(tape.outputs[track.layer].data(), track.direction * P(), width(), x);
   const AnyFeatures any_output{output.data, storage_of<S>, output.time_stride, output.row_stride};
-  const bool reverse = track.direction == 1;
+  const bool reverse = spec_.backwards(track.direction);
   const Scratch::Scope track_scope(x.scratch());
   BackState state(*this, x);
   take_state(x, track, call.d_h_n, P(), state.d_h.data());
@@ -140,6 +140,13 @@ void TypedNetwork<S>::back_track(const Context& x, const Track& track, const Typ
   if (count == 0 && !call.accumulate) clear_gradients(x, track, to);
   give_state(x, track, static_cast<const A*>(state.d_h.data()), P(), call.d_h_0);
   if (cell_.has_c) give_state(x, track, static_cast<const A*>(state.d_c.data()), H(), call.d_c_0);
+  const auto add_rows = [&](const A* d, Index width, void* sums) {
+    if (sums)
+      launch(sum_rows<A>, 1, width, x.stream, d, x.batch.batch(), static_cast<int>(width), call.accumulate,
+             static_cast<A*>(sums));
+  };
+  add_rows(state.d_h.data(), P(), to.h_0);
+  if (cell_.has_c) add_rows(state.d_c.data(), H(), to.c_0);
 }
 
 template <class S>
@@ -276,6 +283,8 @@ void TypedNetwork<S>::clear_gradients(const Context& x, const Track& track, cons
   clear_all(to.bias_hh, gates() * H());
   clear_all(to.weight_hr, P() * H());
   for (void* peephole : to.peephole) clear_all(peephole, H());
+  clear_all(to.h_0, P());
+  clear_all(to.c_0, H());
 }
 
 template <class S>

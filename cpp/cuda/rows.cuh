@@ -155,6 +155,12 @@ __global__ void copy_by_rank(Order order, int width, const From* from, bool to_r
   });
 }
 
+// The same state for all rows.
+template <class To, class From>
+__global__ void repeat_row(const From* from, Index rows, int width, To* to) {
+  for_own(rows, width, [&](Index row, int column) { to[row * width + column] = converted<To>(from[column]); });
+}
+
 template <class To, class From>
 __global__ void convert(const From* from, Index rows, int width, To* to) {
   for_own(rows, width,
@@ -225,6 +231,16 @@ __global__ void sum_peephole(StepBlock block, const S* d_a, Index stride, const 
               : kept + (pairs_before(block, pair.step - 1) + pair.rank) * kept_stride + c_slot * units;
     }
     return converted<Sum<S>>(d_a[i * stride + unit]) * c[unit];
+  });
+}
+
+// Sums over the rows of a matrix, one after the other; to `sums`, or added to them.
+template <class A>
+__global__ void sum_rows(const A* matrix, Index rows, int columns, bool add, A* sums) {
+  for_own(1, columns, [&](Index, int column) {
+    A sum = 0;
+    for (Index row = 0; row < rows; ++row) sum += matrix[row * columns + column];
+    sums[column] = add ? sums[column] + sum : sum;
   });
 }
 

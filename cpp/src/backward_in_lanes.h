@@ -169,7 +169,7 @@ class BackwardInLanes {
     args.h_before = before ? before + values : tape_.h_0 + (index * lane_blocks_.count() + block) * vectors();
     if (call_.cell.has_c) args.c_before = before ? before + values - vectors() : tape_.c[index] + block * vectors();
     const auto place = [&](const auto& from, Index* at) {
-      return lane_blocks_.place(from, track.direction, step, first, rows, at);
+      return lane_blocks_.place(from, call_.spec.backwards(track.direction), step, first, rows, at);
     };
     args.x = place(places_.input_of(track.layer), x_at);
     if (const auto d_output = places_.d_output_of(track.layer); d_output.data) {

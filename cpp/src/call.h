@@ -142,7 +142,7 @@ class Call {
     return std::partition_point(rows, rows + batch, [&](Index row) { return lengths[row] > step; }) - rows;
   }
   GATEDRNN_INLINE Index time(const Track& track, Index step, Index rank) const {
-    return track.direction == 0 ? step : order.length(rank) - 1 - step;
+    return spec.backwards(track.direction) ? order.length(rank) - 1 - step : step;
   }
   // An array of states [track][row][width] of the caller's, or null.
   template <class Value>

@@ -82,7 +82,8 @@ class ForwardInLanes {
 
   void take_steps(const Track& track, const Passage& passage, Index block, Index begin, Index end, Index rows, T* h,
                   T* c, T* scratch) const {
-    const Index first = blocks_.first(block), sign = track.direction == 0 ? 1 : -1;
+    const bool backwards = call_.spec.backwards(track.direction);
+    const Index first = blocks_.first(block), sign = backwards ? -1 : 1;
     Index x_at[kMostLanes], y_at[kMostLanes];
     LaneStepsArgs<T> args;
     args.steps = end - begin;
@@ -90,8 +91,8 @@ class ForwardInLanes {
     args.input_size = call_.spec.layer_input_size(track.layer);
     args.units = hidden();
     args.weights = call_.network.layer(track.layer, track.direction).in_lanes.data();
-    args.x = blocks_.place(passage.in, track.direction, begin, first, rows, x_at);
-    args.y = blocks_.place(passage.out, track.direction, begin, first, rows, y_at);
+    args.x = blocks_.place(passage.in, backwards, begin, first, rows, x_at);
+    args.y = blocks_.place(passage.out, backwards, begin, first, rows, y_at);
     args.y.data += track.direction * hidden();
     args.x_step = sign * passage.in.step_stride;
     args.y_step = sign * passage.out.step_stride;

@@ -27,12 +27,13 @@ class LaneBlocks {
     return count;
   }
 
-  // Where `count` ranks have their rows in a step of a direction. What it returns may point into `at`, which has room for so many.
+  // Where `count` ranks have their rows in a step, counted from each row's end where the direction runs `backwards`. What it
+  // returns may point into `at`, which has room for so many.
   template <class Value>
-  LaneRows<Value> place(const Rows<Value>& rows, Index direction, Index step, Index first, Index count,
+  LaneRows<Value> place(const Rows<Value>& rows, bool backwards, Index step, Index first, Index count,
                         Index* at) const {
-    const auto offset = [&](Index rank) { return rows.offset(direction == 0 ? step : length(rank) - 1 - step, rank); };
-    const bool same_time = direction == 0 || length(first) == length(first + count - 1);
+    const auto offset = [&](Index rank) { return rows.offset(backwards ? length(rank) - 1 - step : step, rank); };
+    const bool same_time = !backwards || length(first) == length(first + count - 1);
     if (same_time && (in_order_ || !rows.order)) return {rows.data + offset(first), rows.row_stride, nullptr};
     for (Index i = 0; i < count; ++i) at[i] = offset(first + i);
     return {rows.data, 0, at};
@@ -43,7 +44,7 @@ class LaneBlocks {
   void load(const Kernels<T>& kernels, const Rows<const T>& from, Index block, Index units, T* to) const {
     Index at[kMostLanes];
     if (from.data)
-      kernels.rows_in_lanes.rows_to_lanes(place(from, 0, 0, first(block), rows(block), at), rows(block), units, to);
+      kernels.rows_in_lanes.rows_to_lanes(place(from, false, 0, first(block), rows(block), at), rows(block), units, to);
     else
       std::fill_n(to, units * lanes_, T(0));
   }
@@ -51,7 +52,7 @@ class LaneBlocks {
   template <class T>
   void store(const Kernels<T>& kernels, const T* from, Index units, const Rows<T>& to, Index first, Index count) const {
     Index at[kMostLanes];
-    kernels.rows_in_lanes.lanes_to_rows(from, count, units, place(to, 0, 0, first, count, at));
+    kernels.rows_in_lanes.lanes_to_rows(from, count, units, place(to, false, 0, first, count, at));
   }
 
  private:

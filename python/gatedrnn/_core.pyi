@@ -32,6 +32,8 @@ class Network:
         activations: Sequence[tuple[str, float, float]] = (),
         clip: float | None = None,
         cell_clip: float | None = None,
+        reverse: bool = False,
+        learn_state: bool = False,
     ) -> None: ...
     def renewed(self, parameters: dict[str, _Array]) -> Network:
         """The same network with other parameters."""
@@ -87,6 +89,7 @@ class Network:
 class Tape:
     @property
     def nbytes(self) -> int: ...
+    _merged: Any  # see gatedrnn._merge
 
 class Stream(Generic[_State, _Given]):
     @property
@@ -147,6 +150,11 @@ def aligned_array(count: int, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
 
 def float_array(name: str, object: object) -> _Array:
     """Return what NumPy reads as floating-point numbers, in the machine's byte order, or raise an error."""
+
+def check_out(
+    out: object, dtype: np.dtype[Any], shape: tuple[int, ...], inputs: Sequence[npt.NDArray[Any]]
+) -> None:
+    """Raise an error unless results of such a shape can be written into `out`, apart from the inputs."""
 
 def fingerprint(arrays: Sequence[npt.NDArray[Any]]) -> int:
     """Hash the bytes of contiguous arrays to 64 bits."""

@@ -54,6 +54,8 @@ class Network:
         proj_size: int,
         dtype: np.dtype[Any],
         precision: str,
+        reverse: bool = False,
+        learn_state: bool = False,
     ) -> None: ...
     def infer(
         self,

@@ -52,6 +52,11 @@ def described() -> bool | str | list[str]:
         return str(error).removeprefix("device: 'cuda' ")
 
 
+def library_of(array: object) -> str:
+    """Return the name of the package that an array's type is of."""
+    return type(array).__module__.partition(".")[0]
+
+
 class _Place:
     """Where a call's arrays are, by its first one: the library they are of, and its current stream.
 
@@ -59,7 +64,7 @@ class _Place:
     """
 
     def __init__(self, array: object) -> None:
-        self.library = type(array).__module__.partition(".")[0]
+        self.library = library_of(array)
         self.stream = 0
         self.stream_owner: object = None
         if self.library == "torch":
@@ -82,7 +87,7 @@ class _Place:
         return importlib.import_module(self.library).from_dlpack(results)
 
 
-def _is_on_host(array: Any) -> bool:
+def is_on_host(array: Any) -> bool:
     """Whether NumPy is to read it."""
     if isinstance(array, np.ndarray):
         return True
@@ -98,9 +103,10 @@ def _is_ours(array: object) -> bool:
 class Tape:
     """What `forward` keeps on the device for `backward`."""
 
-    __slots__ = ("place", "tape")
+    __slots__ = ("_merged", "place", "tape")
 
     def __init__(self, tape: Any, place: _Place | None) -> None:
+        self._merged: Any = None  # see gatedrnn._merge
         self.tape = tape
         self.place = place
         if place is not None:
@@ -110,7 +116,7 @@ class Tape:
     def nbytes(self) -> int:
         """Its size on the device in bytes, without the copy of the input."""
         size: int = self.tape.nbytes
-        return size
+        return size if self._merged is None else size + int(self._merged.nbytes)
 
 
 class Network:
@@ -128,7 +134,7 @@ class Network:
 
     def infer(self, x: Any, state: Any, lengths: Any, out: Any, batch_first: bool) -> tuple[Any, Any]:
         """Run over whole sequences; keep nothing."""
-        if _is_on_host(x):
+        if is_on_host(x):
             x = _core.float_array("x", x)
             return self._network.infer(x, state, lengths, out, batch_first)  # type: ignore[no-any-return]
         place = _Place(x)
@@ -145,7 +151,7 @@ class Network:
 
     def forward(self, x: Any, *rest: Any) -> tuple[Any, Any, Tape]:
         """Run and keep a tape; the arguments are those of `_core.Network.forward`."""
-        if _is_on_host(x):
+        if is_on_host(x):
             output, state_n, tape = self._network.forward(_core.float_array("x", x), *rest)
             return output, state_n, Tape(tape, None)
         place = _Place(x)
@@ -192,7 +198,7 @@ class Stream:
 
     def step(self, x: Any, out: Any = None) -> Any:
         """Take one step: x (B, I) to output (B, S)."""
-        if _is_on_host(x):
+        if is_on_host(x):
             return self._stream.step(_core.float_array("x", x), out)
         place = _Place(x)
         return place.given(self._stream.step(x, out, place.stream))
@@ -207,7 +213,7 @@ class Stream:
         self._stream.state = value
 
     def reset(self, rows: Any = None) -> None:
-        """Set the state of these rows, or of all, to zero."""
+        """Set the state of these rows, or of all, to what sequences begin with."""
         self._stream.reset(rows)
 
     @property

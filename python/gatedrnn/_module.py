@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from gatedrnn import _activations, _checks, _core, _device
+from gatedrnn._merge import maker
 from gatedrnn._options import _Option, checked, checked_precision, completed
 from gatedrnn._packs import PackCache, Recipe
 from gatedrnn._parameters import IncompatibleKeys, Loan, ParameterStore, refuse_incompatible
@@ -105,6 +106,8 @@ class _Module:
             "bidirectional": self._options.get("bidirectional", False),
             "bias": self.bias,
             "proj_size": self._options.get("proj_size", 0),
+            "reverse": self._options.get("direction") == "reverse",
+            "learn_state": self._options.get("learn_state", False),
             "dtype": self.dtype,
             "precision": self._precision,
             **_activations.engine_options(self._options, self._plain_cell_of(self._options)),
@@ -140,7 +143,8 @@ class _Module:
         For layer k: ``weight_ih_lk`` (G*H, I or D*S), ``weight_hh_lk`` (G*H, S), ``bias_ih_lk`` and
         ``bias_hh_lk`` (G*H), ``weight_hr_lk`` (P, H) with `proj_size`, ``weight_ci_lk``, ``weight_cf_lk`` and
         ``weight_co_lk`` (H) with `peephole`, without ``weight_cf_lk`` where `coupled`; then the same with
-        ``_reverse`` for the reverse direction. A cell's names end before ``_lk``.
+        ``_reverse`` for the reverse direction. At the end, with `learn_state`, ``h_0`` (L*D, S) and for LSTM
+        ``c_0`` (L*D, H). A cell's names end before ``_lk``.
         """
         return self._packs.copies()
 
@@ -210,7 +214,8 @@ class _Module:
         self._packs.use(self._recipe())
 
     def _recipe(self) -> Recipe:
-        make = _device.Network if self._device == "cuda" else _core.Network
+        engine = _device.Network if self._device == "cuda" else _core.Network
+        make = maker(self._options.get("merge", "concat"), engine)
         return Recipe(make, self._cell, self._network_options(), self._engine_suffix)
 
     def _lend(self) -> Loan:

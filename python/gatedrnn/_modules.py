@@ -62,6 +62,14 @@ class LSTM(_Recurrent["tuple[Array, Array]", "tuple[Array | None, Array | None]"
             relu6(x + 3) / 6, and "linear" the identity. See docs/activations.md.
         clip: Holds the gates' pre-activations within -clip..clip, as ONNX' ``clip``.
         cell_clip: Holds c' within -cell_clip..cell_clip, as TensorFlow's and TFLite's LSTM.
+        direction: "forward", or "reverse" for layers that run from the end to the start: each row from its
+            last valid step on, with outputs at their own time, and the state after step 0 as the final one.
+            With `bidirectional` only "forward".
+        merge: How the outputs of both directions are joined in the last layer: "concat" for side by side,
+            (T, B, 2 S), or "sum", "mul" or "mean" of the two, (T, B, S). Without `bidirectional` only
+            "concat". Between layers they always stand side by side.
+        learn_state: Whether the state that a row begins with where none is given is learnt: parameters
+            ``h_0`` (L*D, S) and, for LSTM, ``c_0`` (L*D, H), zeros in a new module.
         dtype: float32 or float64, of parameters, states and, but for `precision`, all arithmetic.
         seed: Integer of at least 0 that decides the initial parameters, uniform in +-1/sqrt(H); None for new
             ones each time.
@@ -98,6 +106,9 @@ class LSTM(_Recurrent["tuple[Array, Array]", "tuple[Array | None, Array | None]"
         activations: Activations | None = None,
         clip: float | None = None,
         cell_clip: float | None = None,
+        direction: str = "forward",
+        merge: str = "concat",
+        learn_state: bool = False,
         dtype: npt.DTypeLike = np.float32,
         seed: int | None = None,
         device: str = "cpu",
@@ -107,7 +118,8 @@ class LSTM(_Recurrent["tuple[Array, Array]", "tuple[Array | None, Array | None]"
         flags = dict(bias=bias, batch_first=batch_first, bidirectional=bidirectional)
         rest = dict(dropout=dropout, proj_size=proj_size, peephole=peephole, coupled=coupled, dtype=dtype)
         functions = dict(activations=activations, clip=clip, cell_clip=cell_clip)
-        self._initialize(seed, device, precision, **sizes, **flags, **rest, **functions)
+        more = dict(direction=direction, merge=merge, learn_state=learn_state)
+        self._initialize(seed, device, precision, **sizes, **flags, **rest, **more, **functions)
 
     @staticmethod
     def _plain_cell_of(options: Mapping[str, Any]) -> str:
@@ -156,6 +168,9 @@ class GRU(_Recurrent["Array", "Array"]):
         reset_after: bool = True,
         activations: Activations | None = None,
         clip: float | None = None,
+        direction: str = "forward",
+        merge: str = "concat",
+        learn_state: bool = False,
         dtype: npt.DTypeLike = np.float32,
         seed: int | None = None,
         device: str = "cpu",
@@ -164,9 +179,9 @@ class GRU(_Recurrent["Array", "Array"]):
         sizes = dict(input_size=input_size, hidden_size=hidden_size, num_layers=num_layers)
         flags = dict(bias=bias, batch_first=batch_first, bidirectional=bidirectional)
         rest = dict(dropout=dropout, reset_after=reset_after, dtype=dtype)
-        self._initialize(
-            seed, device, precision, **sizes, **flags, **rest, activations=activations, clip=clip
-        )
+        more = dict(direction=direction, merge=merge, learn_state=learn_state)
+        functions = dict(activations=activations, clip=clip)
+        self._initialize(seed, device, precision, **sizes, **flags, **rest, **more, **functions)
 
     @staticmethod
     def _plain_cell_of(options: Mapping[str, Any]) -> str:
@@ -205,6 +220,9 @@ class RNN(_Recurrent["Array", "Array"]):
         *,
         activations: Activations | None = None,
         clip: float | None = None,
+        direction: str = "forward",
+        merge: str = "concat",
+        learn_state: bool = False,
         dtype: npt.DTypeLike = np.float32,
         seed: int | None = None,
         device: str = "cpu",
@@ -213,9 +231,9 @@ class RNN(_Recurrent["Array", "Array"]):
         sizes = dict(input_size=input_size, hidden_size=hidden_size, num_layers=num_layers)
         flags = dict(bias=bias, batch_first=batch_first, bidirectional=bidirectional)
         rest = dict(dropout=dropout, nonlinearity=nonlinearity, dtype=dtype)
-        self._initialize(
-            seed, device, precision, **sizes, **flags, **rest, activations=activations, clip=clip
-        )
+        more = dict(direction=direction, merge=merge, learn_state=learn_state)
+        functions = dict(activations=activations, clip=clip)
+        self._initialize(seed, device, precision, **sizes, **flags, **rest, **more, **functions)
 
     @staticmethod
     def _plain_cell_of(options: Mapping[str, Any]) -> str:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, overload
 import numpy as np
 
 from gatedrnn import _activations, _checks
+from gatedrnn._merge import MERGES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -27,6 +28,9 @@ _CHECKS: dict[str, Callable[[str, object], Any]] = {
     "batch_first": _checks.flag,
     "dropout": _checks.probability,
     "bidirectional": _checks.flag,
+    "direction": lambda name, value: _checks.choice(name, value, ("forward", "reverse")),
+    "merge": lambda name, value: _checks.choice(name, value, MERGES),
+    "learn_state": _checks.flag,
     "proj_size": lambda name, value: _checks.integer(name, value, 0),
     "peephole": _checks.flag,
     "coupled": _checks.flag,
@@ -45,10 +49,11 @@ _COMMON_DEFAULTS: dict[str, object] = {
     "bidirectional": False,
     "activations": None,
     "clip": None,
+    "direction": "forward",
+    "merge": "concat",
+    "learn_state": False,
     "dtype": np.dtype(np.float32),
 }
-# Those that came after the first version which wrote files and pickles.
-_LATER = {"coupled", "activations", "clip", "cell_clip"}
 
 
 def checked(options: Mapping[str, object]) -> dict[str, Any]:
@@ -57,7 +62,17 @@ def checked(options: Mapping[str, object]) -> dict[str, Any]:
     if plain.get("proj_size", 0) >= plain["hidden_size"]:
         expected = f"less than hidden_size={plain['hidden_size']}"
         raise ValueError(f"proj_size: expected {expected}, got {plain['proj_size']}")
+    if plain.get("bidirectional"):
+        _only("direction", "forward", plain, "bidirectional=True")
+    else:
+        _only("merge", "concat", plain, "bidirectional=False")
     return plain
+
+
+def _only(name: str, allowed: str, plain: Mapping[str, Any], where: str) -> None:
+    """Refuse another value of an argument that the others leave no choice."""
+    if plain.get(name, allowed) != allowed:
+        raise ValueError(f"{name}: expected {allowed!r} with {where}, got {plain[name]!r}")
 
 
 # Of products of float32, where a module computes.
@@ -72,6 +87,10 @@ def checked_precision(device: str, precision: object, dtype: np.dtype[Any]) -> s
     if dtype != np.float32:
         raise ValueError(f"precision: expected None for {dtype}, got {plain!r}")
     return plain
+
+
+# Arguments that came after files and pickles were first written.
+_LATER = {"coupled", "activations", "clip", "cell_clip", "direction", "merge", "learn_state"}
 
 
 def completed(options: Mapping[str, object], defaults: Mapping[str, object]) -> dict[str, object]:

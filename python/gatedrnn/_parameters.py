@@ -47,6 +47,9 @@ class Cell(NamedTuple):
 CELLS = {name: Cell(*described) for name, described in _core.cells().items()}
 
 
+INITIAL_STATE = ("h_0", "c_0")  # where it is learnt
+
+
 def parameter_shapes(options: Mapping[str, Any], cell: str) -> Shapes:
     """Lay out all layers and directions; refuse sizes that no machine can hold.
 
@@ -61,12 +64,21 @@ def parameter_shapes(options: Mapping[str, Any], cell: str) -> Shapes:
     layers = options["num_layers"]
     elements = directions * (_elements(first) + (layers - 1) * _elements(upper))
     _checks.fitting("input_size, hidden_size, num_layers", elements, options["dtype"])
-    return {
+    shapes = {
         f"{name}_l{layer}{suffix}": shape
         for layer in range(layers)
         for suffix in ("", "_reverse")[:directions]
         for name, shape in (upper if layer else first).items()
     }
+    if options.get("learn_state"):
+        shapes |= initial_state_shapes(layers * directions, state_size, options["hidden_size"], cell)
+    return shapes
+
+
+def initial_state_shapes(tracks: int, state_size: int, hidden_size: int, cell: str) -> Shapes:
+    """Lay out the initial state of all layers and directions, where it is learnt."""
+    widths = (state_size, hidden_size) if CELLS[cell].has_c else (state_size,)
+    return {name: (tracks, width) for name, width in zip(INITIAL_STATE, widths, strict=False)}
 
 
 def cell_shapes(options: Mapping[str, Any], cell: str) -> Shapes:
@@ -219,11 +231,11 @@ class ParameterStore:
         return {name: self.cut(flat, name) for name in self.views}
 
     def draw(self, bound: float, seed: int | None) -> None:
-        """Fill with numbers uniform in +-bound, the same for both dtypes but for rounding."""
+        """Fill with numbers uniform in +-bound, the same for both dtypes but for rounding; states: zeros."""
         rng = np.random.default_rng(seed)
         with np.errstate(under="ignore"):
-            for view in self.views.values():
-                view[...] = rng.uniform(-bound, bound, view.shape)
+            for name, view in self.views.items():
+                view[...] = 0 if name in INITIAL_STATE else rng.uniform(-bound, bound, view.shape)
 
     def accept(self, values: Mapping[str, object]) -> dict[str, Array]:
         """Check and convert new values for some of the parameters, without writing any.

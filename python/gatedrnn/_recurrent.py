@@ -37,6 +37,9 @@ class _Recurrent(_Module, Generic[_State, _Given]):
     batch_first = _Option[bool]("Whether x and the output are (B, T, ...) instead of (T, B, ...).")
     dropout = _Option[float]("Probability of dropout between layers, in training only.")
     bidirectional = _Option[bool]("Whether each layer also runs from the end to the start.")
+    direction = _Option[str]('"forward", or "reverse" for layers that only run from the end to the start.')
+    merge = _Option[str]('How both directions of the output are joined: "concat", "sum", "mul" or "mean".')
+    learn_state = _Option[bool]("Whether the state that rows begin with is a parameter.")
 
     def _initialize(self, seed: object, device: object, precision: object, **options: object) -> None:
         """Finish a constructor: check the arguments, then draw the parameters."""
@@ -72,16 +75,16 @@ class _Recurrent(_Module, Generic[_State, _Given]):
             x: Input, (T, B, I), or (B, T, I) with `batch_first`, or (T, I) for a single row: whatever NumPy
                 reads as floating-point numbers (arrays of any strides, lists, data frames, tensors on the
                 CPU). What is not of the module's dtype is converted to it.
-            state: Initial state, zeros where None: h of shape (L*D, B, S); for LSTM the pair (h, c), c of
-                shape (L*D, B, H). Where x is unbatched, B may be left out.
+            state: Initial state, zeros where None, with `learn_state` the parameters: h of shape (L*D, B, S);
+                for LSTM the pair (h, c), c of shape (L*D, B, H). Where x is unbatched, B may be left out.
             lengths: B integers in 0..T, in any order: how many steps of each row are valid. Output past them
                 is 0, the final state is that of the row's last valid step (the initial state for a row of
                 length 0), and the reverse direction starts there.
             out: Array to write the output into, of the output's shape and dtype; a new one where None.
 
         Returns:
-            The output, (T, B, D*S) laid out like x, and the final state, (L*D, B, S), without B where x is
-            unbatched.
+            The output, (T, B, D*S) laid out like x, or (T, B, S) where `merge` is not "concat", and the final
+            state, (L*D, B, S), without B where x is unbatched.
 
         Raises:
             TypeError: An argument has the wrong type or dtype.
@@ -181,7 +184,8 @@ class _Recurrent(_Module, Generic[_State, _Given]):
         Returns:
             The gradient by x (None without `input_gradient`), the gradient by the initial state (in the
             state's shape, also where `forward` had none), and those by the parameters, by name as in
-            `state_dict()`; with `accumulate_into` this same dictionary.
+            `state_dict()`; with `accumulate_into` this same dictionary. Those by ``h_0`` and ``c_0`` are
+            zeros where `forward` was given a state.
 
         Raises:
             TypeError: An argument has the wrong type or dtype.
@@ -208,16 +212,18 @@ class _Recurrent(_Module, Generic[_State, _Given]):
 
         Returns:
             A stream with ``step(x, out=None)``, x (B, I) to output (B, S), ``state`` in the layout of a
-            batched call's, and ``reset(rows=None)``.
+            batched call's, and ``reset(rows=None)``. It begins as a call without a state does.
 
         Raises:
             TypeError: `batch_size` is not an integer.
-            ValueError: `batch_size` is below 1 or more than fits in memory, or the module is bidirectional:
-                its reverse direction would need the end of the sequence first.
+            ValueError: `batch_size` is below 1 or more than fits in memory, or the module is bidirectional or
+                runs in reverse: it would need the end of the sequence first.
         """
         batch_size = _checks.integer("batch_size", batch_size, 1)
         if self.bidirectional:
             raise ValueError("stream: expected a module with bidirectional=False, got bidirectional=True")
+        if self.direction == "reverse":
+            raise ValueError("stream: expected a module with direction='forward', got direction='reverse'")
         elements_per_row = self.input_size + self.num_layers * self.hidden_size
         _checks.fitting("batch_size", batch_size * elements_per_row, self.dtype)
         stream: _core.Stream[_State, _Given] = self._packs.get_for_streams().stream(batch_size)

@@ -59,7 +59,8 @@ struct Shape {
   Index layers = 1, directions = 1;
   std::vector<Index> lengths = {};
   bool bias = true;
-  bool states = true;  // initial states are given
+  bool states = true;    // initial states are given
+  bool reverse = false;  // the one direction runs from the end
 };
 
 // So many lengths in 0 .. steps.
@@ -144,6 +145,7 @@ class Problem {
     spec.num_layers = shape.layers;
     spec.directions = shape.directions;
     spec.options = some_options(cell.cell);
+    spec.reverse = shape.reverse;
     spec.proj_size = cell.projection ? std::max<Index>(1, shape.hidden_size / 2) : 0;
     const Index states = shape.layers * shape.directions;
     values_.reserve(8 * states);  // so that their addresses stay
@@ -216,7 +218,8 @@ class Problem {
     std::ostringstream out;
     out << cell_.name << " " << type_name<T>() << " I=" << spec.input_size << " H=" << spec.hidden_size
         << " P=" << spec.proj_size << " L=" << spec.num_layers << " D=" << spec.directions << " T=" << shape_.steps
-        << " B=" << shape_.batch << (shape_.lengths.empty() ? "" : " ragged") << (shape_.bias ? "" : " no bias");
+        << " B=" << shape_.batch << (shape_.lengths.empty() ? "" : " ragged") << (shape_.bias ? "" : " no bias")
+        << (shape_.reverse ? " reverse" : "");
     return out.str();
   }
 

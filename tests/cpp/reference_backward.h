@@ -62,7 +62,9 @@ class ReferenceBackward {
 
   Index length(Index b) const { return sequence_.lengths ? sequence_.lengths[b] : sequence_.steps; }
   Index track(Index layer, Index direction) const { return layer * spec_.directions + direction; }
-  Index time(Index direction, Index step, Index b) const { return direction == 0 ? step : length(b) - 1 - step; }
+  Index time(Index direction, Index step, Index b) const {
+    return spec_.backwards(direction) ? length(b) - 1 - step : step;
+  }
 
   // The sum over the slots' units of d times weight[gate][unit][column], in that order.
   T column(const T* weights, Index width, const std::vector<const Vector*>& slots, const std::vector<Index>& gates,

@@ -68,7 +68,7 @@ class ReferenceForward {
     if (sequence_.c_0) c.assign(sequence_.c_0 + (at * B + b) * H, sequence_.c_0 + (at * B + b + 1) * H);
     const Index length = sequence_.lengths ? sequence_.lengths[b] : sequence_.steps;
     for (Index s = 0; s < length; ++s) {
-      const Index t = direction == 0 ? s : length - 1 - s;
+      const Index t = spec_.backwards(direction) ? length - 1 - s : s;
       StepRecord<T>& record = records[{at, b, s}];
       record.h_before = h;
       record.c_before = c;

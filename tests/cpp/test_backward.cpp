@@ -92,6 +92,8 @@ class BackwardTest {
         compare({hidden, hidden, 9, 67, 2, directions, ragged(67, 9)});
         compare({20, hidden, 9, 167, 1, directions, ragged(167, 9), directions == 1, directions == 1});
       }
+    for (const auto& lengths : {ragged(67, 9), std::vector<Index>()})
+      compare({9, 3, 9, 67, 2, 1, lengths, true, true, true});
     compare({131, 2, 2, 1000});
     compare({2, 1, 100, 90});  // more than a group of blocks
   }
@@ -110,6 +112,7 @@ class BackwardTest {
     for (const bool bias : {false, true})
       for (const bool states : {false, true})
         for (const Index directions : {1, 2}) compare({17, 33, 4, 5, 2, directions, {4, 0, 1, 3, 4}, bias, states});
+    compare({17, 33, 4, 5, 2, 1, {4, 0, 1, 3, 4}, true, true, true});
     compare({9, 17, 1, 3});
     compare({9, 17, 0, 3});
     compare({9, 17, 3, 0});
@@ -118,6 +121,7 @@ class BackwardTest {
     plans({{9, 129, 7, 5, 2, 1, {7, 0, 3, 7, 2}},
            {33, 70, 20, 33, 1, 2, ragged(33, 20)},
            {20, 17, 120, 3, 2, 2},
+           {20, 17, 70, 3, 2, 1, {70, 9, 0}, true, true, true},
            kSeveralGroups});
     large_tapes();
     in_used_memory();

@@ -82,6 +82,9 @@ class KernelTest {
           compare({hidden, hidden, 10, 67, 2, directions, ragged(67, 10), true, states});
           compare({20, hidden, 10, 67, 2, directions, {}, states, states});
         }
+    for (const Index hidden : {1, 3, 9})
+      for (const auto& lengths : {ragged(67, 10), std::vector<Index>()})
+        compare({hidden, hidden, 10, 67, 2, 1, lengths, true, true, true});
   }
 
   // Each size as I and as H and as B, and every tile height: 1 to 9 rows, and more in several tiles.
@@ -100,6 +103,7 @@ class KernelTest {
   // Several blocks of time, with rows that end in different ones.
   void many_steps() {
     for (const Index directions : {1, 2}) compare({7, 9, 700, 6, 1, directions, {700, 1, 64, 333, 0, 512}});
+    compare({7, 9, 700, 6, 1, 1, {700, 1, 64, 333, 0, 512}, true, true, true});
   }
 
   // 1 to 17 panels, however wide the vectors and however many of them a panel has.
@@ -146,6 +150,7 @@ class KernelTest {
         for (const Index directions : {1, 2})
           for (const Index layers : {1, 2, 3})
             compare({17, 33, 4, 5, layers, directions, {4, 0, 1, 3, 4}, bias, states});
+    for (const Index layers : {1, 3}) compare({17, 33, 4, 5, layers, 1, {4, 0, 1, 3, 4}, true, true, true});
     compare({9, 17, 0, 3});
     compare({9, 17, 3, 4, 1, 2, {0, 0, 0, 0}});
   }

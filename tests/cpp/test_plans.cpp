@@ -80,6 +80,8 @@ void compare_plans(const NamedCell& cell, const Scope& scope) {
       compare_plans<T>(cell, scope, {17, 33, 3, 4, layers, directions});
       compare_plans<T>(cell, scope, {5, 2, 6, 37, layers, directions, ragged(37, 6)});  // rows in lanes
     }
+  compare_plans<T>(cell, scope, {9, 33, 6, 5, 3, 1, {6, 0, 1, 3, 6}, true, true, true});
+  compare_plans<T>(cell, scope, {5, 2, 6, 37, 2, 1, ragged(37, 6), true, true, true});
   compare_plans<T>(cell, scope, {7, 33, 5, 1, 2, 2});
   compare_plans<T>(cell, scope, {7, 9, 5, 2, 2, 1, {2, 5}});
   compare_plans<T>(cell, scope, {7, 129, 4, 3, 2, 2, {0, 0, 0}});

@@ -10,6 +10,19 @@ namespace gatedrnn::cuda {
 using bindings::GilRelease;
 using bindings::type_name;
 
+// The learnt parts of the state that rows begin with, [layer * direction][width]; null for zeros.
+struct InitialState {
+  std::shared_ptr<Array> h, c;
+
+  InitialState() = default;
+  InitialState(const InitialState&) = delete;
+  InitialState& operator=(const InitialState&) = delete;
+  // Streams that still read them are not known here.
+  ~InitialState() {
+    if (h) cudaDeviceSynchronize();
+  }
+};
+
 class BoundTape {
  public:
   py::object stream_owner;  // comes first and so goes last: see Array::keep
@@ -20,6 +33,7 @@ class BoundTape {
   Index steps = 0, batch = 0;
   bool unbatched = false, batch_first = false, host = false;
   Storage storage = Storage::float32;  // of x
+  bindings::LearntParts learnt;        // of the initial state
   py::object owner;
 
   Index bytes() const { return tape->bytes(); }
@@ -29,12 +43,17 @@ class BoundNetwork {
  public:
   BoundNetwork(const std::string& cell, const py::dict& parameters, Index input_size, Index hidden_size,
                Index num_layers, bool bidirectional, bool bias, Index proj_size, const py::object& dtype,
-               const std::string& precision, const bindings::Functions& activations, std::optional<double> clip,
-               std::optional<double> cell_clip)
-      : spec_{bindings::cell_named(cell), input_size, hidden_size, num_layers, bidirectional ? 2 : 1, proj_size},
+               const std::string& precision, bool reverse, bool learn_state, const bindings::Functions& activations,
+               std::optional<double> clip, std::optional<double> cell_clip)
+      : spec_{bindings::cell_named(cell), input_size, hidden_size, num_layers,
+              bidirectional ? 2 : 1,      proj_size,  reverse},
         bias_(bias),
         host_storage_(py::dtype::from_args(dtype).itemsize() == 8 ? Storage::float64 : Storage::float32) {
     spec_.options = bindings::cell_options(spec_.description(), activations, clip, cell_clip);
+    if (learn_state)
+      bindings::visit_initial_state(spec_, [&](const char* name, const bindings::Shape& shape) {
+        (name[0] == 'h' ? initial_->h : initial_->c) = learnt_part(name, parameters, shape);
+      });
     if (host_storage_ == Storage::float64) {
       network_ =
           make_network(spec_, bindings::find_parameters<double>(spec_, bias, parameters), Storage::float64, false);
@@ -50,6 +69,7 @@ class BoundNetwork {
   const Spec& spec() const { return spec_; }
   const std::shared_ptr<Network>& network() const { return network_; }
   Storage host_storage() const { return host_storage_; }
+  std::shared_ptr<const InitialState> initial() const { return initial_; }
 
   py::tuple infer(const py::object& x, const py::object& state, const py::object& lengths, const py::object& out,
                   bool batch_first, std::uintptr_t stream) {
@@ -84,6 +104,7 @@ class BoundNetwork {
     tape->unbatched = call.unbatched;
     tape->batch_first = batch_first;
     tape->host = transfer.host();
+    tape->learnt = call.learnt;
     tape->owner = owner;
     transfer.finish();
     const py::tuple pair = call.results(spec_);
@@ -110,6 +131,7 @@ class BoundNetwork {
     }
     std::tie(call.d_h_n, call.d_c_n) = states(transfer, "d_state_n", d_state_n, tape.batch, tape.unbatched);
     add_gradients(transfer, call, gradients, accumulate);
+    add_initial_gradients(transfer, call, gradients, accumulate, tape.learnt);
 
     py::object d_x = py::none(), d_h_0, d_c_0;
     if (input_gradient)
@@ -133,6 +155,8 @@ class BoundNetwork {
       gradients[name.c_str()] = py::cast(std::make_shared<Array>(shape, host_storage_, stream_of(stream)));
       return static_cast<void*>(nullptr);
     });
+    if (initial_->h) gradients["h_0"] = new_like(*initial_->h, stream);
+    if (initial_->c) gradients["c_0"] = new_like(*initial_->c, stream);
     return gradients;
   }
 
@@ -180,6 +204,7 @@ class BoundNetwork {
     bool unbatched = false;
     py::object y, h_n, c_n;
     std::optional<std::vector<Index>> lengths;
+    bindings::LearntParts learnt;
 
     py::tuple results(const Spec& spec) const {
       return py::make_tuple(y, spec.description().has_c ? py::object(py::make_tuple(h_n, c_n)) : h_n);
@@ -202,6 +227,7 @@ class BoundNetwork {
     if (f.steps > most || f.batch > most || f.steps * f.batch > most)
       refuse_value("x", "at most 2**30 steps times rows", text(in.shape));
     std::tie(f.h_0, f.c_0) = states(transfer, "state", state, f.batch, call.unbatched);
+    call.learnt = {begin_learnt(f.h_0, initial_->h), begin_learnt(f.c_0, initial_->c)};
     if (call.unbatched && !lengths.is_none()) refuse_value("lengths", "None for an unbatched x", type_name(lengths));
     call.lengths = bindings::lengths_argument(lengths, f.batch, f.steps);
     Sizes shape = in.shape;
@@ -246,6 +272,24 @@ class BoundNetwork {
     return {view.data, view.storage};
   }
 
+  std::shared_ptr<Array> learnt_part(const char* name, const py::dict& parameters, const bindings::Shape& shape) const {
+    const auto array = py::cast<py::array>(py::object(parameters[name]));
+    if (!bindings::has_shape(array, shape)) refuse_value(name, bindings::text(shape), bindings::shape_text(array));
+    return Array::from_numpy(array, cudaStreamPerThread);
+  }
+
+  // Puts a learnt part where a call has none; whether it did.
+  static bool begin_learnt(AnyState& state, const std::shared_ptr<Array>& learnt) {
+    if (!learnt || state.data) return false;
+    state = {learnt->view().data, learnt->view().storage, true};
+    return true;
+  }
+
+  static py::object new_like(const Array& learnt, std::uintptr_t stream) {
+    const ArrayView& view = learnt.view();
+    return py::cast(std::make_shared<Array>(view.shape, view.storage, stream_of(stream)));
+  }
+
   template <class Visit>
   void visit_parameters(Visit&& visit) const {
     bindings::by_name<GradientPlaces>(spec_, bias_, [&](const std::string& name, const bindings::Shape& shape) {
@@ -254,20 +298,44 @@ class BoundNetwork {
   }
 
   void add_gradients(Transfer& transfer, BackwardCall& call, const py::dict& gradients, bool accumulate) const {
-    call.gradients = bindings::by_name<GradientPlaces>(
-        spec_, bias_, [&](const std::string& name, const bindings::Shape& shape) -> void* {
-          const std::string argument = "accumulate_into: " + name;
-          if (!gradients.contains(name.c_str())) refuse_value(argument.c_str(), "an array", "nothing of this name");
-          const py::object given = gradients[name.c_str()];
-          const Sizes sizes(shape.begin(), shape.end());
-          if (transfer.host()) check_host_gradient(argument, given, shape);
-          const ArrayView to = transfer.output_into(argument.c_str(), given, sizes, host_storage_);
-          if (transfer.host() && accumulate) {
-            const auto array = py::array(given);
-            copy(to.data, array.data(), array.nbytes(), cudaMemcpyHostToDevice, transfer.stream());
-          }
-          return to.data;
+    call.gradients =
+        bindings::by_name<GradientPlaces>(spec_, bias_, [&](const std::string& name, const bindings::Shape& shape) {
+          return gradient_place(transfer, name, shape, gradients, accumulate);
         });
+  }
+
+  void* gradient_place(Transfer& transfer, const std::string& name, const bindings::Shape& shape,
+                       const py::dict& gradients, bool accumulate) const {
+    const std::string argument = "accumulate_into: " + name;
+    if (!gradients.contains(name.c_str())) refuse_value(argument.c_str(), "an array", "nothing of this name");
+    const py::object given = gradients[name.c_str()];
+    const Sizes sizes(shape.begin(), shape.end());
+    if (transfer.host()) check_host_gradient(argument, given, shape);
+    const ArrayView to = transfer.output_into(argument.c_str(), given, sizes, host_storage_);
+    if (transfer.host() && accumulate) {
+      const auto array = py::array(given);
+      copy(to.data, array.data(), array.nbytes(), cudaMemcpyHostToDevice, transfer.stream());
+    }
+    return to.data;
+  }
+
+  // Of learnt states, with which rows did not begin that were given others.
+  void add_initial_gradients(Transfer& transfer, BackwardCall& call, const py::dict& gradients, bool accumulate,
+                             const bindings::LearntParts& began) const {
+    if (!initial_->h) return;
+    bindings::visit_initial_state(spec_, [&](const char* name, const bindings::Shape& shape) {
+      const bool of_h = name[0] == 'h';
+      const Index row = shape.begin()[1] * bytes_of(host_storage_);
+      char* place = static_cast<char*>(gradient_place(transfer, name, shape, gradients, accumulate));
+      if (!(of_h ? began.h : began.c)) {
+        if (!accumulate) clear(place, shape.begin()[0] * row, transfer.stream());
+        return;
+      }
+      for (GradientPlaces& track : call.gradients) {
+        (of_h ? track.h_0 : track.c_0) = place;
+        place += row;
+      }
+    });
   }
 
   void check_host_gradient(const std::string& argument, const py::object& given, const bindings::Shape& shape) const {
@@ -286,6 +354,7 @@ class BoundNetwork {
   Spec spec_;
   const bool bias_;
   const Storage host_storage_;
+  const std::shared_ptr<InitialState> initial_ = std::make_shared<InitialState>();
   std::shared_ptr<Network> network_;
 };
 

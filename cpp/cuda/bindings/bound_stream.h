@@ -15,6 +15,7 @@ class BoundStream {
       : spec_(network.spec()),
         network_(network.network()),
         storage_(network.host_storage()),
+        initial_(network.initial()),
         batch_(batch),
         h_({layers(), batch, spec_.state_size()}, storage_, own_),
         c_({spec_.description().has_c ? layers() : 0, batch, spec_.hidden_size}, storage_, own_) {
@@ -68,30 +69,50 @@ class BoundStream {
     if (state.is_none()) return reset(state);
     py::object h = state, c;
     if (spec_.description().has_c) std::tie(h, c) = bindings::state_pair("state", state);
-    const py::array checked_h = checked("state: h", h, h_), checked_c = c ? checked("state: c", c, c_) : py::array();
+    const std::optional<py::array> checked_h = checked("state: h", h, h_), checked_c = checked("state: c", c, c_);
     const StreamInUse in_use(lock_);
-    assign(checked_h, h_);
-    if (c) assign(checked_c, c_);
+    checked_h ? assign(*checked_h, h_) : begin_all(initial_->h.get(), h_);
+    checked_c ? assign(*checked_c, c_) : begin_all(initial_->c.get(), c_);
   }
 
   void reset(const py::object& rows) {
-    std::vector<Index> chosen;
-    if (!rows.is_none()) chosen = bindings::rows_argument(rows, batch_);
+    const std::vector<Index> chosen = bindings::rows_argument(rows, batch_);
     const StreamInUse in_use(lock_);
-    for (const Array* array : {&h_, &c_}) {
-      const ArrayView& view = array->view();
-      const Index width = view.shape[2] * bytes_of(storage_);
-      auto* bytes = static_cast<char*>(view.data);
-      if (rows.is_none()) clear(bytes, view.size() * bytes_of(storage_), own_);
-      for (Index layer = 0; layer < view.shape[0]; ++layer)
-        for (const Index row : chosen) clear(bytes + (layer * batch_ + row) * width, width, own_);
-    }
+    for (const auto& [learnt, states] : {std::pair(initial_->h.get(), &h_), std::pair(initial_->c.get(), &c_)})
+      rows.is_none() ? begin_all(learnt, *states) : begin(chosen, learnt, *states);
   }
 
   Index batch_size() const { return batch_; }
 
  private:
   Index layers() const { return spec_.num_layers; }
+
+  Index row_bytes(const Array& states) const { return states.view().shape[2] * bytes_of(storage_); }
+  char* row_of(const Array& states, Index layer, Index row) const {
+    return static_cast<char*>(states.view().data) + (layer * batch_ + row) * row_bytes(states);
+  }
+
+  // Rows as they are before their first step.
+  void begin(const std::vector<Index>& rows, const Array* learnt, const Array& states) const {
+    for (Index layer = 0; layer < states.view().shape[0]; ++layer)
+      for (const Index row : rows) begin(layer, row, learnt, states);
+  }
+  void begin(Index layer, Index row, const Array* learnt, const Array& states) const {
+    const Index width = row_bytes(states);
+    char* const to = row_of(states, layer, row);
+    if (!learnt) return clear(to, width, own_);
+    copy(to, static_cast<const char*>(learnt->view().data) + layer * width, width, cudaMemcpyDeviceToDevice, own_);
+  }
+  void begin_all(const Array* learnt, const Array& states) const {
+    const Index width = row_bytes(states);
+    if (!learnt) return clear(static_cast<char*>(states.view().data), states.view().size() * bytes_of(storage_), own_);
+    for (Index layer = 0; layer < states.view().shape[0]; ++layer) {
+      begin(layer, 0, learnt, states);
+      for (Index done = 1; done < batch_; done *= 2)  // copies of what is there already
+        copy(row_of(states, layer, done), row_of(states, layer, 0), std::min(done, batch_ - done) * width,
+             cudaMemcpyDeviceToDevice, own_);
+    }
+  }
 
   // As bindings::TypedStream's.
   py::object read_only(const Array& array) const {
@@ -100,7 +121,9 @@ class BoundStream {
     return copy;
   }
 
-  py::array checked(const char* name, const py::object& value, const Array& of) const {
+  // Nothing for None, or where there is no such part.
+  std::optional<py::array> checked(const char* name, const py::object& value, const Array& of) const {
+    if (!value || value.is_none()) return std::nullopt;
     const py::array array = bindings::float_array(name, value);
     const Sizes& shape = of.view().shape;
     if (!bindings::has_state_shape(array, {shape[0], shape[1], shape[2]}, batch_ == 1))
@@ -116,6 +139,7 @@ class BoundStream {
   const Spec spec_;
   const std::shared_ptr<Network> network_;
   const Storage storage_;
+  const std::shared_ptr<const InitialState> initial_;
   const Index batch_;
   const OwnStream own_;  // in whose order the state is read and written, whichever thread and stream a step is given to
   Array h_, c_;

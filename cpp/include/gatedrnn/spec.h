@@ -13,10 +13,14 @@ struct Spec {
   Index hidden_size = 0;
   Index num_layers = 1;
   Index directions = 1;
-  Index proj_size = 0;               // 0: no projection
+  Index proj_size = 0;   // 0: no projection
+  bool reverse = false;  // the only direction of each layer runs from the end
   CellOptions<double> options = {};  // of a general cell
 
   const CellDescription& description() const { return gatedrnn::description(cell); }
+
+  // Whether a direction runs from each row's last valid step to its first.
+  bool backwards(Index direction) const { return reverse || direction == 1; }
 
   // Width of h, and of what one direction contributes to the output.
   Index state_size() const { return proj_size > 0 ? proj_size : hidden_size; }
@@ -34,7 +38,7 @@ struct Spec {
   bool operator==(const Spec& other) const {
     return cell == other.cell && input_size == other.input_size && hidden_size == other.hidden_size &&
            num_layers == other.num_layers && directions == other.directions && proj_size == other.proj_size &&
-           options == other.options;
+           reverse == other.reverse && options == other.options;
   }
 };
 

@@ -44,6 +44,7 @@ class Stack(NamedTuple):
     bias: bool
     precision: str | None = None
     functions: str = "{}"  # those of a general cell, and its clips, in JSON: graphs have no dictionaries
+    reverse: bool = False
 
     @property
     def tracks(self) -> int:
@@ -194,6 +195,7 @@ def _pack(
             dtype=dtype,
             precision=stack.precision,
             **json.loads(stack.functions),
+            reverse=stack.reverse,
         )
     if for_backward:
         network.pack_for_backward()

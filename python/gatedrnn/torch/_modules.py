@@ -15,7 +15,9 @@ from torch.nn.utils.rnn import PackedSequence
 import gatedrnn
 from gatedrnn import _checks
 from gatedrnn._activations import engine_options
+from gatedrnn._merge import merged
 from gatedrnn._options import checked_precision
+from gatedrnn._parameters import initial_state_shapes
 from gatedrnn.torch import _ops
 from gatedrnn.torch._cache import DTYPE_NAMES, DTYPES, LOW_PRECISIONS, NetworkCache, Stack, shapes_of
 
@@ -35,6 +37,20 @@ _tracing = getattr(torch._C, "_get_tracing_state", lambda: True)
 # Whether a transform of torch.func is at work. (A torch without this name refuses on its own.)
 _transforming = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
 
+# Arguments of all modules, in the order in which they are written.
+_COMMON_OPTIONS = (
+    "num_layers",
+    "bias",
+    "batch_first",
+    "dropout",
+    "bidirectional",
+    "activations",
+    "clip",
+    "direction",
+    "merge",
+    "learn_state",
+)
+
 
 class _Recurrent(nn.Module):
     """What all modules share."""
@@ -43,8 +59,10 @@ class _Recurrent(nn.Module):
     _own_options: ClassVar[tuple[str, ...]] = ()  # those of the cell alone
     _engine_suffix: ClassVar[str] = ""  # what names of parameters have in the engine alone
     proj_size = 0
-    # Of pickles from before them, too:
-    precision: str | None = None
+    precision: str | None = None  # these are those of pickles from before them, too
+    direction: str = "forward"
+    merge: str = "concat"
+    learn_state: bool = False
     activations: dict[str, Any] | None = None
     clip: float | None = None
 
@@ -55,6 +73,8 @@ class _Recurrent(nn.Module):
     batch_first: bool
     dropout: float
     bidirectional: bool
+    h_0: Tensor  # these with `learn_state`
+    c_0: Tensor
 
     def __init__(
         self,
@@ -79,10 +99,13 @@ class _Recurrent(nn.Module):
             self.bidirectional,
             self.bias,
             functions=json.dumps(functions),
+            reverse=self.direction == "reverse",
         )
         shapes = shapes_of(self._stack, self.input_size, self.hidden_size, self._state_size)
         self._names = tuple([name.removesuffix(self._engine_suffix) for name in shapes])
         for name, shape in zip(self._names, shapes.values(), strict=True):
+            self.register_parameter(name, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
+        for name, shape in self._initial_state_shapes().items():
             self.register_parameter(name, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
         self._cache = NetworkCache()
         self.reset_parameters()
@@ -92,10 +115,31 @@ class _Recurrent(nn.Module):
         return self.proj_size or self.hidden_size
 
     def reset_parameters(self) -> None:
-        """Draw all parameters again, uniform in +-1/sqrt(H), as torch.nn would with the same seed."""
+        """Draw all parameters again, uniform in +-1/sqrt(H), as torch.nn would with the same seed.
+
+        Those of `learn_state` become zeros.
+        """
         bound = self.hidden_size**-0.5
-        for parameter in self.parameters():
-            nn.init.uniform_(parameter, -bound, bound)
+        states = self._initial_state_shapes()
+        for name, parameter in self.named_parameters():
+            if name in states:
+                nn.init.zeros_(parameter)
+            else:
+                nn.init.uniform_(parameter, -bound, bound)
+
+    def _initial_state_shapes(self) -> dict[str, tuple[int, ...]]:
+        if not self.learn_state:
+            return {}
+        stack = self._stack
+        return initial_state_shapes(stack.tracks, self._state_size, self.hidden_size, stack.cell)
+
+    def _initial_state(self, batch: tuple[int, ...]) -> tuple[Tensor, Tensor | None]:
+        """Return the learnt h and c of rows for which none are given."""
+
+        def of_rows(parameter: Tensor) -> Tensor:
+            return parameter.unsqueeze(1).expand(-1, *batch, -1) if batch else parameter
+
+        return of_rows(self.h_0), of_rows(self.c_0) if self._stack.has_c else None
 
     def flatten_parameters(self) -> None:
         """Do nothing: there is no need to, but programs written for torch.nn's modules call it."""
@@ -116,8 +160,7 @@ class _Recurrent(nn.Module):
         """Write the arguments that are not torch.nn's defaults."""
         parts = [f"{self.input_size}, {self.hidden_size}"]
         defaults = self._numpy_class._defaults
-        names = ("num_layers", "bias", "batch_first", "dropout", "bidirectional", "activations", "clip")
-        for name in (*names, *self._own_options):
+        for name in (*_COMMON_OPTIONS, *self._own_options):
             value = getattr(self, name)
             if value != defaults[name]:
                 parts.append(f"{name}={value!r}")
@@ -145,8 +188,11 @@ class _Recurrent(nn.Module):
             return self._compute_packed(x, h, c, weights)
         x, h, c = _cast(x, h, c, weights[0].dtype)
         self._check_input(x, weights[0].dtype, packed=False)
+        rows = _ops.batch_of(x, None, self.batch_first, False)
+        if h is None and self.learn_state:
+            h, c = self._initial_state(rows)
         if h is not None:
-            self._check_state(h, c, _ops.batch_of(x, None, self.batch_first, False), x.dtype)
+            self._check_state(h, c, rows, x.dtype)
         if lengths is not None:
             _check_lengths(lengths, x)
         return self._dispatch_cast(x, h, c, lengths, False, weights)
@@ -158,6 +204,8 @@ class _Recurrent(nn.Module):
         batch = int(batch_sizes[0]) if order is None else order.shape[0]
         x, h, c = _cast(x, h, c, weights[0].dtype)
         self._check_input(x, weights[0].dtype, packed=True)
+        if h is None and self.learn_state:
+            h, c = self._initial_state((batch,))
         if h is not None:
             self._check_state(h, c, (batch,), x.dtype)
         row_lengths = (batch_sizes.unsqueeze(1) > torch.arange(batch)).sum(0)
@@ -190,7 +238,8 @@ class _Recurrent(nn.Module):
         stack = self._stack if precision is None else self._stack._replace(precision=precision)
         if dtype in LOW_PRECISIONS:
             x, h, c = _converted(x, h, c, torch.float32)
-        results = self._dispatch(x, h, c, lengths, packed, weights, stack)
+        output, *states = self._dispatch(x, h, c, lengths, packed, weights, stack)
+        results = (merged(self.merge, output), *states)
         return results if cast_to == x.dtype else tuple([result.to(cast_to) for result in results])
 
     def _dispatch(
@@ -338,6 +387,12 @@ class LSTM(_Recurrent):
         coupled: Whether the forget gate is 1 - i, which leaves the gates i, g, o; torch.nn has not.
         activations: Functions of gates, as for `gatedrnn.LSTM`; so are `clip` and `cell_clip`. torch.nn has
             none of them.
+        direction: "forward", or "reverse" for layers that only run from the end to the start, which torch.nn
+            has not; see `gatedrnn.LSTM`.
+        merge: How the outputs of both directions are joined in the last layer, "concat" as in torch.nn,
+            "sum", "mul" or "mean"; see `gatedrnn.LSTM`.
+        learn_state: Whether the initial state, where none is given, is the parameters ``h_0`` and, for LSTM,
+            ``c_0``; see `gatedrnn.LSTM`.
         precision: How matrix products are computed, "bfloat16", "bfloat16x3" or "int8" (for inference only),
             see docs/precision.md. None for that of the dtype: float32 or float64; "bfloat16" for bfloat16
             and under ``torch.autocast("cpu", torch.bfloat16)``, whose results are bfloat16; "bfloat16x3" for
@@ -372,13 +427,17 @@ class LSTM(_Recurrent):
         activations: Activations | None = None,
         clip: float | None = None,
         cell_clip: float | None = None,
+        direction: str = "forward",
+        merge: str = "concat",
+        learn_state: bool = False,
         precision: str | None = None,
     ) -> None:
         sizes = dict(input_size=input_size, hidden_size=hidden_size, num_layers=num_layers)
         flags = dict(bias=bias, batch_first=batch_first, bidirectional=bidirectional)
         rest = dict(dropout=dropout, proj_size=proj_size, peephole=peephole, coupled=coupled)
         functions = dict(activations=activations, clip=clip, cell_clip=cell_clip)
-        super().__init__(device, dtype, precision, **sizes, **flags, **rest, **functions)
+        more = dict(direction=direction, merge=merge, learn_state=learn_state)
+        super().__init__(device, dtype, precision, **sizes, **flags, **rest, **more, **functions)
 
     def forward(
         self,
@@ -393,12 +452,13 @@ class LSTM(_Recurrent):
             input: (T, B, I), or (B, T, I) with `batch_first`, or (T, I) unbatched, in the parameters' dtype
                 and of any strides; or a PackedSequence.
             hx: Initial state (h, c), of shapes (L*D, B, S) and (L*D, B, H), without B where the input is
-                unbatched; None for zeros.
+                unbatched; None for zeros, or with `learn_state` the parameters.
             lengths: B integers in 0..T, in any order: how many steps of each row of a padded input are
                 valid. Output past them is 0, and the final state is that of the last valid step.
 
         Returns:
-            The output, (T, B, D*S) laid out like the input (packed for a packed one), and the final state.
+            The output, (T, B, D*S), or (T, B, S) where `merge` is not "concat", laid out like the input
+            (packed for a packed one), and the final state.
 
         Raises:
             TypeError: An argument has the wrong type or dtype.
@@ -427,12 +487,12 @@ class _SingleState(_Recurrent):
 
         Args:
             input: As in `LSTM.forward`.
-            hx: Initial state, (L*D, B, H), without B where the input is unbatched; None for zeros.
+            hx: Initial state, (L*D, B, H), without B where the input is unbatched; None as there.
             lengths: As in `LSTM.forward`.
 
         Returns:
-            The output, (T, B, D*H) laid out like the input (packed for a packed one), and the final state.
-            Errors are those of `LSTM.forward`.
+            The output, (T, B, D*H) or (T, B, H), laid out like the input (packed for a packed one), and the
+            final state. Errors are those of `LSTM.forward`.
         """
         output, h_n = self._compute(input, hx, None, lengths)
         return output, h_n
@@ -468,12 +528,17 @@ class GRU(_SingleState):
         reset_after: bool = True,
         activations: Activations | None = None,
         clip: float | None = None,
+        direction: str = "forward",
+        merge: str = "concat",
+        learn_state: bool = False,
         precision: str | None = None,
     ) -> None:
         sizes = dict(input_size=input_size, hidden_size=hidden_size, num_layers=num_layers)
         flags = dict(bias=bias, batch_first=batch_first, bidirectional=bidirectional)
-        rest = dict(dropout=dropout, reset_after=reset_after, activations=activations, clip=clip)
-        super().__init__(device, dtype, precision, **sizes, **flags, **rest)
+        rest = dict(dropout=dropout, reset_after=reset_after)
+        more = dict(direction=direction, merge=merge, learn_state=learn_state)
+        functions = dict(activations=activations, clip=clip)
+        super().__init__(device, dtype, precision, **sizes, **flags, **rest, **more, **functions)
 
 
 class RNN(_SingleState):
@@ -505,9 +570,14 @@ class RNN(_SingleState):
         *,
         activations: Activations | None = None,
         clip: float | None = None,
+        direction: str = "forward",
+        merge: str = "concat",
+        learn_state: bool = False,
         precision: str | None = None,
     ) -> None:
         sizes = dict(input_size=input_size, hidden_size=hidden_size, num_layers=num_layers)
         flags = dict(bias=bias, batch_first=batch_first, bidirectional=bidirectional)
-        rest = dict(dropout=dropout, nonlinearity=nonlinearity, activations=activations, clip=clip)
-        super().__init__(device, dtype, precision, **sizes, **flags, **rest)
+        rest = dict(dropout=dropout, nonlinearity=nonlinearity)
+        more = dict(direction=direction, merge=merge, learn_state=learn_state)
+        functions = dict(activations=activations, clip=clip)
+        super().__init__(device, dtype, precision, **sizes, **flags, **rest, **more, **functions)

@@ -260,7 +260,7 @@ _library: Any = cast(Any, torch.library).Library("gatedrnn", "DEF")
 _ARGUMENTS = (
     "Tensor x, Tensor? h, Tensor? c, Tensor[] weights, Tensor? lengths, bool batch_first, "
     "bool sequence_packed, str cell, int num_layers, bool bidirectional, bool bias, str? precision, "
-    "str functions, SymInt cache"
+    "str functions, bool reverse, SymInt cache"
 )
 
 
@@ -375,7 +375,7 @@ def _gradients(
     )
     h_given, c_given = ctx.state_given
     d_state = d_h if h_given else None, d_c if c_given else None
-    return d_x if needed[0] else None, *d_state, d_weights, *[None] * 12
+    return d_x if needed[0] else None, *d_state, d_weights, *[None] * 13
 
 
 def _refuse(ctx: Any, *_: Any) -> None:
