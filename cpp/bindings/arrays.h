@@ -122,6 +122,9 @@ std::vector<Index> integers(const char* name, const std::string& expected, py::h
 // An integer per batch row in 0 .. steps, or nothing for None.
 std::optional<std::vector<Index>> lengths_argument(py::handle lengths, Index batch, Index steps);
 
+// Booleans of that shape, or nothing for None.
+std::optional<Array<bool>> flags_argument(const char* name, py::handle flags, const Shape& shape);
+
 // Rows of a batch by their numbers or by a boolean for each; all for None.
 std::vector<Index> rows_argument(py::handle rows, Index batch);
 

@@ -23,7 +23,7 @@ class TypedStream final : public BoundStream {
   }
 
   // x (B, I) -> y (B, P or H); a stream of one row takes and gives single vectors too.
-  py::object step(py::handle x, py::handle out) override {
+  py::object step(py::handle x, py::handle out, py::handle resets, py::handle mask) override {
     apply_thread_limit();
     py::array in = float_array("x", x);
     const bool single = in.ndim() == 1 && batch_ == 1;
@@ -38,6 +38,12 @@ class TypedStream final : public BoundStream {
       y = usable_in_place<T>(py::array(given)) ? given : new_array<T>(y_shape);
     }
     if (!usable_in_place<T>(in)) in = contiguous<T>("x", in);
+    const std::vector<Index> zeroed = resets.is_none() ? std::vector<Index>() : rows_with(true, "resets", resets);
+    std::vector<Index> lengths;  // 0 for a row that skips the step
+    if (!mask.is_none()) {
+      lengths.assign(batch_, 1);
+      for (const Index row : rows_with(false, "mask", mask)) lengths[row] = 0;
+    }
 
     Sequence<T> sequence;
     sequence.steps = 1;
@@ -46,8 +52,13 @@ class TypedStream final : public BoundStream {
     sequence.x_row = single ? 0 : stride_in_values<T>(in, 0);
     sequence.y = values<T>(y);
     sequence.y_row = single ? 0 : stride_in_values<T>(py::reinterpret_borrow<py::array>(y), 0);
+    sequence.lengths = mask.is_none() ? nullptr : lengths.data();
     const Use in_use(*this);
-    State &now = states_[current_], &next = states_[1 - current_];
+    State &next = states_[1 - current_], &now = zeroed.empty() ? states_[current_] : next;
+    if (!zeroed.empty()) {
+      states_[current_].copy_to(next);
+      set_to_zeros(zeroed, next);
+    }
     sequence.h_0 = now.h.data();
     sequence.h_n = next.h.data();
     if (spec().description().has_c) {
@@ -84,13 +95,7 @@ class TypedStream final : public BoundStream {
   void reset(py::handle rows) override {
     const std::vector<Index> chosen = rows_argument(rows, batch_);
     const Use in_use(*this);
-    State& now = states_[current_];
-    for (Index layer = 0; layer < spec().num_layers; ++layer)
-      for (const Index row : chosen) {
-        std::fill_n(now.h.data() + (layer * batch_ + row) * spec().state_size(), spec().state_size(), T(0));
-        if (spec().description().has_c)
-          std::fill_n(now.c.data() + (layer * batch_ + row) * spec().hidden_size, spec().hidden_size, T(0));
-      }
+    set_to_zeros(chosen, states_[current_]);
   }
 
   Index batch_size() const override { return batch_; }
@@ -99,10 +104,7 @@ class TypedStream final : public BoundStream {
     auto other = std::make_unique<TypedStream>(network_, batch_);
     other->network = network;
     const Use in_use(*this);
-    const State& now = states_[current_];
-    State& to = other->states_[other->current_];
-    std::copy_n(now.h.data(), now.h.size(), to.h.data());
-    std::copy_n(now.c.data(), now.c.size(), to.c.data());
+    states_[current_].copy_to(other->states_[other->current_]);
     return other;
   }
 
@@ -111,6 +113,10 @@ class TypedStream final : public BoundStream {
     State(const Spec& spec, Index batch)
         : h(spec.num_layers * batch * spec.state_size()),
           c(spec.description().has_c ? spec.num_layers * batch * spec.hidden_size : 0) {}
+    void copy_to(State& other) const {
+      std::copy_n(h.data(), h.size(), other.h.data());
+      std::copy_n(c.data(), c.size(), other.c.data());
+    }
     Buffer<T> h, c;
   };
 
@@ -121,6 +127,24 @@ class TypedStream final : public BoundStream {
   };
 
   const Spec& spec() const { return network_->spec(); }
+
+  // The rows of which an argument of B booleans says this.
+  std::vector<Index> rows_with(bool flag, const char* name, py::handle argument) const {
+    const Array<bool> flags = *flags_argument(name, argument, {batch_});
+    std::vector<Index> rows;
+    for (Index row = 0; row < batch_; ++row)
+      if (flags.data()[row] == flag) rows.push_back(row);
+    return rows;
+  }
+
+  void set_to_zeros(const std::vector<Index>& rows, State& state) const {
+    const auto clear = [&](Buffer<T>& values, Index width) {
+      for (Index layer = 0; layer < spec().num_layers; ++layer)
+        for (const Index row : rows) std::fill_n(values.data() + (layer * batch_ + row) * width, width, T(0));
+    };
+    clear(state.h, spec().state_size());
+    if (spec().description().has_c) clear(state.c, spec().hidden_size);
+  }
 
   // Read-only: who writes into it would think to change the stream.
   py::array copy_of(const Buffer<T>& from, Index width) const {

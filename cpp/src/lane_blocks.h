@@ -33,7 +33,8 @@ class LaneBlocks {
                         Index* at) const {
     const auto offset = [&](Index rank) { return rows.offset(direction == 0 ? step : length(rank) - 1 - step, rank); };
     const bool same_time = direction == 0 || length(first) == length(first + count - 1);
-    if (same_time && (in_order_ || !rows.order)) return {rows.data + offset(first), rows.row_stride, nullptr};
+    if (same_time && (in_order_ || !rows.order) && !rows.pieces)
+      return {rows.data + offset(first), rows.row_stride, nullptr};
     for (Index i = 0; i < count; ++i) at[i] = offset(first + i);
     return {rows.data, 0, at};
   }

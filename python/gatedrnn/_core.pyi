@@ -40,7 +40,12 @@ class Network:
         lengths: npt.ArrayLike | None,
         out: _Array | None,
         batch_first: bool,
-    ) -> tuple[_Array, Any]: ...
+        mask: npt.ArrayLike | None = None,
+        resets: npt.ArrayLike | None = None,
+        repeats: bool = False,
+    ) -> tuple[_Array, Any]:
+        """Compute; `repeats`: whether skipped steps have the output of the step before."""
+
     @property
     def packed_for_backward(self) -> bool: ...
     def pack_for_backward(self) -> None:
@@ -61,6 +66,9 @@ class Network:
         recompute: bool,
         owner: object = None,
         x_stays: bool = False,
+        mask: npt.ArrayLike | None = None,
+        resets: npt.ArrayLike | None = None,
+        repeats: bool = False,
     ) -> tuple[_Array, Any, Tape]:
         """Run and keep a tape; with a copy of x, unless nobody is going to write into that (`x_stays`)."""
 
@@ -92,7 +100,14 @@ class Stream(Generic[_State, _Given]):
     def state(self, state: _Given | None) -> None: ...
     @property
     def batch_size(self) -> int: ...
-    def step(self, x: npt.ArrayLike, out: _Array | None = None) -> _Array: ...
+    def step(
+        self,
+        x: npt.ArrayLike,
+        out: _Array | None = None,
+        *,
+        resets: npt.ArrayLike | None = None,
+        mask: npt.ArrayLike | None = None,
+    ) -> _Array: ...
     def reset(
         self,
         rows: int | Sequence[int] | Sequence[bool] | npt.NDArray[np.integer[Any] | np.bool_] | None = None,

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from gatedrnn import _core, _streams
+from gatedrnn import _checks, _core, _streams
 
 BUILD = "pip install . -C cmake.define.GATEDRNN_CUDA=ON"
 
@@ -91,6 +91,12 @@ def _is_on_host(array: Any) -> bool:
     return not hasattr(array, "__dlpack__") and not hasattr(array, "__cuda_array_interface__")
 
 
+def _refuse_marks(mask: object, resets: object) -> None:
+    for name, value in (("mask", mask), ("resets", resets)):
+        if value is not None:
+            raise ValueError(f"{name}: expected None on 'cuda', got {_checks.described(value)}")
+
+
 def _is_ours(array: object) -> bool:
     return type(array).__name__ == "Array" and type(array).__module__.endswith("_cuda")
 
@@ -126,8 +132,19 @@ class Network:
         self._network = backend().Network(cell, parameters, precision=precision or "", **options)
         self.recipe: tuple[Any, ...] | None = None  # see _core.Network
 
-    def infer(self, x: Any, state: Any, lengths: Any, out: Any, batch_first: bool) -> tuple[Any, Any]:
+    def infer(
+        self,
+        x: Any,
+        state: Any,
+        lengths: Any,
+        out: Any,
+        batch_first: bool,
+        mask: Any = None,
+        resets: Any = None,
+        repeats: bool = False,
+    ) -> tuple[Any, Any]:
         """Run over whole sequences; keep nothing."""
+        _refuse_marks(mask, resets)
         if _is_on_host(x):
             x = _core.float_array("x", x)
             return self._network.infer(x, state, lengths, out, batch_first)  # type: ignore[no-any-return]
@@ -143,8 +160,11 @@ class Network:
     def pack_for_backward(self) -> None:
         """Do nothing: the same weights serve both ways."""
 
-    def forward(self, x: Any, *rest: Any) -> tuple[Any, Any, Tape]:
+    def forward(
+        self, x: Any, *rest: Any, mask: Any = None, resets: Any = None, repeats: bool = False
+    ) -> tuple[Any, Any, Tape]:
         """Run and keep a tape; the arguments are those of `_core.Network.forward`."""
+        _refuse_marks(mask, resets)
         if _is_on_host(x):
             output, state_n, tape = self._network.forward(_core.float_array("x", x), *rest)
             return output, state_n, Tape(tape, None)
@@ -190,8 +210,9 @@ class Stream:
         self._network = network
         self._stream = stream
 
-    def step(self, x: Any, out: Any = None) -> Any:
+    def step(self, x: Any, out: Any = None, *, resets: Any = None, mask: Any = None) -> Any:
         """Take one step: x (B, I) to output (B, S)."""
+        _refuse_marks(mask, resets)
         if _is_on_host(x):
             return self._stream.step(_core.float_array("x", x), out)
         place = _Place(x)
