@@ -140,7 +140,7 @@ class TypedNetwork final : public BoundNetwork {
 
  private:
   void run(const Call<T>& call, Tape<T>* tape = nullptr) {
-    run_call(network_->spec(), call,
+    run_call(network_->spec(), call, tape != nullptr,
              [&](const Sequence<T>& sequence) { network_->forward(sequence, *Scratch(), tape); });
   }
 

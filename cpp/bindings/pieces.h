@@ -19,71 +19,63 @@ struct CallersRows {
   T* at(Index step, Index row) const { return data + step * step_stride + row * row_stride; }
 };
 
-// `visit(track, direction, row)` for all rows' states.
-template <class Visit>
-void for_each_state(const Spec& spec, const PieceList& list, Visit&& visit) {
-  for (Index track = 0; track < spec.num_layers * spec.directions; ++track)
-    for (Index row = 0; row < list.pieces().batch; ++row) visit(track, track % spec.directions, row);
-}
+inline bool is_reverse(Index direction) { return direction > 0; }
 
-// States of pieces [track][piece][width], of which `piece_of(row, direction)` has that of a row [track][row][width].
-template <class T, class PieceOf>
-void states_to_pieces(const Spec& spec, const PieceList& list, Index width, const T* from, T* to, PieceOf&& piece_of) {
-  // Where a state begins anew it begins with zeros.
-  std::fill_n(to, spec.num_layers * spec.directions * list.count() * width, T(0));
-  for_each_state(spec, list, [&](Index track, Index direction, Index row) {
-    const Index piece = piece_of(row, direction);
-    if (piece == PieceList::kNone) return;
-    std::copy_n(from + (track * list.pieces().batch + row) * width, width, to + (track * list.count() + piece) * width);
-  });
-}
+// Some pieces of a list, which are run together.
+struct PieceRange {
+  const PieceList& list;
+  Index first, count;
 
-// And back. What other pieces have reaches nobody.
-template <class T, class PieceOf>
-void states_of_pieces(const Spec& spec, const PieceList& list, Index width, const T* from, T* to, PieceOf&& piece_of) {
-  for_each_state(spec, list, [&](Index track, Index direction, Index row) {
-    const Index piece = piece_of(row, direction);
-    T* const state = to + (track * list.pieces().batch + row) * width;
-    if (piece == PieceList::kNone)
-      std::fill_n(state, width, T(0));
-    else
-      std::copy_n(from + (track * list.count() + piece) * width, width, state);
-  });
-}
+  // The how manieth a piece is, or kNone.
+  Index place(Index piece) const { return piece >= first && piece < first + count ? piece - first : PieceList::kNone; }
+};
+inline PieceRange all_of(const PieceList& list) { return {list, 0, list.count()}; }
 
-// An array of states of the caller's, which the engine reads or writes by piece.
+// Which of a row's pieces has its state.
+enum class At { beginning, ending };
+
+// States of pieces, [track][piece][width], for an array of the caller's, [track][row][width].
 template <class T>
 class PieceStates {
  public:
-  PieceStates(const Spec& spec, const PieceList& list, Index width)
-      : spec_(spec), list_(list), width_(width), states_(spec.num_layers * spec.directions * list.count() * width) {}
+  PieceStates(const Spec& spec, const PieceRange& range, Index width)
+      : spec_(spec), range_(range), width_(width), states_(spec.num_layers * spec.directions * range.count * width) {}
 
   T* data() { return states_.data(); }
-  // With the rows' own; null stays null.
-  template <class PieceOf>
-  const T* filled(const T* from, PieceOf&& piece_of) {
-    if (!from) return nullptr;
-    states_to_pieces(spec_, list_, width_, from, states_.data(), piece_of);
-    return states_.data();
+
+  // With the rows' states where those are; where a state begins anew it begins with zeros. Null stays null.
+  const T* filled(const T* rows, At at) {
+    if (!rows) return nullptr;
+    std::fill_n(data(), states_.size(), T(0));
+    for_each_row(at, [&](Index row, Index piece) { std::copy_n(rows + row, width_, data() + piece); });
+    return data();
   }
-  template <class PieceOf>
-  void deliver(T* to, PieceOf&& piece_of) const {
-    if (to) states_of_pieces(spec_, list_, width_, states_.data(), to, piece_of);
+  // To the rows that have theirs here. What other pieces have is nobody's.
+  void deliver(T* rows, At at) {
+    if (rows) for_each_row(at, [&](Index row, Index piece) { std::copy_n(data() + piece, width_, rows + row); });
   }
 
  private:
+  // `visit(where a row's state begins, where its piece's does)`
+  template <class Visit>
+  void for_each_row(At at, Visit&& visit) const {
+    const PieceList& list = range_.list;
+    const Index rows = list.pieces().batch;
+    for (Index track = 0; track < spec_.num_layers * spec_.directions; ++track) {
+      const bool reverse = is_reverse(track % spec_.directions);
+      for (Index row = 0; row < rows; ++row) {
+        const Index piece = at == At::beginning ? list.beginning(row, reverse) : list.ending(row, reverse);
+        if (const Index place = range_.place(piece); place != PieceList::kNone)
+          visit((track * rows + row) * width_, (track * range_.count + place) * width_);
+      }
+    }
+  }
+
   const Spec& spec_;
-  const PieceList& list_;
+  const PieceRange range_;
   const Index width_;
   Buffer<T> states_;
 };
-
-inline auto beginnings_of(const PieceList& list) {
-  return [&list](Index row, Index direction) { return list.beginning(row, direction); };
-}
-inline auto endings_of(const PieceList& list) {
-  return [&list](Index row, Index direction) { return list.ending(row, direction); };
-}
 
 // `visit(row, gap)` for all steps that no piece has, on as many threads as pay for so many bytes.
 template <class Visit>
@@ -106,7 +98,8 @@ void clear_gaps(const PieceList& list, const CallersRows<T>& to, Index width) {
 template <class Visit>
 void for_each_repeat(const Spec& spec, const PieceList& list, Index bytes, Visit&& visit) {
   for_each_gap(list, bytes, [&](Index row, const PieceList::Gap& gap) {
-    for (Index d = 0; d < spec.directions; ++d) visit(row, gap, d > 0 ? gap.after : gap.before, d * spec.state_size());
+    for (Index d = 0; d < spec.directions; ++d)
+      visit(row, gap, is_reverse(d) ? gap.after : gap.before, d * spec.state_size());
   });
 }
 
@@ -141,42 +134,60 @@ void add_repeated(const Spec& spec, const PieceList& list, const CallersRows<T>&
   });
 }
 
-// Calls run(sequence) of a call; in pieces where it has some, with states of theirs.
+// A call's sequence, of some of its pieces.
 template <class T, class Run>
-void run_call(const Spec& spec, const Call<T>& call, Run&& run) {
-  if (!call.pieces) return run(call.sequence);
-  const PieceList& list = *call.pieces;
-  const Sequence<T>& given = call.sequence;
-  Sequence<T> sequence = given;
-  PieceStates<T> h(spec, list, spec.state_size()), c(spec, list, given.c_n ? spec.hidden_size : 0);
-  sequence.h_0 = h.filled(given.h_0, beginnings_of(list));
-  sequence.c_0 = c.filled(given.c_0, beginnings_of(list));
+void run_pieces(const Spec& spec, const PieceRange& range, const Sequence<T>& call, Run&& run) {
+  Pieces pieces = range.list.pieces();
+  pieces.pieces += range.first;
+  PieceStates<T> h(spec, range, spec.state_size()), c(spec, range, call.c_n ? spec.hidden_size : 0);
+  Sequence<T> sequence = call;
+  sequence.batch = range.count;
+  sequence.lengths = range.list.lengths() + range.first;
+  sequence.steps = range.count > 0 ? *sequence.lengths : 0;  // the longest comes first
+  if (range.count < range.list.count()) sequence.pieces = &pieces;
+  sequence.h_0 = h.filled(call.h_0, At::beginning);
+  sequence.c_0 = c.filled(call.c_0, At::beginning);
   sequence.h_n = h.data();
   sequence.c_n = c.data();
   run(sequence);
-  h.deliver(given.h_n, endings_of(list));
-  c.deliver(given.c_n, endings_of(list));
-  const CallersRows<T> y{given.y, given.y_step, given.y_row};
+  h.deliver(call.h_n, At::ending);
+  c.deliver(call.c_n, At::ending);
+}
+
+// Rows that are run together without a tape, so that scratch does not grow with the number of pieces.
+constexpr Index kMostPieces = 256;
+
+// Calls run(sequence) for a call, or where it has pieces, for some of them at a time; with a tape (`at_once`) for all.
+template <class T, class Run>
+void run_call(const Spec& spec, const Call<T>& call, bool at_once, Run&& run) {
+  if (!call.pieces) return run(call.sequence);
+  const PieceList& list = *call.pieces;
+  const Index most = at_once ? list.count() : std::max(kMostPieces, list.pieces().batch);
+  for (Index first = 0; first < list.count(); first += most)
+    run_pieces(spec, {list, first, std::min(most, list.count() - first)}, call.sequence, run);
+  const CallersRows<T> y{call.sequence.y, call.sequence.y_step, call.sequence.y_row};
   call.repeats ? repeat_outputs(spec, list, y) : clear_gaps(list, y, spec.output_size());
 }
 
-// The same backward, of a tape's pieces, if any.
+// Calls run(call) backward, with states of the pieces that the tape has, if any.
 template <class T, class Run>
 void run_backward(const Spec& spec, const PieceList* pieces, const BackwardCall<T>& given, Run&& run) {
   if (!pieces) return run(given);
-  const PieceList& list = *pieces;
-  const Index c_width = spec.description().has_c ? spec.hidden_size : 0;
-  PieceStates<T> d_h_n(spec, list, spec.state_size()), d_c_n(spec, list, c_width);
-  PieceStates<T> d_h_0(spec, list, spec.state_size()), d_c_0(spec, list, c_width);
+  const PieceRange all = all_of(*pieces);
+  const Index P = spec.state_size(), H = spec.description().has_c ? spec.hidden_size : 0;
+  const Index states = spec.num_layers * spec.directions * pieces->pieces().batch;
+  PieceStates<T> d_h_n(spec, all, P), d_c_n(spec, all, H), d_h_0(spec, all, P), d_c_0(spec, all, H);
   BackwardCall<T> call = given;
-  call.d_h_n = d_h_n.filled(given.d_h_n, endings_of(list));
-  call.d_c_n = d_c_n.filled(given.d_c_n, endings_of(list));
+  call.d_h_n = d_h_n.filled(given.d_h_n, At::ending);
+  call.d_c_n = d_c_n.filled(given.d_c_n, At::ending);
   call.d_h_0 = d_h_0.data();
   call.d_c_0 = d_c_0.data();
   run(call);
-  d_h_0.deliver(given.d_h_0, beginnings_of(list));
-  d_c_0.deliver(given.d_c_0, beginnings_of(list));
-  if (given.d_x) clear_gaps(list, CallersRows<T>{given.d_x, given.d_x_step, given.d_x_row}, spec.input_size);
+  std::fill_n(given.d_h_0, states * P, T(0));  // of rows whose state was zero from the start
+  std::fill_n(given.d_c_0, states * H, T(0));
+  d_h_0.deliver(given.d_h_0, At::beginning);
+  d_c_0.deliver(given.d_c_0, At::beginning);
+  if (given.d_x) clear_gaps(*pieces, CallersRows<T>{given.d_x, given.d_x_step, given.d_x_row}, spec.input_size);
 }
 
 }  // namespace gatedrnn::bindings

@@ -16,9 +16,9 @@ struct Pieces {
     Index first;  // of its times
   };
 
-  Index steps = 0, batch = 0;     // of the caller's arrays
-  const Piece* pieces = nullptr;  // one after the other, those of a row side by side; and one past the last
-  const Index* times = nullptr;   // of one piece after the other, each ascending
+  Index steps = 0, batch = 0;  // of the caller's arrays
+  const Piece* pieces = nullptr;
+  const Index* times = nullptr;  // of one piece after the other, each ascending
 
   Index row(Index piece) const { return pieces[piece].row; }
   Index time(Index piece, Index step) const { return times[pieces[piece].first + step]; }
@@ -32,8 +32,8 @@ struct Flags {
   bool at(Index step, Index row) const { return data[step * step_stride + row * row_stride]; }
 };
 
-// The pieces of a batch. A border stands before each step with a reset. Every row has at least one piece; those at its ends may be
-// empty, since they have a state, others are not there.
+// The pieces of a batch, longest first; of the same length in the order of rows and steps. A border stands before each step with a
+// reset. A row's first and last piece may be empty, since they have a state; others are there only if they have steps.
 class PieceList {
  public:
   // `mask`: false where a step is skipped. Past a row's length (null: none is shorter) all steps are, and resets do nothing.
@@ -42,15 +42,16 @@ class PieceList {
   const Pieces& pieces() const { return view_; }
   Index count() const { return static_cast<Index>(lengths_.size()); }
   const Index* lengths() const { return lengths_.data(); }  // by piece
-  Index longest() const { return longest_; }
+  Index longest() const { return count() > 0 ? lengths_.front() : 0; }
 
-  // The piece that begins with a row's initial state in a direction, or kNone; and the one that ends with its final state.
+  // The piece that begins with a row's initial state, or kNone, and the one that ends with its final state. In reverse time begins at
+  // the end.
   static constexpr Index kNone = -1;
-  Index beginning(Index row, Index direction) const {
-    if (direction > 0) return last(row);
+  Index beginning(Index row, bool reverse) const {
+    if (reverse) return rows_[row].last_piece;
     return rows_[row].reset_at_start ? kNone : rows_[row].first_piece;
   }
-  Index ending(Index row, Index direction) const { return direction > 0 ? rows_[row].first_piece : last(row); }
+  Index ending(Index row, bool reverse) const { return reverse ? rows_[row].first_piece : rows_[row].last_piece; }
 
   // Successive steps of a row that no piece has, and those around them that a piece has, or kNone. Past the row's length there is
   // none on either side.
@@ -60,31 +61,31 @@ class PieceList {
   // `visit(gap)`
   template <class Visit>
   void for_each_gap(Index row, Visit&& visit) const {
-    const Index* const end = view_.times + pieces_[rows_[row + 1].first_piece].first;
-    Index before = kNone, length = rows_[row].length;
+    const Index length = rows_[row].length;
     const auto visit_some = [&](const Gap& gap) {
       if (gap.begin < gap.end) visit(gap);
     };
-    for (const Index* at = view_.times + pieces_[rows_[row].first_piece].first; at != end; before = *at++)
-      visit_some({before + 1, *at, before, *at});
+    Index before = kNone;
+    for (Index i = rows_[row].first_time; i < rows_[row + 1].first_time; before = times_[i++])
+      visit_some({before + 1, times_[i], before, times_[i]});
     visit_some({before + 1, length, before, kNone});
     visit_some({length, view_.steps, kNone, kNone});
   }
 
  private:
   struct Row {
-    Index first_piece, length;
-    bool reset_at_start;
+    Index first_time, length;
+    bool reset_at_start = false;
+    Index first_piece = 0, last_piece = 0;
   };
 
-  Index last(Index row) const { return rows_[row + 1].first_piece - 1; }
   void begin_piece(Index row);
-  void end_piece(bool last);
+  void end_piece(bool may_be_empty);
+  void sort();
 
-  std::vector<Row> rows_;  // and one past the last
+  std::vector<Row> rows_;  // and where a row after the last would begin
   std::vector<Pieces::Piece> pieces_;
   std::vector<Index> lengths_, times_;
-  Index longest_ = 0;
   Pieces view_;
 };
 
