@@ -222,6 +222,22 @@ std::optional<Array<bool>> flags_argument(const char* name, py::handle flags, co
   return contiguous<bool>(name, array);
 }
 
+std::vector<Index> rows_with(bool flag, const char* name, py::handle flags, Index batch) {
+  std::vector<Index> rows;
+  if (const auto given = flags_argument(name, flags, {batch}))
+    for (Index row = 0; row < batch; ++row)
+      if (given->data()[row] == flag) rows.push_back(row);
+  return rows;
+}
+
+std::vector<Index> lengths_of_step(py::handle mask, Index batch) {
+  std::vector<Index> lengths;
+  if (mask.is_none()) return lengths;
+  lengths.assign(batch, 1);
+  for (const Index row : rows_with(false, "mask", mask, batch)) lengths[row] = 0;
+  return lengths;
+}
+
 std::vector<Index> rows_argument(py::handle rows, Index batch) {
   std::vector<Index> chosen;
   if (rows.is_none()) {

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "gatedrnn/network.h"
+#include "marks.h"
 #include "new_arrays.h"
 
 namespace gatedrnn::bindings {
@@ -49,12 +50,6 @@ struct Call {
   std::optional<std::vector<Index>> lengths;
   std::shared_ptr<const PieceList> pieces;  // that the rows are run in, if any
   bool repeats = false;                     // whether skipped steps have the output of the step before
-};
-
-// Which steps are skipped, and before which the state is zero: None, or booleans laid out like x.
-struct Marks {
-  py::handle mask, resets;
-  bool repeats = false;
 };
 
 template <class T>
@@ -129,23 +124,13 @@ void place_output(Call<T>& call, py::handle out, const Shape& shape, const py::a
   call.y = usable_in_place<T>(checked) ? checked : new_array<T>(shape);
 }
 
-inline std::shared_ptr<const PieceList> pieces_of(const Marks& marks, const Layout& layout, Index steps, Index batch,
-                                                  const Index* lengths) {
-  const Shape shape = layout.unbatched ? Shape{steps} : layout.batch_first ? Shape{batch, steps} : Shape{steps, batch};
-  const auto mask = flags_argument("mask", marks.mask, shape), resets = flags_argument("resets", marks.resets, shape);
-  const auto flags = [&](const std::optional<Array<bool>>& array) {
-    if (!array) return Flags{};
-    const Index rows = layout.unbatched ? 1 : batch;
-    return layout.batch_first ? Flags{array->data(), 1, steps} : Flags{array->data(), rows, 1};
-  };
-  return std::make_shared<const PieceList>(steps, batch, flags(mask), flags(resets), lengths);
-}
-
 // From here on the sequence's rows are pieces, but for the states.
 template <class T>
 void cut_rows(Call<T>& call, const Marks& marks) {
   Sequence<T>& s = call.sequence;
-  call.pieces = pieces_of(marks, call.layout, s.steps, s.batch, s.lengths);
+  const auto [unbatched, batch_first] = call.layout;
+  call.pieces =
+      std::make_shared<const PieceList>(pieces_of(marks, unbatched, batch_first, s.steps, s.batch, s.lengths));
   call.repeats = marks.repeats;
   s.steps = call.pieces->longest();
   s.batch = call.pieces->count();
@@ -183,7 +168,7 @@ Call<T> check_call(const Spec& spec, py::handle x, py::handle state, py::handle 
   std::tie(call.h_n, call.c_n) = new_state<T>(spec, s.batch, layout.unbatched);
   s.h_n = values<T>(call.h_n);
   s.c_n = values<T>(call.c_n);
-  if (!marks.mask.is_none() || !marks.resets.is_none()) cut_rows(call, marks);
+  if (marks.any()) cut_rows(call, marks);
   return call;
 }
 

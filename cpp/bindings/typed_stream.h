@@ -38,12 +38,8 @@ class TypedStream final : public BoundStream {
       y = usable_in_place<T>(py::array(given)) ? given : new_array<T>(y_shape);
     }
     if (!usable_in_place<T>(in)) in = contiguous<T>("x", in);
-    const std::vector<Index> zeroed = resets.is_none() ? std::vector<Index>() : rows_with(true, "resets", resets);
-    std::vector<Index> lengths;  // 0 for a row that skips the step
-    if (!mask.is_none()) {
-      lengths.assign(batch_, 1);
-      for (const Index row : rows_with(false, "mask", mask)) lengths[row] = 0;
-    }
+    const std::vector<Index> zeroed = rows_with(true, "resets", resets, batch_);
+    const std::vector<Index> lengths = lengths_of_step(mask, batch_);
 
     Sequence<T> sequence;
     sequence.steps = 1;
@@ -52,7 +48,7 @@ class TypedStream final : public BoundStream {
     sequence.x_row = single ? 0 : stride_in_values<T>(in, 0);
     sequence.y = values<T>(y);
     sequence.y_row = single ? 0 : stride_in_values<T>(py::reinterpret_borrow<py::array>(y), 0);
-    sequence.lengths = mask.is_none() ? nullptr : lengths.data();
+    sequence.lengths = lengths.empty() ? nullptr : lengths.data();
     const Use in_use(*this);
     State &next = states_[1 - current_], &now = zeroed.empty() ? states_[current_] : next;
     if (!zeroed.empty()) {
@@ -127,15 +123,6 @@ class TypedStream final : public BoundStream {
   };
 
   const Spec& spec() const { return network_->spec(); }
-
-  // The rows of which an argument of B booleans says this.
-  std::vector<Index> rows_with(bool flag, const char* name, py::handle argument) const {
-    const Array<bool> flags = *flags_argument(name, argument, {batch_});
-    std::vector<Index> rows;
-    for (Index row = 0; row < batch_; ++row)
-      if (flags.data()[row] == flag) rows.push_back(row);
-    return rows;
-  }
 
   void set_to_zeros(const std::vector<Index>& rows, State& state) const {
     const auto clear = [&](Buffer<T>& values, Index width) {

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from gatedrnn import _checks, _core, _streams
+from gatedrnn import _core, _streams
 
 BUILD = "pip install . -C cmake.define.GATEDRNN_CUDA=ON"
 
@@ -91,12 +91,6 @@ def _is_on_host(array: Any) -> bool:
     return not hasattr(array, "__dlpack__") and not hasattr(array, "__cuda_array_interface__")
 
 
-def _refuse_marks(mask: object, resets: object) -> None:
-    for name, value in (("mask", mask), ("resets", resets)):
-        if value is not None:
-            raise ValueError(f"{name}: expected None on 'cuda', got {_checks.described(value)}")
-
-
 def _is_ours(array: object) -> bool:
     return type(array).__name__ == "Array" and type(array).__module__.endswith("_cuda")
 
@@ -144,12 +138,12 @@ class Network:
         repeats: bool = False,
     ) -> tuple[Any, Any]:
         """Run over whole sequences; keep nothing."""
-        _refuse_marks(mask, resets)
+        marks = mask, resets, repeats
         if _is_on_host(x):
             x = _core.float_array("x", x)
-            return self._network.infer(x, state, lengths, out, batch_first)  # type: ignore[no-any-return]
+            return self._network.infer(x, state, lengths, out, batch_first, 0, *marks)  # type: ignore[no-any-return]
         place = _Place(x)
-        output, state_n = self._network.infer(x, state, lengths, out, batch_first, place.stream)
+        output, state_n = self._network.infer(x, state, lengths, out, batch_first, place.stream, *marks)
         return place.given(output), place.given(state_n)
 
     def renewed(self, parameters: dict[str, Any]) -> Network:
@@ -160,16 +154,13 @@ class Network:
     def pack_for_backward(self) -> None:
         """Do nothing: the same weights serve both ways."""
 
-    def forward(
-        self, x: Any, *rest: Any, mask: Any = None, resets: Any = None, repeats: bool = False
-    ) -> tuple[Any, Any, Tape]:
+    def forward(self, x: Any, *rest: Any, **marks: Any) -> tuple[Any, Any, Tape]:
         """Run and keep a tape; the arguments are those of `_core.Network.forward`."""
-        _refuse_marks(mask, resets)
         if _is_on_host(x):
-            output, state_n, tape = self._network.forward(_core.float_array("x", x), *rest)
+            output, state_n, tape = self._network.forward(_core.float_array("x", x), *rest, **marks)
             return output, state_n, Tape(tape, None)
         place = _Place(x)
-        output, state_n, tape = self._network.forward(x, *rest, place.stream)
+        output, state_n, tape = self._network.forward(x, *rest, place.stream, **marks)
         return place.given(output), place.given(state_n), Tape(tape, place)
 
     def new_gradients(self, tape: Tape) -> dict[str, Any] | None:
@@ -212,11 +203,10 @@ class Stream:
 
     def step(self, x: Any, out: Any = None, *, resets: Any = None, mask: Any = None) -> Any:
         """Take one step: x (B, I) to output (B, S)."""
-        _refuse_marks(mask, resets)
         if _is_on_host(x):
-            return self._stream.step(_core.float_array("x", x), out)
+            return self._stream.step(_core.float_array("x", x), out, resets=resets, mask=mask)
         place = _Place(x)
-        return place.given(self._stream.step(x, out, place.stream))
+        return place.given(self._stream.step(x, out, place.stream, resets=resets, mask=mask))
 
     @property
     def state(self) -> Any:

@@ -21,7 +21,8 @@ class BoundStream {
     reset(py::none());
   }
 
-  py::object step(const py::object& x, const py::object& out, std::uintptr_t stream) {
+  py::object step(const py::object& x, const py::object& out, std::uintptr_t stream, const py::object& resets,
+                  const py::object& mask) {
     Transfer transfer(x, storage_, stream);
     const ArrayView in = transfer.input("x", x);
     const bool single = in.axes() == 1 && batch_ == 1;
@@ -41,10 +42,14 @@ class BoundStream {
       to = transfer.output_into("out", out, shape, transfer.host() ? storage_ : in.storage);
       y = out;
     }
+    const std::vector<Index> zeroed = bindings::rows_with(true, "resets", resets, batch_);
+    const std::vector<Index> lengths = bindings::lengths_of_step(mask, batch_);
     const StreamInUse in_use(lock_);
+    set_to_zeros(zeroed);
     ForwardCall call;
     call.steps = 1;
     call.batch = batch_;
+    call.lengths = lengths.empty() ? nullptr : lengths.data();
     call.x = {in.data, in.storage, 0, single ? 0 : in.strides[0]};
     call.y = {to.data, to.storage, 0, single ? 0 : to.strides[0]};
     call.h_0 = call.h_n = {h_.view().data, storage_};
@@ -78,20 +83,25 @@ class BoundStream {
     std::vector<Index> chosen;
     if (!rows.is_none()) chosen = bindings::rows_argument(rows, batch_);
     const StreamInUse in_use(lock_);
-    for (const Array* array : {&h_, &c_}) {
-      const ArrayView& view = array->view();
-      const Index width = view.shape[2] * bytes_of(storage_);
-      auto* bytes = static_cast<char*>(view.data);
-      if (rows.is_none()) clear(bytes, view.size() * bytes_of(storage_), own_);
-      for (Index layer = 0; layer < view.shape[0]; ++layer)
-        for (const Index row : chosen) clear(bytes + (layer * batch_ + row) * width, width, own_);
-    }
+    if (rows.is_none())
+      for (const Array* array : {&h_, &c_})
+        clear(static_cast<char*>(array->view().data), array->view().size() * bytes_of(storage_), own_);
+    set_to_zeros(chosen);
   }
 
   Index batch_size() const { return batch_; }
 
  private:
   Index layers() const { return spec_.num_layers; }
+
+  void set_to_zeros(const std::vector<Index>& rows) {
+    for (const Array* array : {&h_, &c_}) {
+      const ArrayView& view = array->view();
+      const Index width = view.shape[2] * bytes_of(storage_);
+      for (Index layer = 0; layer < view.shape[0]; ++layer)
+        for (const Index row : rows) clear(static_cast<char*>(view.data) + (layer * batch_ + row) * width, width, own_);
+    }
+  }
 
   // As bindings::TypedStream's.
   py::object read_only(const Array& array) const {
