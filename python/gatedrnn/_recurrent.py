@@ -99,7 +99,7 @@ class _Recurrent(_Module, Generic[_State, _Given]):
             ValueError: An argument has the wrong shape or value. In both cases nothing was written.
         """
         network = self._packs.network or self._packs.get()
-        repeats = _checks.repeats_output(mask_output)
+        repeats = mask_output is not _checks.ZEROS and _checks.repeats_output(mask_output)
         result: tuple[Array, _State] = network.infer(
             x, state, lengths, out, self._batch_first, mask, resets, repeats
         )

@@ -38,6 +38,7 @@ class PieceList {
  public:
   // `mask`: false where a step is skipped. Past a row's length (null: none is shorter) all steps are, and resets do nothing.
   PieceList(Index steps, Index batch, const Flags& mask, const Flags& resets, const Index* lengths);
+  PieceList(PieceList&&) = default;  // but no copy: the view is of its own arrays
 
   const Pieces& pieces() const { return view_; }
   Index count() const { return static_cast<Index>(lengths_.size()); }

@@ -87,9 +87,8 @@ class Tape {
   StepBlocks default_blocks() const;
   void carve(Arena& arena);
 
-  std::vector<Cut> cuts_;  // from the last step to the first
-  std::vector<Index>
-      step_begins_;  // of pieces: how many pairs, or with rows in lanes blocks of rows, the steps before have
+  std::vector<Cut> cuts_;           // from the last step to the first
+  std::vector<Index> step_begins_;  // of pieces: pairs of the steps before, or with rows in lanes blocks of rows
   Index bytes_ = 0;
 };
 

@@ -74,7 +74,7 @@ EVERY_STEP = _Steps()
 
 
 def _steps(lengths: Lengths | None, mask: Flags | None, resets: Flags | None, mask_output: str) -> _Steps:
-    repeats = _checks.repeats_output(mask_output)
+    repeats = mask_output is not _checks.ZEROS and _checks.repeats_output(mask_output)
     if lengths is None and mask is None and resets is None:
         return EVERY_STEP
     return _Steps(lengths, mask, resets, repeats)
