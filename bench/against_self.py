@@ -230,6 +230,82 @@ def _denormal(_: int) -> Iterator[Pair]:
             yield Pair(shape.label, functools.partial(build, shape))
 
 
+_OPTION_SIZES = ((16, 64, 100), (64, 1, 100), (64, 64, 100), (256, 1, 100), (256, 16, 100), (256, 64, 50))
+_FUNCTIONS: dict[str, list[dict[str, Any]]] = {
+    "LSTM": [
+        {"activations": ("hard_sigmoid", "tanh", "tanh")},
+        {"activations": ("sigmoid", "elu", "softsign"), "clip": 3.0, "cell_clip": 10.0},
+    ],
+    "GRU": [{"activations": ("hard_sigmoid", "tanh")}, {"activations": ("sigmoid", "relu"), "clip": 3.0}],
+    "GRU_BEFORE": [{"activations": ("hard_sigmoid", "tanh"), "reset_after": False}],
+    "RNN": [{"activations": ("softsign",)}],
+}
+
+
+def _with_options(shape: Shape, options: dict[str, Any]) -> tuple[Contender, Contender]:
+    """A module with options, and the same without, forward or for training."""
+    of = problem(shape, np.float32)
+    plain = Ours.module(of)
+    module = type(plain)(shape.I, shape.H, **options)
+    module.load_state_dict(of.weights)
+
+    def run(called: Any) -> None:
+        if not shape.train:
+            called(of.x)
+            return
+        _, _, tape = called.forward(of.x)
+        called.backward(tape, of.d_output)
+
+    return (
+        Contender(MEASURED, functools.partial(run, module), _nothing),
+        Contender(BASE, functools.partial(run, plain), _nothing),
+    )
+
+
+def _functions(_: int) -> Iterator[Pair]:
+    for train in (False, True):
+        for cell, choices in _FUNCTIONS.items():
+            for number, options in enumerate(choices):
+                for hidden, rows, steps in _OPTION_SIZES:
+                    shape = Shape(cell, hidden, hidden, rows, steps, train=train)
+                    label = f"{shape.label} {number}" + (" training" if train else "")
+                    yield Pair(label, functools.partial(_with_options, shape, options))
+
+
+def _marks(_: int) -> Iterator[Pair]:
+    """A fifth of the steps skipped; episodes of ten steps; both. Beside a call that takes every step."""
+
+    def build(shape: Shape, mask: bool, resets: bool) -> tuple[Contender, Contender]:
+        of = problem(shape, np.float32)
+        module, rng = Ours.module(of), np.random.default_rng(0)
+        lead = (shape.T, shape.B)
+        marks: dict[str, Any] = {}
+        if mask:
+            marks["mask"] = rng.random(lead) < 0.8
+        if resets:
+            marks["resets"] = rng.random(lead) < 0.1
+
+        def run(**given: Any) -> None:
+            if not shape.train:
+                module(of.x, **given)
+                return
+            _, _, tape = module.forward(of.x, **given)
+            module.backward(tape, of.d_output)
+
+        return (
+            Contender(MEASURED, functools.partial(run, **marks), _nothing),
+            Contender(BASE, run, _nothing),
+        )
+
+    for train in (False, True):
+        for cell in ("LSTM", "GRU"):
+            for hidden, rows, steps in (*_OPTION_SIZES, (128, 1, 400)):
+                shape = Shape(cell, hidden, hidden, rows, steps, train=train)
+                for mask, resets in ((True, False), (False, True), (True, True)):
+                    names = " ".join(["mask"] * mask + ["resets"] * resets + ["training"] * train)
+                    yield Pair(f"{shape.label} {names}", functools.partial(build, shape, mask, resets))
+
+
 MEASURES = (
     Measure("gru", "GRU, reset before the product / after it", (1.15, 1.3), False, _gru_before),
     Measure(
@@ -267,6 +343,8 @@ MEASURES = (
         _stacks,
         threads=2,
     ),
+    Measure("functions", "cells with other functions and clips / without", (2.0, 2.0), True, _functions),
+    Measure("marks", "masks and episodes / every step of one sequence", (1.1, 1.1), True, _marks),
     Measure("denormal", "denormal inputs / normal ones", (1.2, 1.2), True, _denormal),
 )
 

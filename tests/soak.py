@@ -116,11 +116,13 @@ class Work:
         self.state = state_of(self.module, batch) if rng.random() < 0.5 else None
         ragged = not self.unbatched and rng.random() < 0.4
         self.lengths = rng.integers(0, steps + 1, rows) if ragged else None
+        self.marks = drawn_marks(rng, self.x.shape[:-1])
         self.recompute = bool(rng.random() < 0.3)
         self.d_output = normal(self.call()[0].shape, seed=3, dtype=self.module.dtype)
         self.actions = {"call": self.call, "call with out": self.call_into, "training": self.train}
         self.actions |= {"deep copy": self.deep_copy, "pickle": self.pickled}
-        if not self.options["bidirectional"] and self.lengths is None and not self.unbatched and rows:
+        in_steps = self.lengths is None and not self.unbatched and self.marks.get("mask_output") != "previous"
+        if in_steps and rows and not self.options["bidirectional"]:
             self.actions |= {"stream": self.stream, "copied stream": self.copied_stream}
         self.expected = {name: digest(action()) for name, action in self.actions.items()}
         self.complaints = list(self.inconsistencies())
@@ -128,7 +130,7 @@ class Work:
     def __str__(self):
         options = {k: np.dtype(v).name if k == "dtype" else v for k, v in self.options.items() if v}
         inputs, hidden, steps, rows = self.sizes
-        extras = [name for name in ("unbatched", "recompute") if getattr(self, name)]
+        extras = [name for name in ("unbatched", "recompute") if getattr(self, name)] + list(self.marks)
         extras += [name for name in ("state", "lengths") if getattr(self, name) is not None]
         sizes = f"I={inputs} H={hidden} T={steps} B={rows}"
         return f"{self.cell} {sizes} {options} {' '.join(extras)} seed={self.seed}"
@@ -141,7 +143,7 @@ class Work:
         for name in same:
             if self.expected[name] != self.expected["call"]:
                 yield f"{name} against call, one thread: {self}"
-        if 0 < self.x.size * self.sizes[1] < 1e5:
+        if 0 < self.x.size * self.sizes[1] < 1e5 and not self.marks:
             pieces = in_pieces(self.module, self.x, self.state, self.lengths)
             if digest(flat(pieces)) != self.expected["call"]:
                 yield f"rows and steps alone against call, one thread: {self}"
@@ -152,16 +154,21 @@ class Work:
             failures.add(f"{name}: other bits: {self}")
 
     def call(self, module=None):
-        return flat((module or self.module)(self.x, self.state, lengths=self.lengths))
+        return flat((module or self.module)(self.x, self.state, lengths=self.lengths, **self.marks))
 
     def call_into(self):
         out = np.empty(self.d_output.shape, self.module.dtype)
-        return flat(self.module(self.x, self.state, lengths=self.lengths, out=out))
+        return flat(self.module(self.x, self.state, lengths=self.lengths, out=out, **self.marks))
 
     def train(self):
         module = self.module
         output, state_n, tape = module.forward(
-            self.x, self.state, lengths=self.lengths, recompute=self.recompute, dropout_seed=5
+            self.x,
+            self.state,
+            lengths=self.lengths,
+            recompute=self.recompute,
+            dropout_seed=5,
+            **self.marks,
         )
         d_x, d_state, gradients = module.backward(tape, self.d_output, state_n)
         module.backward(tape, self.d_output, None, accumulate_into=gradients, input_gradient=False)
@@ -174,7 +181,12 @@ class Work:
         return self.call(pickle.loads(pickle.dumps(self.module)))
 
     def steps(self):
-        return self.x.swapaxes(0, 1) if self.options["batch_first"] else self.x
+        """Of each step what a stream gets."""
+        names = [name for name in self.marks if name != "mask_output"]
+        arrays = [self.x, *[self.marks[name] for name in names]]
+        if self.options["batch_first"]:
+            arrays = [array.swapaxes(0, 1) for array in arrays]
+        return [(x_t, dict(zip(names, flags, strict=True))) for x_t, *flags in zip(*arrays, strict=True)]
 
     def stream(self, copied=lambda stream: stream):
         stream = self.module.stream(self.sizes[3])
@@ -182,9 +194,9 @@ class Work:
             stream.state = self.state
         steps = self.steps()
         half = len(steps) // 2
-        outputs = [stream.step(x_t) for x_t in steps[:half]]
+        outputs = [stream.step(x_t, **flags) for x_t, flags in steps[:half]]
         stream = copied(stream)
-        outputs += [stream.step(x_t) for x_t in steps[half:]]
+        outputs += [stream.step(x_t, **flags) for x_t, flags in steps[half:]]
         output = np.stack(outputs) if outputs else np.empty(self.d_output.shape, self.module.dtype)
         if self.options["batch_first"] and outputs:
             output = output.swapaxes(0, 1)
@@ -192,6 +204,17 @@ class Work:
 
     def copied_stream(self):
         return self.stream(copied_stream if STREAMS_COPY else state_of_stream_moved(self.module))
+
+
+def drawn_marks(rng, shape):
+    """Steps that are skipped, and episodes that begin."""
+    marks = {}
+    if rng.random() < 0.3:
+        marks["mask"] = rng.random(shape) < rng.random()
+        marks["mask_output"] = str(rng.choice(["zeros", "previous"]))
+    if rng.random() < 0.3:
+        marks["resets"] = rng.random(shape) < rng.random()
+    return marks
 
 
 def drawn_sizes(rng, options):

@@ -66,6 +66,29 @@ print(json.dumps([memory("VmHWM") - before, output.nbytes]))
     assert growth <= 3 * output + 16 * MEGABYTE
 
 
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+@pytest.mark.parametrize("flags", ["mask=keep", "resets=keep", "resets=~keep", "mask=keep, resets=~keep"])
+def test_pieces(cell, flags):
+    """Many short ones take no more than the rows that they are cut from."""
+    code = (
+        PEAK
+        + """
+module = build(sys.argv[1], 64, 64, num_layers=2, bidirectional=True)
+x = np.zeros((10_000, 4, 64), np.float32)
+x[...] = normal(64)
+keep = np.arange(40_000).reshape(10_000, 4) % 7 > 0
+module(x[:2], mask=keep[:2])
+before = memory("VmHWM")
+output, _ = module(x, """
+        + flags
+        + """)
+print(json.dumps([memory("VmHWM") - before, output.nbytes]))
+"""
+    )
+    growth, output = run_python(code, cell)
+    assert growth <= 3 * output + 16 * MEGABYTE
+
+
 @pytest.mark.parametrize("cell", ["lstm", "gru", "gru_reset_before", "rnn_tanh"])
 def test_repeated_calls_do_not_leak(cell):
     code = (

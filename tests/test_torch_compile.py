@@ -114,16 +114,28 @@ def test_compiled_modules_have_their_own_weights(compiled):
 
 
 @pytest.mark.parametrize("cell", ["lstm_projected", "gru_reset_before"])
-@pytest.mark.parametrize("lengths", [None, torch.tensor([1, 4, 0])], ids=["full", "lengths"])
-def test_opcheck(cell, lengths):
+@pytest.mark.parametrize(
+    "steps",
+    [
+        {},
+        {"lengths": torch.tensor([1, 4, 0])},
+        {
+            "mask": torch.arange(12).view(4, 3) % 5 > 0,
+            "resets": torch.arange(12).view(4, 3) % 7 == 4,
+            "repeats": True,
+        },
+    ],
+    ids=["full", "lengths", "pieces"],
+)
+def test_opcheck(cell, steps):
     """Schemas, fake kernels and derivatives say the truth."""
     torch._dynamo.reset()
     module = ours(cell, num_layers=2, bidirectional=True)
-    recorded = operator_arguments(module, leaves(random(4, 3, INPUT)), lengths=lengths)
+    recorded = operator_arguments(module, leaves(random(4, 3, INPUT)), **steps)
     torch.library.opcheck(torch.ops.gatedrnn.forward.default, (*recorded, 0.5, torch.tensor(17)))
     torch.library.opcheck(torch.ops.gatedrnn.forward.default, (*recorded, 0.0, None))
     module.requires_grad_(False)
-    plain = operator_arguments(module, random(4, 3, INPUT), lengths=lengths, state=False)
+    plain = operator_arguments(module, random(4, 3, INPUT), **steps, state=False)
     torch.library.opcheck(torch.ops.gatedrnn.run.default, plain)
 
     output, h_n, c_n, token = torch.ops.gatedrnn.forward(*plain, 0.0, None)

@@ -134,7 +134,7 @@ def same_bits(actual, expected):
         assert_same_bits(mine, others)
 
 
-def operator_arguments(module, x, *, lengths=None, state=True):
+def operator_arguments(module, x, *, lengths=None, mask=None, resets=None, repeats=False, state=True):
     h, c = (*parts(leaves(state_of(module, x.shape[1]))), None)[:2] if state else (None, None)
     stack = [*module._stack, module._cache.number]
-    return (x, h, c, list(module.parameters()), lengths, False, False, *stack)
+    return (x, h, c, list(module.parameters()), lengths, mask, resets, repeats, False, False, *stack)

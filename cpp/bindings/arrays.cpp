@@ -209,6 +209,35 @@ std::optional<std::vector<Index>> lengths_argument(py::handle lengths, Index bat
   return checked;
 }
 
+std::optional<Array<bool>> flags_argument(const char* name, py::handle flags, const Shape& shape) {
+  if (flags.is_none()) return std::nullopt;
+  const std::string expected = "booleans of shape " + text(shape);
+  if (has_masked(flags)) refuse_type(name, "booleans without a mask", type_name(flags));
+  const py::array array = read_by_numpy(name, expected, flags);
+  const bool given_array = py::isinstance<py::array>(flags), empty_list = array.size() == 0 && !given_array;
+  if (array.dtype().kind() != 'b' && !empty_list)
+    refuse_type(name, expected,
+                (given_array ? "dtype " : type_name(flags) + " of ") + std::string(py::str(array.dtype())));
+  if (!has_shape(array, shape)) refuse_value(name, expected, "shape " + shape_text(array));
+  return contiguous<bool>(name, array);
+}
+
+std::vector<Index> rows_with(bool flag, const char* name, py::handle flags, Index batch) {
+  std::vector<Index> rows;
+  if (const auto given = flags_argument(name, flags, {batch}))
+    for (Index row = 0; row < batch; ++row)
+      if (given->data()[row] == flag) rows.push_back(row);
+  return rows;
+}
+
+std::vector<Index> lengths_of_step(py::handle mask, Index batch) {
+  std::vector<Index> lengths;
+  if (mask.is_none()) return lengths;
+  lengths.assign(batch, 1);
+  for (const Index row : rows_with(false, "mask", mask, batch)) lengths[row] = 0;
+  return lengths;
+}
+
 std::vector<Index> rows_argument(py::handle rows, Index batch) {
   std::vector<Index> chosen;
   if (rows.is_none()) {

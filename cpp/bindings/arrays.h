@@ -122,6 +122,15 @@ std::vector<Index> integers(const char* name, const std::string& expected, py::h
 // An integer per batch row in 0 .. steps, or nothing for None.
 std::optional<std::vector<Index>> lengths_argument(py::handle lengths, Index batch, Index steps);
 
+// Booleans of that shape, or nothing for None.
+std::optional<Array<bool>> flags_argument(const char* name, py::handle flags, const Shape& shape);
+
+// The rows of a batch of which an argument of booleans says this.
+std::vector<Index> rows_with(bool flag, const char* name, py::handle flags, Index batch);
+
+// Of a single step, 0 for those that skip it; nothing for None.
+std::vector<Index> lengths_of_step(py::handle mask, Index batch);
+
 // Rows of a batch by their numbers or by a boolean for each; all for None.
 std::vector<Index> rows_argument(py::handle rows, Index batch);
 

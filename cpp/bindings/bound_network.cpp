@@ -10,6 +10,7 @@
 #include "gradient_places.h"
 #include "initial_state.h"
 #include "named_parameters.h"
+#include "pieces.h"
 #include "scratch.h"
 #include "thread_limit.h"
 #include "tools.h"
@@ -65,21 +66,65 @@ class TypedNetwork final : public BoundNetwork {
     return std::make_unique<TypedNetwork>(network_->spec(), bias_, parameters, format_, initial_->learnt());
   }
 
-  py::tuple infer(py::handle x, py::handle state, py::handle lengths, py::handle out, bool batch_first) override {
+  py::tuple infer(py::handle x, py::handle state, py::handle lengths, py::handle out, bool batch_first,
+                  const Marks& marks) override {
     apply_thread_limit();
-    Call<T> call = check_call<T>(network_->spec(), x, state, lengths, out, batch_first);
+    Call<T> call = check_call<T>(network_->spec(), x, state, lengths, out, batch_first, marks);
     initial_->complete(call);
     const double work =
         step_work_ * static_cast<double>(call.sequence.steps) * static_cast<double>(call.sequence.batch);
     if (work < kWorkWorthReleasing) {
-      run(call.sequence);
+      run(call);
     } else {
       without_gil([&](const Poll& poll) {
         call.sequence.poll = poll;
-        run(call.sequence);
+        run(call);
       });
     }
     return results(call);
+  }
+
+  py::object step(py::handle x, py::handle state) override {
+    apply_thread_limit();
+    const Spec& spec = network_->spec();
+    py::array in = float_array("x", x);
+    const bool single = in.ndim() == 1;
+    if ((!single && in.ndim() != 2) || in.shape(in.ndim() - 1) != spec.input_size) {
+      const std::string features = std::to_string(spec.input_size);
+      refuse_value("x", "(B, " + features + ") or (" + features + ",)", shape_text(in));
+    }
+    Sequence<T> sequence;
+    sequence.steps = 1;
+    sequence.batch = single ? 1 : in.shape(0);
+    const Shape shape = single ? Shape{spec.hidden_size} : Shape{sequence.batch, spec.hidden_size};
+    const auto part = [&](const char* name, py::handle given) -> py::object {
+      if (given.is_none()) return {};
+      const py::array array = float_array(name, given);
+      if (!has_shape(array, shape)) refuse_value(name, text(shape), shape_text(array));
+      return contiguous<T>(name, array);
+    };
+    const bool has_c = spec.description().has_c;
+    py::object h, c;
+    if (!has_c) {
+      h = part("state", state);
+    } else if (!state.is_none()) {
+      const auto [given_h, given_c] = state_pair("state", state);
+      h = part("state: h", given_h);
+      c = part("state: c", given_c);
+    }
+    if (!usable_in_place<T>(in)) in = contiguous<T>("x", in);
+    sequence.x = values<T>(in);
+    sequence.x_row = single ? 0 : stride_in_values<T>(in, 0);
+    sequence.h_0 = values<T>(h);
+    sequence.c_0 = values<T>(c);
+    const py::object h_n = new_array<T>(shape), c_n = has_c ? py::object(new_array<T>(shape)) : py::object();
+    sequence.h_n = values<T>(h_n);
+    sequence.c_n = values<T>(c_n);
+    if (step_work_ * static_cast<double>(sequence.batch) < kWorkWorthReleasing)
+      network_->forward(sequence, *Scratch());
+    else
+      without_gil([&](const Poll&) { network_->forward(sequence, *Scratch()); });
+    return state_result(h_n, c_n);
   }
 
   void pack_for_backward() override {
@@ -93,17 +138,17 @@ class TypedNetwork final : public BoundNetwork {
   Index bytes() const override { return network_->bytes(); }
 
   py::tuple forward(py::handle x, py::handle state, py::handle lengths, bool batch_first, const TapeOptions& options,
-                    bool x_stays) override {
+                    bool x_stays, const Marks& marks) override {
     apply_thread_limit();
     if (!packed_for_backward()) throw std::logic_error("forward: comes after pack_for_backward");
-    Call<T> call = check_call<T>(network_->spec(), x, state, lengths, py::none(), batch_first);
+    Call<T> call = check_call<T>(network_->spec(), x, state, lengths, py::none(), batch_first, marks);
     const LearntParts learnt = initial_->complete(call);
     auto tape = std::make_unique<TypedTape<T>>(network_, call, options, x_stays, bias_);
     tape->learnt = learnt;
     without_gil([&](const Poll& poll) {
       tape->copy_x();
       call.sequence.poll = poll;
-      network_->forward(call.sequence, *Scratch(), &tape->tape);
+      run(call, &tape->tape);
     });
     const py::tuple pair = results(call);
     return py::make_tuple(pair[0], pair[1], std::unique_ptr<BoundTape>(std::move(tape)));
@@ -119,11 +164,13 @@ class TypedNetwork final : public BoundNetwork {
     const Layout& layout = recorded->layout;
     const Spec& spec = network_->spec();
     BackwardCall<T> call;
-    const py::object d_y = output_gradient(d_output, layout.shape(tape.steps, tape.batch, spec.output_size()));
+    const Index steps = recorded->steps, batch = recorded->batch;
+    const bool repeats = recorded->repeats;
+    const py::object d_y = output_gradient(d_output, layout.shape(steps, batch, spec.output_size()), repeats);
     call.d_y = values<T>(d_y);
     if (d_y) layout.strides<T>(py::reinterpret_borrow<py::array>(d_y), call.d_y_step, call.d_y_row);
     const auto [d_h_n, d_c_n] =
-        state_arguments<T>("d_state_n", spec, d_state_n, tape.batch, layout.unbatched, layout.unbatched);
+        state_arguments<T>("d_state_n", spec, d_state_n, batch, layout.unbatched, layout.unbatched);
     call.d_h_n = values<T>(d_h_n);
     call.d_c_n = values<T>(d_c_n);
     std::vector<std::pair<std::string, py::array>> places;
@@ -137,20 +184,24 @@ class TypedNetwork final : public BoundNetwork {
 
     py::object d_x = py::none();
     if (input_gradient) {
-      const py::array array = new_array<T>(layout.shape(tape.steps, tape.batch, spec.input_size));
+      const py::array array = new_array<T>(layout.shape(steps, batch, spec.input_size));
       call.d_x = values<T>(array);
       layout.strides<T>(array, call.d_x_step, call.d_x_row);
       d_x = array;
     }
-    const auto [d_h_0, d_c_0] = new_state<T>(spec, tape.batch, layout.unbatched);
+    const auto [d_h_0, d_c_0] = new_state<T>(spec, batch, layout.unbatched);
     call.d_h_0 = values<T>(d_h_0);
     call.d_c_0 = values<T>(d_c_0);
     without_gil([&](const Poll& poll) {
       call.poll = poll;
-      recorded->network->backward(tape, call, *Scratch());
+      if (repeats && d_y)
+        add_repeated(spec, *recorded->pieces, CallersRows<T>{values<T>(d_y), call.d_y_step, call.d_y_row});
+      InitialGradients<T> anew(*initial_);
+      run_backward(spec, recorded->pieces.get(), call, anew,
+                   [&](const BackwardCall<T>& in_pieces) { recorded->network->backward(tape, in_pieces, *Scratch()); });
       for (const InitialGradient& to : initial_places)
-        add_up_rows(to.of_h ? call.d_h_0 : call.d_c_0, to.of_h ? recorded->learnt.h : recorded->learnt.c, tape.batch,
-                    to.shape, accumulate, to.place);
+        add_up_rows(to.of_h ? call.d_h_0 : call.d_c_0, to.of_h ? recorded->learnt.h : recorded->learnt.c, batch,
+                    to.shape, to.of_h ? anew.h : anew.c, accumulate, to.place);
     });
     return py::make_tuple(d_x, state_result(d_h_0, d_c_0));
   }
@@ -165,14 +216,18 @@ class TypedNetwork final : public BoundNetwork {
   }
 
  private:
-  void run(const Sequence<T>& sequence) { network_->forward(sequence, *Scratch()); }
+  void run(const Call<T>& call, Tape<T>* tape = nullptr) {
+    run_call(network_->spec(), *initial_, call, tape != nullptr,
+             [&](const Sequence<T>& sequence) { network_->forward(sequence, *Scratch(), tape); });
+  }
 
   // The array as the engine can read it, or no object for None.
-  static py::object output_gradient(py::handle d_output, const Shape& shape) {
+  static py::object output_gradient(py::handle d_output, const Shape& shape, bool to_be_changed) {
     if (d_output.is_none()) return {};
     const py::array array = float_array("d_output", d_output);
     if (!has_shape(array, shape)) refuse_value("d_output", text(shape), shape_text(array));
-    return usable_in_place<T>(array) ? array : contiguous<T>("d_output", array);
+    const py::array usable = usable_in_place<T>(array) ? array : contiguous<T>("d_output", array);
+    return to_be_changed ? py::array(usable.attr("copy")()) : usable;
   }
 
   // Where the gradients of a learnt initial state go.

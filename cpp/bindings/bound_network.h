@@ -15,10 +15,12 @@ namespace gatedrnn::bindings {
 
 namespace py = pybind11;
 
+struct Marks;
+
 class BoundStream {
  public:
   virtual ~BoundStream() = default;
-  virtual py::object step(py::handle x, py::handle out) = 0;
+  virtual py::object step(py::handle x, py::handle out, py::handle resets, py::handle mask) = 0;
   virtual py::object state() const = 0;
   virtual void set_state(py::handle state) = 0;
   virtual void reset(py::handle rows) = 0;
@@ -32,14 +34,17 @@ class BoundNetwork {
   virtual ~BoundNetwork() = default;
   // The same network with other parameters.
   virtual std::unique_ptr<BoundNetwork> renewed(const py::dict& parameters) const = 0;
-  virtual py::tuple infer(py::handle x, py::handle state, py::handle lengths, py::handle out, bool batch_first) = 0;
+  virtual py::tuple infer(py::handle x, py::handle state, py::handle lengths, py::handle out, bool batch_first,
+                          const Marks& marks) = 0;
+  // One step of a network of one layer, for cells: x (B, I) or (I,), and the state's parts likewise. Returns the state after it.
+  virtual py::object step(py::handle x, py::handle state) = 0;
   // While the parameters are those that it was made of: makes ready for forward.
   virtual void pack_for_backward() = 0;
   virtual bool packed_for_backward() const = 0;
   virtual Index bytes() const = 0;  // of the packed weights
   // For training: (output, final state, tape).
   virtual py::tuple forward(py::handle x, py::handle state, py::handle lengths, bool batch_first,
-                            const TapeOptions& options, bool x_stays) = 0;
+                            const TapeOptions& options, bool x_stays, const Marks& marks) = 0;
   // (d_x or None, d_state); the gradients of the parameters go into the arrays of `gradients`.
   virtual py::tuple backward(const BoundTape& tape, py::handle d_output, py::handle d_state_n,
                              const py::dict& gradients, bool accumulate, bool input_gradient) = 0;

@@ -1,10 +1,12 @@
 // One call's arguments: checked once, and turned into the plain views that the engine takes.
 #pragma once
 
+#include <memory>
 #include <optional>
 #include <vector>
 
 #include "gatedrnn/network.h"
+#include "marks.h"
 #include "new_arrays.h"
 
 namespace gatedrnn::bindings {
@@ -46,6 +48,8 @@ struct Call {
   py::object y;            // what the engine writes
   py::object out;          // the caller's array, if any
   std::optional<std::vector<Index>> lengths;
+  std::shared_ptr<const PieceList> pieces;  // that the rows are run in, if any
+  bool repeats = false;                     // whether skipped steps have the output of the step before
 };
 
 template <class T>
@@ -120,9 +124,23 @@ void place_output(Call<T>& call, py::handle out, const Shape& shape, const py::a
   call.y = usable_in_place<T>(checked) ? checked : new_array<T>(shape);
 }
 
+// From here on the sequence's rows are pieces, but for the states.
+template <class T>
+void cut_rows(Call<T>& call, const Marks& marks) {
+  Sequence<T>& s = call.sequence;
+  const auto [unbatched, batch_first] = call.layout;
+  call.pieces =
+      std::make_shared<const PieceList>(pieces_of(marks, unbatched, batch_first, s.steps, s.batch, s.lengths));
+  call.repeats = marks.repeats;
+  s.steps = call.pieces->longest();
+  s.batch = call.pieces->count();
+  s.lengths = call.pieces->lengths();
+  s.pieces = &call.pieces->pieces();
+}
+
 template <class T>
 Call<T> check_call(const Spec& spec, py::handle x, py::handle state, py::handle lengths, py::handle out,
-                   bool batch_first) {
+                   bool batch_first, const Marks& marks) {
   Call<T> call;
   py::array in = float_array("x", x);
   const Layout layout = call.layout = {in.ndim() == 2, batch_first};
@@ -150,6 +168,7 @@ Call<T> check_call(const Spec& spec, py::handle x, py::handle state, py::handle 
   std::tie(call.h_n, call.c_n) = new_state<T>(spec, s.batch, layout.unbatched);
   s.h_n = values<T>(call.h_n);
   s.c_n = values<T>(call.c_n);
+  if (marks.any()) cut_rows(call, marks);
   return call;
 }
 

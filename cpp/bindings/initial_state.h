@@ -23,6 +23,12 @@ class InitialState {
   }
 
   bool learnt() const { return !h_.empty(); }
+  // [track][width], or null for zeros.
+  const T* h() const { return h_.empty() ? nullptr : h_.data(); }
+  const T* c() const { return c_.empty() ? nullptr : c_.data(); }
+
+  Index h_size() const { return static_cast<Index>(h_.size()); }
+  Index c_size() const { return static_cast<Index>(c_.size()); }
 
   // Puts the learnt parts where a call has none.
   LearntParts complete(Call<T>& call) const {
@@ -59,16 +65,28 @@ class InitialState {
   std::vector<T> h_, c_;  // [track][width]; empty: zeros
 };
 
-// The gradient of a learnt part: the sum over the rows, one after the other, of [track][row][width]; nothing where they began
-// with another state.
+// What reached the learnt parts other than at the beginning of rows; empty where nothing is learnt.
 template <class T>
-void add_up_rows(const T* of_rows, bool learnt, Index batch, const Shape& shape, bool accumulate, T* to) {
+struct InitialGradients {
+  explicit InitialGradients(const InitialState<T>& initial) : h(initial.h_size()), c(initial.c_size()) {}
+
+  std::vector<T> h, c;  // [track][width]
+};
+
+// The gradient of a learnt part: the sum over the rows, one after the other, of [track][row][width], where they did not begin with
+// another state, and of `others`.
+template <class T>
+void add_up_rows(const T* of_rows, bool learnt, Index batch, const Shape& shape, const std::vector<T>& others,
+                 bool accumulate, T* to) {
   const Index tracks = shape.begin()[0], width = shape.begin()[1];
   for (Index track = 0; track < tracks; ++track, to += width) {
     std::vector<T> sums(width);
     for (Index row = 0; learnt && row < batch; ++row, of_rows += width)
       for (Index k = 0; k < width; ++k) sums[k] += of_rows[k];
-    for (Index k = 0; k < width; ++k) to[k] = accumulate ? to[k] + sums[k] : sums[k];
+    for (Index k = 0; k < width; ++k) {
+      sums[k] += others[track * width + k];
+      to[k] = accumulate ? to[k] + sums[k] : sums[k];
+    }
   }
 }
 

@@ -4,6 +4,7 @@
 
 #include "arrays.h"
 #include "bound_network.h"
+#include "call.h"
 #include "gatedrnn/dispatch.h"
 #include "gatedrnn/threads.h"
 #include "named_parameters.h"
@@ -58,11 +59,17 @@ py::dict plan_dict(const BoundNetwork& network, Index steps, Index batch, int th
   return d;
 }
 
+py::tuple infer(BoundNetwork& network, const py::object& x, const py::object& state, const py::object& lengths,
+                const py::object& out, bool batch_first, const py::object& mask, const py::object& resets,
+                bool repeats) {
+  return network.infer(x, state, lengths, out, batch_first, {mask, resets, repeats});
+}
+
 py::tuple forward(BoundNetwork& network, const py::object& x, const py::object& state, const py::object& lengths,
                   bool batch_first, double dropout, std::uint64_t dropout_seed, bool recompute, const py::object& owner,
-                  bool x_stays) {
-  const py::tuple result =
-      network.forward(x, state, lengths, batch_first, {{dropout, dropout_seed}, recompute}, x_stays);
+                  bool x_stays, const py::object& mask, const py::object& resets, bool repeats) {
+  const py::tuple result = network.forward(x, state, lengths, batch_first, {{dropout, dropout_seed}, recompute},
+                                           x_stays, {mask, resets, repeats});
   py::cast<BoundTape&>(result[2]).owner = owner;
   return result;
 }
@@ -107,12 +114,16 @@ Made by ``stream(batch_size)`` of a module, whose parameters of that moment it k
 inputs of width I, H hidden units and S the width of h (`proj_size` where it is set, else H). One thread at a time: a
 second one gets a RuntimeError. Copies and pickles go on by themselves from the state of that moment, with the same
 bits; copies share the packed parameters.)");
-  stream.def("step", &BoundStream::step, py::arg("x"), py::arg("out") = py::none(),
+  stream.def("step", &BoundStream::step, py::arg("x"), py::arg("out") = py::none(), py::kw_only(),
+             py::arg("resets") = py::none(), py::arg("mask") = py::none(),
              R"(Go one time step forward, with the bits of the whole sequence.
 
 Args:
     x: Input, (B, I), or (I,) where B is 1: whatever NumPy reads as floating-point numbers.
     out: Array to write the output into, of the output's shape and the module's dtype; a new one where None.
+    resets: B booleans, true for rows whose state is set to zeros before the step; None for none of them.
+    mask: B booleans, false for rows that skip the step: their state stays, after `resets`, and their output is 0,
+        whatever x holds. None: all rows take the step.
 
 Returns:
     The output, (B, S), or (S,) for an x of one axis.
@@ -177,14 +188,16 @@ PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
            py::arg("learn_state") = false, py::arg("activations") = py::tuple(), py::arg("clip") = py::none(),
            py::arg("cell_clip") = py::none())
       .def("renewed", &BoundNetwork::renewed, py::arg("parameters"))
-      .def("infer", &BoundNetwork::infer, py::arg("x"), py::arg("state"), py::arg("lengths"), py::arg("out"),
-           py::arg("batch_first"))
+      .def("infer", &infer, py::arg("x"), py::arg("state"), py::arg("lengths"), py::arg("out"), py::arg("batch_first"),
+           py::arg("mask") = py::none(), py::arg("resets") = py::none(), py::arg("repeats") = false)
+      .def("step", &BoundNetwork::step, py::arg("x"), py::arg("state"))
       .def("pack_for_backward", &BoundNetwork::pack_for_backward)
       .def_property_readonly("packed_for_backward", &BoundNetwork::packed_for_backward)
       .def_property_readonly("nbytes", &BoundNetwork::bytes)
       .def("forward", &forward, py::arg("x"), py::arg("state"), py::arg("lengths"), py::arg("batch_first"),
            py::arg("dropout"), py::arg("dropout_seed"), py::arg("recompute"), py::arg("owner") = py::none(),
-           py::arg("x_stays") = false)
+           py::arg("x_stays") = false, py::arg("mask") = py::none(), py::arg("resets") = py::none(),
+           py::arg("repeats") = false)
       .def("backward", &backward, py::arg("tape"), py::arg("d_output"), py::arg("d_state_n"), py::arg("gradients"),
            py::arg("accumulate"), py::arg("input_gradient"), py::arg("owner") = py::none())
       .def("plan", &plan_dict, py::arg("steps"), py::arg("batch"), py::arg("threads"), py::arg("backward") = false)

@@ -27,7 +27,7 @@ class TypedStream final : public BoundStream {
   }
 
   // x (B, I) -> y (B, P or H); a stream of one row takes and gives single vectors too.
-  py::object step(py::handle x, py::handle out) override {
+  py::object step(py::handle x, py::handle out, py::handle resets, py::handle mask) override {
     apply_thread_limit();
     py::array in = float_array("x", x);
     const bool single = in.ndim() == 1 && batch_ == 1;
@@ -42,6 +42,8 @@ class TypedStream final : public BoundStream {
       y = usable_in_place<T>(py::array(given)) ? given : new_array<T>(y_shape);
     }
     if (!usable_in_place<T>(in)) in = contiguous<T>("x", in);
+    const std::vector<Index> begun = rows_with(true, "resets", resets, batch_);
+    const std::vector<Index> lengths = lengths_of_step(mask, batch_);
 
     Sequence<T> sequence;
     sequence.steps = 1;
@@ -50,8 +52,13 @@ class TypedStream final : public BoundStream {
     sequence.x_row = single ? 0 : stride_in_values<T>(in, 0);
     sequence.y = values<T>(y);
     sequence.y_row = single ? 0 : stride_in_values<T>(py::reinterpret_borrow<py::array>(y), 0);
+    sequence.lengths = lengths.empty() ? nullptr : lengths.data();
     const Use in_use(*this);
-    State &now = states_[current_], &next = states_[1 - current_];
+    State &next = states_[1 - current_], &now = begun.empty() ? states_[current_] : next;
+    if (!begun.empty()) {
+      states_[current_].copy_to(next);
+      begin(begun, next);
+    }
     sequence.h_0 = now.h.data();
     sequence.h_n = next.h.data();
     if (spec().description().has_c) {
@@ -90,9 +97,7 @@ class TypedStream final : public BoundStream {
   void reset(py::handle rows) override {
     const std::vector<Index> chosen = rows_argument(rows, batch_);
     const Use in_use(*this);
-    State& now = states_[current_];
-    for (Index layer = 0; layer < spec().num_layers; ++layer)
-      for (const Index row : chosen) begin(now, layer, row);
+    begin(chosen, states_[current_]);
   }
 
   Index batch_size() const override { return batch_; }
@@ -101,10 +106,7 @@ class TypedStream final : public BoundStream {
     auto other = std::make_unique<TypedStream>(network_, initial_, batch_);
     other->network = network;
     const Use in_use(*this);
-    const State& now = states_[current_];
-    State& to = other->states_[other->current_];
-    std::copy_n(now.h.data(), now.h.size(), to.h.data());
-    std::copy_n(now.c.data(), now.c.size(), to.c.data());
+    states_[current_].copy_to(other->states_[other->current_]);
     return other;
   }
 
@@ -113,6 +115,10 @@ class TypedStream final : public BoundStream {
     State(const Spec& spec, Index batch)
         : h(spec.num_layers * batch * spec.state_size()),
           c(spec.description().has_c ? spec.num_layers * batch * spec.hidden_size : 0) {}
+    void copy_to(State& other) const {
+      std::copy_n(h.data(), h.size(), other.h.data());
+      std::copy_n(c.data(), c.size(), other.c.data());
+    }
     Buffer<T> h, c;
   };
 
@@ -132,7 +138,11 @@ class TypedStream final : public BoundStream {
     return copy;
   }
 
-  // A row as it is before its first step.
+  // Rows as they are before their first step.
+  void begin(const std::vector<Index>& rows, State& state) const {
+    for (Index layer = 0; layer < spec().num_layers; ++layer)
+      for (const Index row : rows) begin(state, layer, row);
+  }
   void begin(State& state, Index layer, Index row) const {
     const Index at = layer * batch_ + row;
     initial_->begin_h(layer, state.h.data() + at * spec().state_size());

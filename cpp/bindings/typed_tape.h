@@ -22,6 +22,10 @@ class TypedTape final : public BoundTape {
       : network(std::move(network)),
         bias(bias),
         kept_x(x_stays || call.x_is_ours ? call.x : py::object()),
+        pieces(call.pieces),
+        repeats(call.repeats),
+        steps(pieces ? pieces->pieces().steps : call.sequence.steps),
+        batch(pieces ? pieces->pieces().batch : call.sequence.batch),
         layout(call.layout),
         x(call.sequence.x),
         x_step(call.sequence.x_step),
@@ -30,15 +34,15 @@ class TypedTape final : public BoundTape {
 
   // Comes before anybody can write into the caller's x.
   void copy_x() {
-    if (kept_x || tape.batch == 0) return;
-    const Index width = network->spec().input_size, step = tape.batch * width;
-    own_x_ = Buffer<T>(tape.steps * step, kHugeBlock, Fit::loose);
-    share_out(tape.steps, tape.steps * step * static_cast<Index>(sizeof(T)), [&](Index t) {
+    if (kept_x || batch == 0) return;
+    const Index width = network->spec().input_size, step = batch * width;
+    own_x_ = Buffer<T>(steps * step, kHugeBlock, Fit::loose);
+    share_out(steps, steps * step * static_cast<Index>(sizeof(T)), [&](Index t) {
       if (x_row == width) {
         std::copy_n(x + t * x_step, step, own_x_.data() + t * step);
         return;
       }
-      for (Index row = 0; row < tape.batch; ++row)
+      for (Index row = 0; row < batch; ++row)
         std::copy_n(x + t * x_step + row * x_row, width, own_x_.data() + t * step + row * width);
     });
     x = own_x_.data();
@@ -51,6 +55,9 @@ class TypedTape final : public BoundTape {
   const std::shared_ptr<const Network<T>> network;
   const bool bias;
   const py::object kept_x;  // where there is no copy
+  const std::shared_ptr<const PieceList> pieces;
+  const bool repeats;        // see Call
+  const Index steps, batch;  // of x
   const Layout layout;
   const T* x;
   Index x_step, x_row;

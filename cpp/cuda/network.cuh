@@ -98,8 +98,8 @@ template <class S>
 class TypedTape final : public Tape {
  public:
   using A = Sum<S>;
-  TypedTape(const TapeOptions& options, Batch batch, cudaStream_t stream)
-      : options(options), stream(stream), batch(std::move(batch)) {}
+  TypedTape(const TapeOptions& options, Batch batch, const OtherPlaces& places, cudaStream_t stream)
+      : options(options), stream(stream), batch(std::move(batch)), places(places) {}
 
   Index bytes() const override {
     Index bytes = 0;
@@ -113,6 +113,7 @@ class TypedTape final : public Tape {
   const TapeOptions options;
   const cudaStream_t stream;  // in whose order the memory below is made and given back
   const Batch batch;
+  const OtherPlaces places;
   std::vector<Index> blocks;            // ends of the blocks of steps
   std::vector<DeviceArray<S>> outputs;  // by layer: [time][row][D * P]
   std::vector<DeviceArray<S>> inputs;   // with dropout, by layer from the second on
@@ -156,7 +157,8 @@ class TypedNetwork final : public Network {
 
   std::unique_ptr<Tape> forward(const ForwardCall& call, const TapeOptions& options, cudaStream_t stream) override {
     refuse_other_work(stream);
-    auto tape = std::make_unique<TypedTape<S>>(options, Batch(call.steps, call.batch, call.lengths, stream), stream);
+    auto tape = std::make_unique<TypedTape<S>>(options, Batch(call.steps, call.batch, call.lengths, stream),
+                                               call.places, stream);
     forward(call, tape.get(), stream);
     return tape;
   }
@@ -278,8 +280,8 @@ class TypedNetwork final : public Network {
         run_track(x, {layer, direction}, blocks, in, places, call, tape);
       if (tape && dropping && layer + 1 < spec_.num_layers) {
         DeviceArray<S> dropped(output.size(), stream);
-        launch(drop<S>, call.steps * call.batch, width(), stream, batch.order(), tape->options.dropout, layer,
-               static_cast<int>(width()), static_cast<const S*>(output.data()), dropped.data());
+        launch(drop<S>, call.steps * call.batch, width(), stream, batch.order(), tape->options.dropout, tape->places,
+               layer, static_cast<int>(width()), static_cast<const S*>(output.data()), dropped.data());
         tape->inputs.push_back(std::move(dropped));
       }
       below = std::move(output);

@@ -25,11 +25,19 @@ struct AnyState {
   bool of_all_rows = false;  // [layer * direction][width]: the same for all
 };
 
+// Where the rows were cut from others: of each (step, row), [steps][batch], its number among those, or -1; in the device's memory.
+// What is dropped of it depends on that.
+struct OtherPlaces {
+  const int* numbers = nullptr;  // null: rows are as they were
+  Index count = 0;
+};
+
 struct ForwardCall {
   Index steps = 0, batch = 0;
   const Index* lengths = nullptr;  // in the host's memory, by row; null: `steps` for every row
   AnyFeatures x, y;
   bool y_may_overlap = false;  // with x or the states
+  OtherPlaces places;          // which live as long as the tape
   AnyState h_0, c_0, h_n, c_n;
 };
 

@@ -47,8 +47,8 @@ void TypedNetwork<S>::backward(const Tape& any_tape, const BackwardCall& call, c
     for (Index direction = 0; direction < spec_.directions; ++direction, d_places.data += P())
       back_track(x, {layer, direction}, tape, in, d_places, call, wanted ? features<A>(d_in) : Features<A>());
     if (layer > 0 && tape.options.dropout.rate > 0)
-      launch(drop<A>, pairs, I, stream, batch.order(), tape.options.dropout, layer - 1, static_cast<int>(I),
-             static_cast<const A*>(d_input.data()), d_input.data());
+      launch(drop<A>, pairs, I, stream, batch.order(), tape.options.dropout, tape.places, layer - 1,
+             static_cast<int>(I), static_cast<const A*>(d_input.data()), d_input.data());
     d_output = std::move(d_input);
     d_places = features<const A>(dense(d_output.data(), I, x));
   }

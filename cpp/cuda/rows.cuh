@@ -8,6 +8,7 @@
 #include <launch.h>
 
 #include "gatedrnn/dropout.h"
+#include "network.h"
 #include "runtime.h"
 #include "types.h"
 
@@ -169,12 +170,13 @@ __global__ void convert(const From* from, Index rows, int width, To* to) {
 
 // What the next layer sees of a layer's output, and what of a gradient comes back through it.
 template <class T>
-__global__ void drop(Order order, Dropout dropout, Index layer, int width, const T* from, T* to) {
+__global__ void drop(Order order, Dropout dropout, OtherPlaces others, Index layer, int width, const T* from, T* to) {
   const Index places = static_cast<Index>(order.steps) * order.batch;
+  const Index before = layer * (others.numbers ? others.count : places);
   const Sum<T> scale = static_cast<Sum<T>>(1 / (1 - dropout.rate));
   for_own(places, width, [&](Index place, int column) {
-    const Index i = place * width + column;
-    const bool kept = stays(static_cast<std::uint64_t>(layer * places * width + i), dropout);
+    const Index i = place * width + column, number = others.numbers ? others.numbers[place] : place;
+    const bool kept = stays(static_cast<std::uint64_t>((before + number) * width + column), dropout);
     to[i] = kept ? converted<T>(converted<Sum<T>>(from[i]) * scale) : converted<T>(0.0f);
   });
 }

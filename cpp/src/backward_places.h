@@ -25,27 +25,27 @@ class BackwardPlaces {
 
   void carve(Arena& arena) {
     const Index width = tape.recomputing() ? tape.kept_width() : 0;
-    kept_ = arena.take<T>(tape.blocks.most_steps * call_.batch * width);
+    kept_ = arena.take<T>((tape.pieces ? tape.blocks.most_pairs : tape.blocks.most_steps * call_.batch) * width);
     for (T*& between : between_)
-      between = arena.take<T>(call_.spec.num_layers > 1 ? tape.steps * call_.batch * call_.spec.output_size() : 0);
+      between = arena.take<T>(call_.spec.num_layers > 1 ? tape.places() * call_.spec.output_size() : 0);
   }
 
   // Arrays as the tape has them.
   template <class Value>
   Rows<Value> dense(Value* data) const {
-    return Rows<Value>::dense(data, tape.pairs, call_.spec.output_size());
+    return call_.dense(data, tape.pairs, call_.spec.output_size());
   }
   Rows<const T> input_of(Index layer) const {
-    if (layer == 0) return {caller.x, caller.x_step, caller.x_row, call_.order.rows};
+    if (layer == 0) return call_.callers(caller.x, caller.x_step, caller.x_row);
     return dense<const T>((tape.inputs.empty() ? tape.outputs : tape.inputs)[layer - 1]);
   }
   // The gradients of a layer's output, and of its input.
   Rows<const T> d_output_of(Index layer) const {
-    if (layer == call_.spec.num_layers - 1) return {caller.d_y, caller.d_y_step, caller.d_y_row, call_.order.rows};
+    if (layer == call_.spec.num_layers - 1) return call_.callers(caller.d_y, caller.d_y_step, caller.d_y_row);
     return dense<const T>(between_[layer % 2]);
   }
   Rows<T> d_input_of(Index layer) const {
-    if (layer == 0) return {caller.d_x, caller.d_x_step, caller.d_x_row, call_.order.rows};
+    if (layer == 0) return call_.callers(caller.d_x, caller.d_x_step, caller.d_x_row);
     return dense(between_[(layer - 1) % 2]);
   }
 
@@ -60,13 +60,14 @@ class BackwardPlaces {
 
   // With recomputing one block's are there at a time.
   PairOrder kept_pairs() const {
-    if (!tape.recomputing()) return tape.pairs;
+    if (!tape.recomputing() || tape.pieces) return tape.pairs;
     return call_.plan.row_groups > 1 ? PairOrder::by_rank(tape.blocks.most_steps) : PairOrder::by_step(call_.batch);
   }
   // Of rank 0.
   const T* kept(const Track& track, Index block_begin, Index step) const {
-    const T* first = tape.recomputing() ? kept_ : tape.kept[call_.index_of(track)];
-    return first + kept_pairs().at(tape.recomputing() ? step - block_begin : step, 0) * tape.kept_width();
+    const PairOrder pairs = kept_pairs();
+    if (!tape.recomputing()) return tape.kept[call_.index_of(track)] + pairs.at(step, 0) * tape.kept_width();
+    return kept_ + (pairs.at(step, 0) - pairs.at(block_begin, 0)) * tape.kept_width();
   }
   T* recomputed() const { return kept_; }
   Index kept_stride() const { return kept_pairs().rank_stride * tape.kept_width(); }
@@ -77,7 +78,7 @@ class BackwardPlaces {
     if (tape.recomputing() && step == block_begin) {
       const auto& begins = tape.blocks.begins;
       const auto at = std::lower_bound(begins.begin(), begins.end(), step) - begins.begin();
-      return {checkpoints + at * call_.batch * H, H, 1};
+      return {checkpoints + tape.checkpoint_begins[at] * H, H, 1};
     }
     return step == 0 ? CellStates{checkpoints, H, 1} : c_after(track, block_begin, step - 1);
   }
@@ -92,7 +93,7 @@ class BackwardPlaces {
       for (Index direction = 0; direction < call_.spec.directions; ++direction) run_direction(Track{layer, direction});
       if (layer > 0 && !tape.masks.empty()) member.phase([&](int part) { undrop(part, layer - 1); });
     }
-    if (caller.d_x && call_.batch > 0) member.phase([&](int part) { clear_past_lengths(part); });
+    if (caller.d_x && call_.batch > 0 && !tape.pieces) member.phase([&](int part) { clear_past_lengths(part); });
   }
 
  private:
@@ -100,9 +101,10 @@ class BackwardPlaces {
   void undrop(int part, Index layer) const {
     const T scale = static_cast<T>(1 / (1 - tape.options.dropout.rate));
     const Index width = call_.spec.output_size();
+    const Rows<const T> outputs = dense<const T>(tape.outputs[layer]);
     for (Index rank = part; rank < call_.batch; rank += call_.plan.threads())
       for (Index t = 0; t < call_.order.length(rank); ++t) {
-        const Index at = tape.pairs.at(t, rank) * width;
+        const Index at = outputs.offset(t, rank);
         T* d = between_[layer % 2] + at;
         const std::uint8_t* mask = tape.masks[layer] + at;
         for (Index k = 0; k < width; ++k) d[k] = mask[k] ? d[k] * scale : T(0);

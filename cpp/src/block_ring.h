@@ -76,7 +76,10 @@ class BlockRing {
   // Blocks follow each other in a ring, which so stays in the cache. What the next one must not overwrite while it begins: a
   // thread alone reads the last step's pairs; of several, some may still be at the products of the whole block. With room for
   // two of these beyond a block, one that goes back to the front does not reach them while they are in use.
-  Index ring_pairs() const { return most_pairs() + 2 * (call_.plan.threads() == 1 ? call_.batch : most_pairs()); }
+  Index ring_pairs() const { return most_pairs() + 2 * most_pairs_behind(); }
+  Index most_pairs_behind() const {
+    return call_.plan.threads() == 1 ? std::min(call_.batch, most_pairs()) : most_pairs();
+  }
 
   // Where each step's pairs begin, and where blocks of pairs end.
   void list_offsets(Block& block, Index* offsets) const {

@@ -132,22 +132,45 @@ class Call {
   Index most_rows() const { return ceil_div(batch, plan.row_groups); }
   // How many of the share's rows run in a step, given how many at most.
   Index running(const Share& share, Index step, Index most) const {
-    while (most > 0 && order.length(share.rank(most - 1)) <= step) --most;
-    return most;
+    if (most == 0 || order.length(share.rank(most - 1)) > step) return most;
+    const Index ranks = std::max<Index>(0, running_ranks(step) - share.first);
+    return std::min(most, ceil_div(ranks, share.row_groups));
   }
   // How many ranks run in a step.
   GATEDRNN_INLINE Index running_ranks(Index step) const {
     if (batch == 0 || order.length(batch - 1) > step) return batch;
+    if (!order.lengths) return 0;
     const Index *lengths = order.lengths, *rows = order.rows;
     return std::partition_point(rows, rows + batch, [&](Index row) { return lengths[row] > step; }) - rows;
   }
   GATEDRNN_INLINE Index time(const Track& track, Index step, Index rank) const {
     return spec.backwards(track.direction) ? order.length(rank) - 1 - step : step;
   }
+  // Steps and rows of the caller's arrays.
+  Index callers_steps() const { return order.pieces ? order.pieces->steps : order.steps; }
+  Index callers_batch() const { return order.pieces ? order.pieces->batch : batch; }
+  // The number of a pair among the caller's (step, row).
+  Index callers_pair(Index t, Index rank) const {
+    const Index row = order.row(rank);
+    if (!order.pieces) return t * batch + row;
+    return order.pieces->time(row, t) * order.pieces->batch + order.pieces->row(row);
+  }
+  // An array of the caller's.
+  template <class Value>
+  Rows<Value> callers(Value* data, Index step, Index row) const {
+    return {data, step, row, order.rows, order.pieces};
+  }
+  // An array of ours with a place for each of the caller's (step, row). Pieces have theirs as in the caller's arrays: side by side
+  // they would take as many steps as the longest of them, times their number.
+  template <class Value>
+  Rows<Value> dense(Value* data, const PairOrder& pairs, Index width) const {
+    if (order.pieces) return callers(data, callers_batch() * width, width);
+    return Rows<Value>::dense(data, pairs, width);
+  }
   // An array of states [track][row][width] of the caller's, or null.
   template <class Value>
   Rows<Value> states(Value* data, const Track& track, Index width) const {
-    return {data ? data + index_of(track) * batch * width : nullptr, 0, width, order.rows};
+    return {data ? data + index_of(track) * batch * width : nullptr, 0, width, order.rows, nullptr};
   }
   // Row i's place in it.
   Index state_at(const Share& share, Index i, Index width) const {

@@ -21,8 +21,8 @@ class ForwardRun {
         first_turn_(first_turn),
         in_lanes_(tape ? tape->in_lanes()
                        : has_rows_in_lanes(network.spec(), network.kernels().lanes(), sequence.batch)),
-        call_(network, usable(plan, in_lanes_), sequence.batch, {nullptr, sequence.lengths, sequence.steps},
-              sequence.poll),
+        call_(network, usable(plan, in_lanes_), sequence.batch,
+              {nullptr, sequence.lengths, sequence.steps, sequence.pieces}, sequence.poll),
         walk_(call_),
         lanes_(call_, sequence, tape) {}
 
@@ -30,7 +30,7 @@ class ForwardRun {
     segments_ = arena.take<Segment>(call_.overlapping() ? call_.plan.threads() * call_.plan.layer_groups : 0);
     sorted_ = arena.take<Index>(sequence_.lengths ? call_.batch : 0);
     const bool in_place = tape_ || call_.spec.directions == 1 || call_.spec.num_layers == 1;
-    between_ = arena.take<T>(in_place ? 0 : sequence_.steps * call_.batch * call_.spec.output_size());
+    between_ = arena.take<T>(in_place ? 0 : output_values());
     if (in_lanes_)
       lanes_.carve(arena);
     else
@@ -46,7 +46,7 @@ class ForwardRun {
     if (in_lanes_) lanes_.start();
     // Processors fetch ahead of what they write. Threads with rows of their own write each a part of the tape of its own, so that
     // they do not take each other's next lines away.
-    if (tape_)
+    if (tape_ && !sequence_.pieces)
       tape_->pairs = call_.plan.row_groups > 1 ? PairOrder::by_rank(tape_->steps) : PairOrder::by_step(tape_->batch);
     const bool meeting = call_.plan.unit_groups > 1 || call_.overlapping() || layers_meet() || tape_;
     return call_.run_on_team(meeting ? Patience::wait : Patience::take_at_once, this);
@@ -59,7 +59,7 @@ class ForwardRun {
       work_on_overlapping_layers(member);
     else
       work_on_layers(member);
-    if (tape_ && (sequence_.lengths || !in_lanes_)) member.phase([&](int part) { deliver(part); });
+    if (tape_ && (pads() || !in_lanes_)) member.phase([&](int part) { deliver(part); });
   }
 
  private:
@@ -67,6 +67,9 @@ class ForwardRun {
   struct Segment {
     Index layer, index;
   };
+
+  // Steps that pieces have not are the caller's to fill.
+  bool pads() const { return sequence_.lengths && !sequence_.pieces; }
 
   bool dropping() const { return tape_ && tape_->options.dropout.rate > 0 && call_.spec.num_layers > 1; }
 
@@ -125,9 +128,9 @@ class ForwardRun {
     }
   }
 
-  Rows<T> caller_output() const { return {sequence_.y, sequence_.y_step, sequence_.y_row, call_.order.rows}; }
+  Rows<T> caller_output() const { return call_.callers(sequence_.y, sequence_.y_step, sequence_.y_row); }
   Rows<T> dense(T* data) const {
-    return Rows<T>::dense(data, tape_ ? tape_->pairs : PairOrder::by_step(call_.batch), call_.spec.output_size());
+    return call_.dense(data, tape_ ? tape_->pairs : PairOrder::by_step(call_.batch), call_.spec.output_size());
   }
 
   // A layer writes where the next one reads: for training into the tape. For inference in one direction that can be the same
@@ -139,9 +142,9 @@ class ForwardRun {
     return last_or_in_place ? caller_output() : dense(between_);
   }
   Rows<const T> input_of(Index layer) const {
-    if (layer == 0) return {sequence_.x, sequence_.x_step, sequence_.x_row, call_.order.rows};
+    if (layer == 0) return call_.callers(sequence_.x, sequence_.x_step, sequence_.x_row);
     const Rows<T> rows = dropping() ? dense(tape_->inputs[layer - 1]) : output_of(layer - 1);
-    return {rows.data, rows.step_stride, rows.row_stride, rows.order};
+    return {rows.data, rows.step_stride, rows.row_stride, rows.order, rows.pieces};
   }
 
   // The segments of all layers, in an order in which each comes after those that it needs: the layer's own before it, and the same one
@@ -218,7 +221,7 @@ class ForwardRun {
   // Past the rows' lengths, where what a layer has computed up to `end` is the caller's output.
   void deliver_zeros(const Share& share, Index end) const {
     const bool delivered = !tape_ && share.track.layer == call_.spec.num_layers - 1 && end == sequence_.steps;
-    if (delivered && sequence_.lengths) call_.once(share, [&] { clear_past_lengths(share); });
+    if (delivered && pads()) call_.once(share, [&] { clear_past_lengths(share); });
   }
 
   // The initial state into scratch; a row of length 0 has its final state with that.
@@ -257,7 +260,7 @@ class ForwardRun {
   void checkpoint(const Share& share, int part, Index index) {
     if (!call_.cell.has_c) return;
     const Index H = call_.spec.hidden_size;
-    T* to = tape_->c[call_.index_of(share.track)] + index * call_.batch * H;
+    T* to = tape_->c[call_.index_of(share.track)] + tape_->checkpoint_begins[index] * H;
     walk_.store_units(part, call_.stages(share.track).front(), walk_.group(share).c, 0,
                       call_.running(share, tape_->blocks.begins[index], share.rows),
                       [&](Index i) { return to + share.rank(i) * H; });
@@ -268,11 +271,12 @@ class ForwardRun {
     const Dropout& dropout = tape_->options.dropout;
     const T scale = static_cast<T>(1 / (1 - dropout.rate));
     const Index width = call_.spec.output_size();
+    const Rows<T> outputs = dense(tape_->outputs[layer]);
     for (Index rank = part; rank < call_.batch; rank += call_.plan.threads())
       for (Index t = 0; t < call_.order.length(rank); ++t) {
-        const Index at = tape_->pairs.at(t, rank) * width;
+        const Index at = outputs.offset(t, rank);
         const std::uint64_t place =
-            static_cast<std::uint64_t>(((layer * sequence_.steps + t) * call_.batch + call_.order.row(rank)) * width);
+            static_cast<std::uint64_t>(layer * output_values() + call_.callers_pair(t, rank) * width);
         for (Index k = 0; k < width; ++k) {
           const bool kept = stays(place + static_cast<std::uint64_t>(k), dropout);
           tape_->masks[layer][at + k] = kept;
@@ -285,12 +289,13 @@ class ForwardRun {
   void deliver(int part) const {
     const Rows<T> from = dense(tape_->outputs.back()), to = caller_output();
     const auto [begin, end] = part_of(sequence_.steps, part, call_.plan.threads());
-    for (Index t = begin; t < end; ++t)
-      for (Index rank = 0; rank < call_.batch; ++rank)
-        if (t >= call_.order.length(rank))
-          call_.pad(to.at(t, rank), call_.spec.output_size(), output_values());
-        else if (!in_lanes_)
-          std::copy_n(from.at(t, rank), call_.spec.output_size(), to.at(t, rank));
+    for (Index t = begin; t < end; ++t) {
+      const Index running = call_.running_ranks(t);
+      for (Index rank = 0; rank < running && !in_lanes_; ++rank)
+        std::copy_n(from.at(t, rank), call_.spec.output_size(), to.at(t, rank));
+      for (Index rank = running; rank < call_.batch && pads(); ++rank)
+        call_.pad(to.at(t, rank), call_.spec.output_size(), output_values());
+    }
     publish_streamed();
   }
 
@@ -304,7 +309,7 @@ class ForwardRun {
         call_.pad(out.at(t, share.rank(i)) + share.track.direction * P, P, output_values());
     }
   }
-  Index output_values() const { return sequence_.steps * call_.batch * call_.spec.output_size(); }
+  Index output_values() const { return call_.callers_steps() * call_.callers_batch() * call_.spec.output_size(); }
 
   const Sequence<T>& sequence_;
   Tape<T>* tape_;

@@ -61,7 +61,8 @@ class ForwardInLanes {
     T* const c = call_.cell.has_c ? group.c + place * vectors() : nullptr;
     if (passage.begin == 0) load_state(share.track, block, h, c);
     const double work = static_cast<double>(blocks_.lanes()) * step_work(share.track);
-    const Index most_steps = 1 + static_cast<Index>(1e6 / work);  // so few that between two of them nobody waits long
+    // So few that between two of them nobody waits long. Those of pieces stand at no even distance.
+    const Index most_steps = call_.order.pieces ? 1 : 1 + static_cast<Index>(1e6 / work);
     Index rows = blocks_.running(first, all, passage.begin);
     if (passage.begin == 0) store_state(share.track, first, rows, all, h, c);
     for (Index step = passage.begin; rows > 0 && step < passage.end;) {

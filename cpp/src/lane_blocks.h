@@ -34,7 +34,8 @@ class LaneBlocks {
                         Index* at) const {
     const auto offset = [&](Index rank) { return rows.offset(backwards ? length(rank) - 1 - step : step, rank); };
     const bool same_time = !backwards || length(first) == length(first + count - 1);
-    if (same_time && (in_order_ || !rows.order)) return {rows.data + offset(first), rows.row_stride, nullptr};
+    if (same_time && (in_order_ || !rows.order) && !rows.pieces)
+      return {rows.data + offset(first), rows.row_stride, nullptr};
     for (Index i = 0; i < count; ++i) at[i] = offset(first + i);
     return {rows.data, 0, at};
   }

@@ -11,14 +11,19 @@ template <class T>
 struct Rows {
   T* data = nullptr;
   Index step_stride = 0, row_stride = 0;
-  const Index* order = nullptr;  // where memory has the caller's order: the row of each rank
+  const Index* order = nullptr;    // where memory has the caller's order: the row of each rank
+  const Pieces* pieces = nullptr;  // or its piece
 
-  Index offset(Index step, Index rank) const { return step * step_stride + (order ? order[rank] : rank) * row_stride; }
+  Index offset(Index step, Index rank) const {
+    if (!order) return step * step_stride + rank * row_stride;
+    if (!pieces) return step * step_stride + order[rank] * row_stride;
+    return pieces->time(order[rank], step) * step_stride + pieces->row(order[rank]) * row_stride;
+  }
   T* at(Index step, Index rank) const { return data + offset(step, rank); }
 
   // Side by side, their pairs in that order.
   static Rows dense(T* data, PairOrder pairs, Index width) {
-    return {data, pairs.step_stride * width, pairs.rank_stride * width, nullptr};
+    return {data, pairs.step_stride * width, pairs.rank_stride * width, nullptr, nullptr};
   }
 };
 

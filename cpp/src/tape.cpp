@@ -10,6 +10,7 @@ Tape<T>::Tape(const Network<T>& network, const Sequence<T>& sequence, const Tape
       options(options),
       steps(sequence.steps),
       batch(sequence.batch),
+      pieces(sequence.pieces),
       lanes_of_rows(
           !recomputing() && has_rows_in_lanes(spec, network.kernels().lanes(), batch) ? network.kernels().lanes() : 0),
       lengths(batch, steps),
@@ -17,22 +18,24 @@ Tape<T>::Tape(const Network<T>& network, const Sequence<T>& sequence, const Tape
       pairs(PairOrder::by_step(batch)) {
   if (sequence.lengths) lengths.assign(sequence.lengths, sequence.lengths + batch);
   RowOrder::sort(lengths.data(), batch, rows.data());
+  if (pieces) list_step_begins();
   list_cuts();
   blocks = default_blocks();
+  list_checkpoints();
   bytes_ = memory.carve([&](Arena& arena) { carve(arena); });
 }
 
 template <class T>
 void Tape<T>::carve(Arena& arena) {
-  const Index H = spec.hidden_size, pair_count = steps * batch, outputs_size = pair_count * spec.output_size();
-  const Index checkpoints = options.recompute ? std::max<Index>(1, blocks.count()) : 1;
+  const Index H = spec.hidden_size, outputs_size = places() * spec.output_size();
+  const Index rows = in_lanes() ? lane_blocks() * lanes_of_rows : batch;
+  const Index kept_places = !pieces ? steps * rows : step_begins_.back() * (in_lanes() ? lanes_of_rows : 1);
   kept.clear();
   c.clear();
   for (Index track = 0; track < tracks(); ++track) {
-    const Index rows = in_lanes() ? lane_blocks() * lanes_of_rows : batch;
     const Index width = in_lanes() ? kept_width() + H : options.recompute ? 0 : kept_width();
-    kept.push_back(arena.take<T>(steps * rows * width));
-    c.push_back(arena.take<T>(spec.description().has_c ? checkpoints * rows * H : 0));
+    kept.push_back(arena.take<T>(kept_places * width));
+    c.push_back(arena.take<T>(spec.description().has_c ? (in_lanes() ? rows : checkpoint_begins.back()) * H : 0));
   }
   outputs.clear();
   inputs.clear();
@@ -45,7 +48,27 @@ void Tape<T>::carve(Arena& arena) {
     inputs.push_back(arena.take<T>(outputs_size));
     masks.push_back(arena.take<std::uint8_t>(outputs_size));
   }
-  h_0 = arena.take<T>(tracks() * (in_lanes() ? lane_blocks() * lanes_of_rows : batch) * spec.state_size());
+  h_0 = arena.take<T>(tracks() * rows * spec.state_size());
+}
+
+template <class T>
+Index Tape<T>::running(Index step) const {
+  return std::partition_point(rows.begin(), rows.end(), [&](Index row) { return lengths[row] > step; }) - rows.begin();
+}
+
+template <class T>
+void Tape<T>::list_step_begins() {
+  step_begins_ = {0};
+  for (Index step = 0; step < steps; ++step)
+    step_begins_.push_back(step_begins_.back() + (in_lanes() ? ceil_div(running(step), lanes_of_rows) : running(step)));
+  if (!in_lanes()) pairs = PairOrder::compact(step_begins_.data());
+}
+
+template <class T>
+void Tape<T>::list_checkpoints() {
+  checkpoint_begins = {0};
+  const Index count = options.recompute ? std::max<Index>(1, blocks.count()) : 1;
+  for (Index i = 0; i < count; ++i) checkpoint_begins.push_back(checkpoint_begins.back() + running(blocks.begins[i]));
 }
 
 template <class T>

@@ -244,8 +244,10 @@ class Walk {
     args.kept_write = passage.kept_write;
     args.kept_stride = call_.plan.row_groups * passage.pairs.rank_stride * passage.kept_width;
     args.kept_slots = call_.cell.kept;
-    args.kept = passage.kept ? passage.kept + passage.pairs.at(step - passage.first, share.first) * passage.kept_width
-                             : nullptr;
+    args.kept = passage.kept
+                    ? passage.kept + (passage.pairs.at(step, share.first) - passage.pairs.at(passage.first, 0)) *
+                                         passage.kept_width
+                    : nullptr;
     args.options = &call_.network.options();
     return args;
   }

@@ -69,6 +69,9 @@ class _Cell(_Module, Generic[_State, _Given]):
             ValueError: An argument has the wrong shape.
         """
         network = self._packs.network or self._packs.get()
+        if self._device == "cpu":
+            after: _State = network.step(x, state)
+            return after
         steps, before = self._as_sequence(x, state)
         return self._of_step(network.infer(steps, before, None, None, False)[1])
 

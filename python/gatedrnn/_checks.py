@@ -10,7 +10,7 @@ import operator
 import os
 import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 # 4 TiB. A system that promises memory it does not have would grant more, and end the process that writes it.
 _MOST_BYTES = 1 << 42
+
+ZEROS: Final = "zeros"  # the output of skipped steps, unless a call says otherwise
 
 _PLAIN = (bool, int, float, complex, str, np.generic)
 
@@ -61,6 +63,11 @@ def choice(name: str, value: object, choices: Sequence[str], where: str = "") ->
     if value not in choices:
         raise ValueError(f"{name}: expected {wanted}, got {shortened(value)}")
     return value
+
+
+def repeats_output(mask_output: object) -> bool:
+    """Accept a word for the output of skipped steps; tell whether it is that of the step before."""
+    return choice("mask_output", mask_output, (ZEROS, "previous")) == "previous"
 
 
 def float_dtype(name: str, value: object) -> np.dtype[Any]:

@@ -45,7 +45,15 @@ class Network:
         lengths: npt.ArrayLike | None,
         out: _Array | None,
         batch_first: bool,
-    ) -> tuple[_Array, Any]: ...
+        mask: npt.ArrayLike | None = None,
+        resets: npt.ArrayLike | None = None,
+        repeats: bool = False,
+    ) -> tuple[_Array, Any]:
+        """Compute; `repeats`: whether skipped steps have the output of the step before."""
+
+    def step(self, x: npt.ArrayLike, state: Any) -> Any:
+        """Take one step of a network of one layer: x (B, I) or (I,), the state likewise; the state after."""
+
     @property
     def packed_for_backward(self) -> bool: ...
     def pack_for_backward(self) -> None:
@@ -66,6 +74,9 @@ class Network:
         recompute: bool,
         owner: object = None,
         x_stays: bool = False,
+        mask: npt.ArrayLike | None = None,
+        resets: npt.ArrayLike | None = None,
+        repeats: bool = False,
     ) -> tuple[_Array, Any, Tape]:
         """Run and keep a tape; with a copy of x, unless nobody is going to write into that (`x_stays`)."""
 
@@ -98,7 +109,14 @@ class Stream(Generic[_State, _Given]):
     def state(self, state: _Given | None) -> None: ...
     @property
     def batch_size(self) -> int: ...
-    def step(self, x: npt.ArrayLike, out: _Array | None = None) -> _Array: ...
+    def step(
+        self,
+        x: npt.ArrayLike,
+        out: _Array | None = None,
+        *,
+        resets: npt.ArrayLike | None = None,
+        mask: npt.ArrayLike | None = None,
+    ) -> _Array: ...
     def reset(
         self,
         rows: int | Sequence[int] | Sequence[bool] | npt.NDArray[np.integer[Any] | np.bool_] | None = None,

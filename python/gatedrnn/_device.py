@@ -132,13 +132,24 @@ class Network:
         self._network = backend().Network(cell, parameters, precision=precision or "", **options)
         self.recipe: tuple[Any, ...] | None = None  # see _core.Network
 
-    def infer(self, x: Any, state: Any, lengths: Any, out: Any, batch_first: bool) -> tuple[Any, Any]:
+    def infer(
+        self,
+        x: Any,
+        state: Any,
+        lengths: Any,
+        out: Any,
+        batch_first: bool,
+        mask: Any = None,
+        resets: Any = None,
+        repeats: bool = False,
+    ) -> tuple[Any, Any]:
         """Run over whole sequences; keep nothing."""
+        marks = mask, resets, repeats
         if is_on_host(x):
             x = _core.float_array("x", x)
-            return self._network.infer(x, state, lengths, out, batch_first)  # type: ignore[no-any-return]
+            return self._network.infer(x, state, lengths, out, batch_first, 0, *marks)  # type: ignore[no-any-return]
         place = _Place(x)
-        output, state_n = self._network.infer(x, state, lengths, out, batch_first, place.stream)
+        output, state_n = self._network.infer(x, state, lengths, out, batch_first, place.stream, *marks)
         return place.given(output), place.given(state_n)
 
     def renewed(self, parameters: dict[str, Any]) -> Network:
@@ -149,13 +160,13 @@ class Network:
     def pack_for_backward(self) -> None:
         """Do nothing: the same weights serve both ways."""
 
-    def forward(self, x: Any, *rest: Any) -> tuple[Any, Any, Tape]:
+    def forward(self, x: Any, *rest: Any, **marks: Any) -> tuple[Any, Any, Tape]:
         """Run and keep a tape; the arguments are those of `_core.Network.forward`."""
         if is_on_host(x):
-            output, state_n, tape = self._network.forward(_core.float_array("x", x), *rest)
+            output, state_n, tape = self._network.forward(_core.float_array("x", x), *rest, **marks)
             return output, state_n, Tape(tape, None)
         place = _Place(x)
-        output, state_n, tape = self._network.forward(x, *rest, place.stream)
+        output, state_n, tape = self._network.forward(x, *rest, place.stream, **marks)
         return place.given(output), place.given(state_n), Tape(tape, place)
 
     def new_gradients(self, tape: Tape) -> dict[str, Any] | None:
@@ -196,12 +207,12 @@ class Stream:
         self._network = network
         self._stream = stream
 
-    def step(self, x: Any, out: Any = None) -> Any:
+    def step(self, x: Any, out: Any = None, *, resets: Any = None, mask: Any = None) -> Any:
         """Take one step: x (B, I) to output (B, S)."""
         if is_on_host(x):
-            return self._stream.step(_core.float_array("x", x), out)
+            return self._stream.step(_core.float_array("x", x), out, resets=resets, mask=mask)
         place = _Place(x)
-        return place.given(self._stream.step(x, out, place.stream))
+        return place.given(self._stream.step(x, out, place.stream, resets=resets, mask=mask))
 
     @property
     def state(self) -> Any:

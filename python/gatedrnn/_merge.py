@@ -88,9 +88,9 @@ class MergedNetwork:
         out[...] = result
         return out, state_n
 
-    def forward(self, x: Any, *rest: Any) -> tuple[Any, Any, Any]:
+    def forward(self, x: Any, *rest: Any, **marks: Any) -> tuple[Any, Any, Any]:
         """Run and keep a tape; the arguments are those of `_core.Network.forward`."""
-        output, state_n, tape = self._network.forward(self._readable("x", x), *rest)
+        output, state_n, tape = self._network.forward(self._readable("x", x), *rest, **marks)
         result = self._merged(output)
         kept = output if self._merge == "mul" else None
         tape._merged = _Kept(_device.library_of(output), tuple(result.shape), kept)

@@ -65,6 +65,9 @@ class _Recurrent(_Module, Generic[_State, _Given]):
         state: _Given | None = None,
         *,
         lengths: npt.ArrayLike | None = None,
+        resets: npt.ArrayLike | None = None,
+        mask: npt.ArrayLike | None = None,
+        mask_output: Literal["zeros", "previous"] = _checks.ZEROS,
         out: Array | None = None,
     ) -> tuple[Array, _State]:
         """Run over whole sequences; keep nothing.
@@ -80,6 +83,15 @@ class _Recurrent(_Module, Generic[_State, _Given]):
             lengths: B integers in 0..T, in any order: how many steps of each row are valid. Output past them
                 is 0, the final state is that of the row's last valid step (the initial state for a row of
                 length 0), and the reverse direction starts there.
+            resets: Booleans laid out like x, (T, B): where true, an episode begins: before that step the
+                row's state is zero, or with `learn_state` the learnt one. The reverse direction comes to the
+                same borders from the other side: it takes the initial state into the last episode, and its
+                final state out of the first.
+            mask: Booleans laid out like x, (T, B): where false, the step is skipped, whatever x holds there.
+                The state stays. None: every step counts. See docs/masks-and-episodes.md for both.
+            mask_output: The output of skipped steps: "zeros", or "previous" for that of the row's last step
+                before that was not skipped (in the order of each direction), 0 where there is none. Past a
+                row's length it is 0.
             out: Array to write the output into, of the output's shape and dtype; a new one where None.
 
         Returns:
@@ -91,7 +103,10 @@ class _Recurrent(_Module, Generic[_State, _Given]):
             ValueError: An argument has the wrong shape or value. In both cases nothing was written.
         """
         network = self._packs.network or self._packs.get()
-        result: tuple[Array, _State] = network.infer(x, state, lengths, out, self._batch_first)
+        repeats = mask_output is not _checks.ZEROS and _checks.repeats_output(mask_output)
+        result: tuple[Array, _State] = network.infer(
+            x, state, lengths, out, self._batch_first, mask, resets, repeats
+        )
         return result
 
     def forward(
@@ -100,6 +115,9 @@ class _Recurrent(_Module, Generic[_State, _Given]):
         state: _Given | None = None,
         *,
         lengths: npt.ArrayLike | None = None,
+        resets: npt.ArrayLike | None = None,
+        mask: npt.ArrayLike | None = None,
+        mask_output: Literal["zeros", "previous"] = _checks.ZEROS,
         recompute: bool = False,
         dropout_seed: int | None = None,
     ) -> tuple[Array, _State, _core.Tape]:
@@ -113,6 +131,9 @@ class _Recurrent(_Module, Generic[_State, _Given]):
             x: As in a call. The tape has a copy, so that you may write into it as soon as this returns.
             state: As in a call.
             lengths: As in a call.
+            resets: As in a call. No gradient crosses where an episode begins.
+            mask: As in a call.
+            mask_output: As in a call.
             recompute: Whether to keep only the states and compute the rest again in `backward`, block by
                 block, for 1.3 times the time. Of the memory, a long sequence takes a sixth with an LSTM, a
                 fifth or a quarter with a GRU, with `dropout` up to a third; an RNN keeps only states anyway.
@@ -127,13 +148,24 @@ class _Recurrent(_Module, Generic[_State, _Given]):
             Errors are those of a call, and a ValueError where `precision` is "int8".
         """
         recompute = _checks.flag("recompute", recompute)
+        repeats = _checks.repeats_output(mask_output)
         seed = _checks.seed("dropout_seed", dropout_seed)
         network = self._packs.get(for_backward=True)
         dropout = self.dropout if self.num_layers > 1 else 0.0
         if seed is None:
             seed = int(self._dropout_generator.integers(2**63)) if dropout else 0
         result: tuple[Array, _State, _core.Tape] = network.forward(
-            x, state, lengths, self._batch_first, dropout, seed % 2**64, recompute, self._identity
+            x,
+            state,
+            lengths,
+            self._batch_first,
+            dropout,
+            seed % 2**64,
+            recompute,
+            self._identity,
+            mask=mask,
+            resets=resets,
+            repeats=repeats,
         )
         return result
 
@@ -174,7 +206,7 @@ class _Recurrent(_Module, Generic[_State, _Given]):
         Args:
             tape: What `forward` of this module returned; its parameters may have changed since.
             d_output: The loss's gradient by the output, in its shape; None for zeros. What it says past a
-                row's length is ignored.
+                row's length, and in skipped steps whose output was zeros, is ignored.
             d_state_n: The gradient by the final state, in its shape; None for zeros. For LSTM a pair, either
                 part of which may be None.
             accumulate_into: Arrays by parameter name, C-contiguous and of the module's dtype, to which the
@@ -211,8 +243,9 @@ class _Recurrent(_Module, Generic[_State, _Given]):
             batch_size: Number of sequences, B.
 
         Returns:
-            A stream with ``step(x, out=None)``, x (B, I) to output (B, S), ``state`` in the layout of a
-            batched call's, and ``reset(rows=None)``. It begins as a call without a state does.
+            A stream with ``step(x, out=None, *, resets=None, mask=None)``, x (B, I) to output (B, S),
+            ``state`` in the layout of a batched call's, and ``reset(rows=None)``. It begins as a call
+            without a state does.
 
         Raises:
             TypeError: `batch_size` is not an integer.

@@ -46,10 +46,22 @@ struct NamedCell {
   bool projection;
 };
 
+// AddressSanitizer takes ten times as long, and looks at memory: of general cells, which are alike there, it sees those with the most.
+inline bool is_left_out(Cell cell) {
+#ifdef __SANITIZE_ADDRESS__
+  return cell == Cell::lstm_general || cell == Cell::lstm_peephole_general || cell == Cell::lstm_coupled_general ||
+         cell == Cell::gru_general;
+#else
+  static_cast<void>(cell);
+  return false;
+#endif
+}
+
 // Every cell, and an LSTM with a projection.
 inline std::vector<NamedCell> all_cells() {
   std::vector<NamedCell> all;
-  for (int cell = 0; cell < kCellCount; ++cell) all.push_back({kCellNames[cell], static_cast<Cell>(cell), false});
+  for (int cell = 0; cell < kCellCount; ++cell)
+    if (!is_left_out(static_cast<Cell>(cell))) all.push_back({kCellNames[cell], static_cast<Cell>(cell), false});
   all.push_back({"lstm with projection", Cell::lstm, true});
   return all;
 }

@@ -2,12 +2,15 @@
 #pragma once
 
 #include "../../bindings/gil_release.h"
+#include "../../bindings/marks.h"
 #include "../../bindings/named_parameters.h"
+#include "../pieces.h"
 #include "transfer.h"
 
 namespace gatedrnn::cuda {
 
 using bindings::GilRelease;
+using bindings::Marks;
 using bindings::type_name;
 
 // The learnt parts of the state that rows begin with, [layer * direction][width]; null for zeros.
@@ -32,8 +35,9 @@ class BoundTape {
   std::vector<std::shared_ptr<Array>> kept;
   Index steps = 0, batch = 0;
   bool unbatched = false, batch_first = false, host = false;
-  Storage storage = Storage::float32;  // of x
-  bindings::LearntParts learnt;        // of the initial state
+  Storage storage = Storage::float32;    // of x
+  bindings::LearntParts learnt;          // of the initial state
+  std::shared_ptr<CallInPieces> pieces;  // that the rows were run in, if any
   py::object owner;
 
   Index bytes() const { return tape->bytes(); }
@@ -72,13 +76,15 @@ class BoundNetwork {
   std::shared_ptr<const InitialState> initial() const { return initial_; }
 
   py::tuple infer(const py::object& x, const py::object& state, const py::object& lengths, const py::object& out,
-                  bool batch_first, std::uintptr_t stream) {
+                  bool batch_first, std::uintptr_t stream, const py::object& mask, const py::object& resets,
+                  bool repeats) {
     Transfer transfer(x, host_storage_, stream);
     Call call;
-    prepare(call, transfer, transfer.input("x", x), x, state, lengths, out, batch_first);
+    prepare(call, transfer, transfer.input("x", x), x, state, lengths, out, batch_first, {mask, resets, repeats});
     {
       const GilRelease release;
-      network_->run(call.forward, transfer.stream());
+      call.run(spec_, repeats, transfer.stream(),
+               [&](const ForwardCall& forward) { network_->run(forward, transfer.stream()); });
     }
     transfer.finish();
     return call.results(spec_);
@@ -86,19 +92,23 @@ class BoundNetwork {
 
   py::tuple forward(const py::object& x, const py::object& state, const py::object& lengths, bool batch_first,
                     double dropout, std::uint64_t dropout_seed, bool recompute, const py::object& owner,
-                    std::uintptr_t stream) {
+                    std::uintptr_t stream, const py::object& mask, const py::object& resets, bool repeats) {
     Transfer transfer(x, host_storage_, stream);
     Call call;
-    prepare(call, transfer, transfer.copied("x", x), x, state, lengths, py::none(), batch_first);
+    const Marks marks{mask, resets, repeats};
+    const ArrayView in = marks.any() ? transfer.input("x", x) : transfer.copied("x", x);  // pieces are a copy
+    prepare(call, transfer, in, x, state, lengths, py::none(), batch_first, marks);
     auto tape = std::make_unique<BoundTape>();
     {
       const GilRelease release;
-      tape->tape = network_->forward(call.forward, {{dropout, dropout_seed}, recompute}, transfer.stream());
+      tape->pieces = call.run(spec_, repeats, transfer.stream(), [&](const ForwardCall& forward) {
+        tape->tape = network_->forward(forward, {{dropout, dropout_seed}, recompute}, transfer.stream());
+      });
     }
     tape->network = network_;
     tape->x = call.forward.x;
     tape->storage = call.forward.x.storage;
-    tape->kept = transfer.kept();
+    if (!tape->pieces) tape->kept = transfer.kept();
     tape->steps = call.forward.steps;
     tape->batch = call.forward.batch;
     tape->unbatched = call.unbatched;
@@ -142,7 +152,10 @@ class BoundNetwork {
       call.d_c_0 = new_state(transfer, tape.batch, tape.unbatched, spec_.hidden_size, tape.storage, d_c_0);
     {
       const GilRelease release;
-      tape.network->backward(*tape.tape, call, transfer.stream());
+      const auto go_back = [&](const BackwardCall& backward) {
+        tape.network->backward(*tape.tape, backward, transfer.stream());
+      };
+      tape.pieces ? tape.pieces->backward(call, transfer.stream(), go_back) : go_back(call);
     }
     transfer.finish();
     return py::make_tuple(d_x, d_c_0 ? py::object(py::make_tuple(d_h_0, d_c_0)) : d_h_0);
@@ -205,6 +218,19 @@ class BoundNetwork {
     py::object y, h_n, c_n;
     std::optional<std::vector<Index>> lengths;
     bindings::LearntParts learnt;
+    std::optional<PieceList> pieces;
+
+    // run(call), in pieces where the rows have some, which a tape needs.
+    template <class Run>
+    std::shared_ptr<CallInPieces> run(const Spec& spec, bool repeats, cudaStream_t stream, Run&& run) {
+      if (!pieces) {
+        run(forward);
+        return nullptr;
+      }
+      const auto in_pieces = std::make_shared<CallInPieces>(spec, std::move(*pieces), repeats, stream);
+      in_pieces->forward(forward, run);
+      return in_pieces;
+    }
 
     py::tuple results(const Spec& spec) const {
       return py::make_tuple(y, spec.description().has_c ? py::object(py::make_tuple(h_n, c_n)) : h_n);
@@ -213,7 +239,7 @@ class BoundNetwork {
 
   // `call` stays where it is: the results are put into its objects at the end.
   void prepare(Call& call, Transfer& transfer, const ArrayView& in, const py::object& x, const py::object& state,
-               const py::object& lengths, const py::object& out, bool batch_first) const {
+               const py::object& lengths, const py::object& out, bool batch_first, const Marks& marks) const {
     call.unbatched = in.axes() == 2;
     if ((in.axes() != 3 && !call.unbatched) || in.shape.back() != spec_.input_size) {
       const std::string features = std::to_string(spec_.input_size);
@@ -230,6 +256,15 @@ class BoundNetwork {
     call.learnt = {begin_learnt(f.h_0, initial_->h), begin_learnt(f.c_0, initial_->c)};
     if (call.unbatched && !lengths.is_none()) refuse_value("lengths", "None for an unbatched x", type_name(lengths));
     call.lengths = bindings::lengths_argument(lengths, f.batch, f.steps);
+    if (initial_->h && !call.learnt.h && !marks.resets.is_none())  // some would begin with one, and some with another
+      refuse_value("resets", "None on 'cuda' where a state is given beside a learnt one", type_name(marks.resets));
+    if (marks.any()) {
+      const Index* const given = call.lengths ? call.lengths->data() : nullptr;
+      call.pieces.emplace(bindings::pieces_of(marks, call.unbatched, batch_first, f.steps, f.batch, given));
+      if (call.pieces->longest() * call.pieces->count() > most)
+        refuse_value("resets", "at most 2**30 steps of the longest piece times pieces",
+                     std::to_string(call.pieces->longest()) + " times " + std::to_string(call.pieces->count()));
+    }
     Sizes shape = in.shape;
     shape.back() = spec_.output_size();
     ArrayView y;

@@ -22,7 +22,8 @@ class BoundStream {
     reset(py::none());
   }
 
-  py::object step(const py::object& x, const py::object& out, std::uintptr_t stream) {
+  py::object step(const py::object& x, const py::object& out, std::uintptr_t stream, const py::object& resets,
+                  const py::object& mask) {
     Transfer transfer(x, storage_, stream);
     const ArrayView in = transfer.input("x", x);
     const bool single = in.axes() == 1 && batch_ == 1;
@@ -42,10 +43,15 @@ class BoundStream {
       to = transfer.output_into("out", out, shape, transfer.host() ? storage_ : in.storage);
       y = out;
     }
+    const std::vector<Index> begun = bindings::rows_with(true, "resets", resets, batch_);
+    const std::vector<Index> lengths = bindings::lengths_of_step(mask, batch_);
     const StreamInUse in_use(lock_);
+    begin(begun, initial_->h.get(), h_);
+    begin(begun, initial_->c.get(), c_);
     ForwardCall call;
     call.steps = 1;
     call.batch = batch_;
+    call.lengths = lengths.empty() ? nullptr : lengths.data();
     call.x = {in.data, in.storage, 0, single ? 0 : in.strides[0]};
     call.y = {to.data, to.storage, 0, single ? 0 : to.strides[0]};
     call.h_0 = call.h_n = {h_.view().data, storage_};

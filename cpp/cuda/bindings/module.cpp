@@ -67,7 +67,8 @@ PYBIND11_MODULE(_cuda, m) {
           py::arg("stream_owner"));
 
   py::class_<BoundStream>(m, "Stream")
-      .def("step", &BoundStream::step, py::arg("x"), py::arg("out") = py::none(), py::arg("stream") = 0)
+      .def("step", &BoundStream::step, py::arg("x"), py::arg("out") = py::none(), py::arg("stream") = 0, py::kw_only(),
+           py::arg("resets") = py::none(), py::arg("mask") = py::none())
       .def_property("state", &BoundStream::state, &BoundStream::set_state)
       .def("reset", &BoundStream::reset, py::arg("rows") = py::none())
       .def_property_readonly("batch_size", &BoundStream::batch_size);
@@ -81,10 +82,12 @@ PYBIND11_MODULE(_cuda, m) {
            py::arg("precision"), py::arg("reverse") = false, py::arg("learn_state") = false,
            py::arg("activations") = py::tuple(), py::arg("clip") = py::none(), py::arg("cell_clip") = py::none())
       .def("infer", &BoundNetwork::infer, py::arg("x"), py::arg("state"), py::arg("lengths"), py::arg("out"),
-           py::arg("batch_first"), py::arg("stream") = 0)
+           py::arg("batch_first"), py::arg("stream") = 0, py::arg("mask") = py::none(), py::arg("resets") = py::none(),
+           py::arg("repeats") = false)
       .def("forward", &BoundNetwork::forward, py::arg("x"), py::arg("state"), py::arg("lengths"),
            py::arg("batch_first"), py::arg("dropout"), py::arg("dropout_seed"), py::arg("recompute"),
-           py::arg("owner") = py::none(), py::arg("stream") = 0)
+           py::arg("owner") = py::none(), py::arg("stream") = 0, py::arg("mask") = py::none(),
+           py::arg("resets") = py::none(), py::arg("repeats") = false)
       .def("backward", &BoundNetwork::backward, py::arg("tape"), py::arg("d_output"), py::arg("d_state_n"),
            py::arg("gradients"), py::arg("accumulate"), py::arg("input_gradient"), py::arg("owner") = py::none(),
            py::arg("stream") = 0)

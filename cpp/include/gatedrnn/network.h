@@ -10,6 +10,7 @@
 #include "gatedrnn/core.h"
 #include "gatedrnn/packed.h"
 #include "gatedrnn/parameters.h"
+#include "gatedrnn/pieces.h"
 #include "gatedrnn/plan.h"
 #include "gatedrnn/workspace.h"
 
@@ -32,10 +33,13 @@ struct Sequence {
   T* y = nullptr;
   Index y_step = 0, y_row = 0;
   const Index* lengths = nullptr;  // [B] in 0 .. T; null: T for every row
-  const T* h_0 = nullptr;          // [L * D][B][state_size]; null: zeros
-  const T* c_0 = nullptr;          // [L * D][B][H]; null: zeros
-  T* h_n = nullptr;                // may be h_0
-  T* c_n = nullptr;                // where the state has c; may be c_0
+  // Where the rows are pieces, which `steps`, `batch`, `lengths` and the states then count: where they stand in x and y, of which
+  // nothing else is read or written. A tape needs them as long as it lives.
+  const Pieces* pieces = nullptr;
+  const T* h_0 = nullptr;  // [L * D][B][state_size]; null: zeros
+  const T* c_0 = nullptr;  // [L * D][B][H]; null: zeros
+  T* h_n = nullptr;        // may be h_0
+  T* c_n = nullptr;        // where the state has c; may be c_0
   Poll poll;
 };
 

@@ -3,7 +3,7 @@
 
 #include <algorithm>
 
-#include "gatedrnn/spec.h"
+#include "gatedrnn/pieces.h"
 
 namespace gatedrnn {
 
@@ -12,6 +12,7 @@ struct RowOrder {
   const Index* rows = nullptr;     // by rank; null: as they come
   const Index* lengths = nullptr;  // by row; null: all of them `steps`
   Index steps = 0;
+  const Pieces* pieces = nullptr;  // what the rows are, if not the caller's
 
   Index row(Index rank) const { return rows ? rows[rank] : rank; }
   Index length(Index rank) const { return lengths ? lengths[row(rank)] : steps; }
@@ -26,10 +27,13 @@ struct RowOrder {
 // How (step, rank) pairs follow one another in an array: step by step, or rank by rank.
 struct PairOrder {
   Index step_stride, rank_stride;  // in pairs
+  const Index* begins = nullptr;   // or where each step's pairs begin
 
   static PairOrder by_step(Index ranks) { return {ranks, 1}; }
   static PairOrder by_rank(Index steps) { return {1, steps}; }
-  Index at(Index step, Index rank) const { return step * step_stride + rank * rank_stride; }
+  // Only those that there are, not all ranks in each step.
+  static PairOrder compact(const Index* begins) { return {0, 1, begins}; }
+  Index at(Index step, Index rank) const { return (begins ? begins[step] : step * step_stride) + rank * rank_stride; }
 };
 
 }  // namespace gatedrnn

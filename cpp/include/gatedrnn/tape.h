@@ -32,6 +32,7 @@ class Tape {
   const Spec spec;
   const TapeOptions options;
   const Index steps, batch;
+  const Pieces* const pieces;  // where rows are pieces
   // 0 where lanes hold units. Recomputing stays with those: it goes through blocks of steps of all rows.
   const int lanes_of_rows;
   std::vector<Index> lengths;  // [B], by row
@@ -39,10 +40,14 @@ class Tape {
   // Backward goes through the steps in blocks (with gradient threads in shorter ones of its plan), and cuts them where a block of pairs ends.
   StepBlocks blocks;
 
-  PairOrder pairs;       // in `kept`, `outputs`, `inputs` and `masks`, as forward's plan wants it
-  std::vector<T*> kept;  // by track: [(step, rank)][kept_width], see kept_offset; with `recompute` nowhere
-  std::vector<T*>
-      c;  // by track, where there is c: [checkpoint][rank][H]: c before each block, or with all kept before the first
+  // In `kept`, `outputs`, `inputs` and `masks`, as forward's plan wants it. Of pieces `kept` has only those that there are, and the
+  // others have places as in the caller's arrays.
+  PairOrder pairs;
+  std::vector<T*> kept;  // by track: [(step, rank)][kept_width]; with `recompute` nowhere
+  // By track, where there is c: [(checkpoint, rank)][H]: c before each block, of the rows that run in its first step; or with all kept
+  // before the first.
+  std::vector<T*> c;
+  std::vector<Index> checkpoint_begins;
   std::vector<T*> outputs;           // by layer: [(t, rank)][D * P]; with rows in lanes not of the last one
   std::vector<T*> inputs;            // by layer from the second on, with dropout: what is left of the outputs below
   std::vector<std::uint8_t*> masks;  // the same places: 1 where a value was left
@@ -51,10 +56,13 @@ class Tape {
   bool in_lanes() const { return lanes_of_rows > 0; }
   Index lane_blocks() const { return ceil_div(batch, lanes_of_rows); }
   T* kept_in_lanes(Index track, Index block, Index step) const {
-    return kept[track] + (step * lane_blocks() + block) * (kept_width() + spec.hidden_size) * lanes_of_rows;
+    const Index begin = pieces ? step_begins_[step] : step * lane_blocks();
+    return kept[track] + (begin + block) * (kept_width() + spec.hidden_size) * lanes_of_rows;
   }
 
-  RowOrder order() const { return {rows.data(), lengths.data(), steps}; }
+  RowOrder order() const { return {rows.data(), lengths.data(), steps, pieces}; }
+  // Of pairs, in arrays that have one for each of the caller's (step, row).
+  Index places() const { return pieces ? pieces->steps * pieces->batch : steps * batch; }
   Index length(Index rank) const { return lengths[rows[rank]]; }
   Index longest() const { return batch > 0 ? length(0) : 0; }
   Index tracks() const { return spec.num_layers * spec.directions; }
@@ -72,11 +80,15 @@ class Tape {
     Index step, pairs, pair_blocks;
   };
 
+  Index running(Index step) const;
+  void list_step_begins();
+  void list_checkpoints();
   void list_cuts();
   StepBlocks default_blocks() const;
   void carve(Arena& arena);
 
-  std::vector<Cut> cuts_;  // from the last step to the first
+  std::vector<Cut> cuts_;           // from the last step to the first
+  std::vector<Index> step_begins_;  // of pieces: pairs of the steps before, or with rows in lanes blocks of rows
   Index bytes_ = 0;
 };
 

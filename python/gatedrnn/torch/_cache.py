@@ -45,6 +45,7 @@ class Stack(NamedTuple):
     precision: str | None = None
     functions: str = "{}"  # those of a general cell, and its clips, in JSON: graphs have no dictionaries
     reverse: bool = False
+    learn_state: bool = False
 
     @property
     def tracks(self) -> int:
@@ -71,6 +72,7 @@ def shapes_of(stack: Stack, input_size: int, hidden_size: int, state_size: int) 
         "num_layers": stack.num_layers,
         "bidirectional": stack.bidirectional,
         "bias": stack.bias,
+        "learn_state": stack.learn_state,
         "proj_size": 0 if state_size == hidden_size else state_size,
         "dtype": np.dtype(np.float64),
     }
@@ -196,6 +198,7 @@ def _pack(
             precision=stack.precision,
             **json.loads(stack.functions),
             reverse=stack.reverse,
+            learn_state=stack.learn_state,
         )
     if for_backward:
         network.pack_for_backward()

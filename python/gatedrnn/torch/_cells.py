@@ -8,7 +8,7 @@ import torch
 
 import gatedrnn
 from gatedrnn import _checks
-from gatedrnn.torch._modules import _Recurrent
+from gatedrnn.torch._modules import EVERY_STEP, _Recurrent
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,7 +44,7 @@ class _Cell(_Recurrent):
             if state is not None and _axes(name, state) != expected:
                 raise ValueError(f"{name}: expected {expected}, got {tuple(state.shape)}")
             before.append(None if state is None else state.unsqueeze(0))
-        results = self._compute(input.unsqueeze(0), before[0], before[1], None)
+        results = self._compute(input.unsqueeze(0), before[0], before[1], EVERY_STEP)
         return tuple([state.squeeze(0) for state in results[1:]])
 
 

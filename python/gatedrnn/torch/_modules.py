@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeAlias, cast
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from gatedrnn import _checks
 from gatedrnn._activations import engine_options
 from gatedrnn._merge import merged
 from gatedrnn._options import checked_precision
-from gatedrnn._parameters import initial_state_shapes
+from gatedrnn._parameters import INITIAL_STATE
 from gatedrnn.torch import _ops
 from gatedrnn.torch._cache import DTYPE_NAMES, DTYPES, LOW_PRECISIONS, NetworkCache, Stack, shapes_of
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from gatedrnn._activations import Activations
 
     Lengths: TypeAlias = Tensor | npt.NDArray[np.integer[Any]] | Sequence[int]
+    Flags: TypeAlias = Tensor | npt.NDArray[np.bool_] | Sequence[bool] | Sequence[Sequence[bool]]
 
 __all__ = ["GRU", "LSTM", "RNN"]
 
@@ -50,6 +51,53 @@ _COMMON_OPTIONS = (
     "merge",
     "learn_state",
 )
+
+
+class _Steps(NamedTuple):
+    """What a call says of its steps: how many are valid, which are skipped, and where the state is zero."""
+
+    lengths: Lengths | None = None
+    mask: Flags | None = None
+    resets: Flags | None = None
+    repeats: bool = False
+
+    def checked(self, x: Tensor) -> _Steps:
+        """Check what the engine cannot: it checks the numbers."""
+        if self is EVERY_STEP:
+            return self
+        if self.lengths is not None and x.dim() == 2:
+            described = _checks.described(self.lengths)
+            raise ValueError(f"lengths: expected None for an unbatched input, got {described}")
+        for name, value in zip(self._fields, self[:3], strict=False):
+            if isinstance(value, Tensor) and value.device.type not in ("cpu", "meta"):
+                raise ValueError(f"{name}: expected a tensor on the CPU, got one on {value.device}")
+        return self
+
+    def of_packed(self, row_lengths: Tensor) -> _Steps:
+        """Return those of a PackedSequence, which has the lengths, and no place for the rest."""
+        for name, value in zip(self._fields, self[:3], strict=False):
+            if value is not None:
+                why = ", which has its own" if name == "lengths" else ""
+                raise ValueError(f"{name}: expected None with a PackedSequence{why}")
+        return _Steps(row_lengths)
+
+    def tensors(self) -> tuple[Tensor | None, Tensor | None, Tensor | None, bool]:
+        lengths, mask, resets = [None if s is None else torch.as_tensor(s) for s in self[:3]]
+        return lengths, mask, resets, self.repeats
+
+    def arrays(self) -> tuple[Any, Any, Any, bool]:
+        lengths, mask, resets = [s.numpy() if isinstance(s, Tensor) else s for s in self[:3]]
+        return lengths, mask, resets, self.repeats
+
+
+EVERY_STEP = _Steps()
+
+
+def _steps(lengths: Lengths | None, mask: Flags | None, resets: Flags | None, mask_output: str) -> _Steps:
+    repeats = mask_output is not _checks.ZEROS and _checks.repeats_output(mask_output)
+    if lengths is None and mask is None and resets is None:
+        return EVERY_STEP
+    return _Steps(lengths, mask, resets, repeats)
 
 
 class _Recurrent(nn.Module):
@@ -100,12 +148,11 @@ class _Recurrent(nn.Module):
             self.bias,
             functions=json.dumps(functions),
             reverse=self.direction == "reverse",
+            learn_state=self.learn_state,
         )
         shapes = shapes_of(self._stack, self.input_size, self.hidden_size, self._state_size)
         self._names = tuple([name.removesuffix(self._engine_suffix) for name in shapes])
         for name, shape in zip(self._names, shapes.values(), strict=True):
-            self.register_parameter(name, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
-        for name, shape in self._initial_state_shapes().items():
             self.register_parameter(name, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
         self._cache = NetworkCache()
         self.reset_parameters()
@@ -120,26 +167,11 @@ class _Recurrent(nn.Module):
         Those of `learn_state` become zeros.
         """
         bound = self.hidden_size**-0.5
-        states = self._initial_state_shapes()
         for name, parameter in self.named_parameters():
-            if name in states:
+            if name in INITIAL_STATE:
                 nn.init.zeros_(parameter)
             else:
                 nn.init.uniform_(parameter, -bound, bound)
-
-    def _initial_state_shapes(self) -> dict[str, tuple[int, ...]]:
-        if not self.learn_state:
-            return {}
-        stack = self._stack
-        return initial_state_shapes(stack.tracks, self._state_size, self.hidden_size, stack.cell)
-
-    def _initial_state(self, batch: tuple[int, ...]) -> tuple[Tensor, Tensor | None]:
-        """Return the learnt h and c of rows for which none are given."""
-
-        def of_rows(parameter: Tensor) -> Tensor:
-            return parameter.unsqueeze(1).expand(-1, *batch, -1) if batch else parameter
-
-        return of_rows(self.h_0), of_rows(self.c_0) if self._stack.has_c else None
 
     def flatten_parameters(self) -> None:
         """Do nothing: there is no need to, but programs written for torch.nn's modules call it."""
@@ -151,10 +183,11 @@ class _Recurrent(nn.Module):
 
     @property
     def all_weights(self) -> list[list[Tensor]]:
-        """The parameters by layer and direction, as torch.nn's modules give them."""
-        count = len(self._names) // self._stack.tracks
-        weights = self._weights()
-        return [list(weights[i : i + count]) for i in range(0, len(weights), count)]
+        """The parameters by layer and direction, as torch.nn's modules give them; without learnt states."""
+        named = zip(self._names, self._weights(), strict=True)
+        weights = [weight for name, weight in named if name not in INITIAL_STATE]
+        count = len(weights) // self._stack.tracks
+        return [weights[i : i + count] for i in range(0, len(weights), count)]
 
     def extra_repr(self) -> str:
         """Write the arguments that are not torch.nn's defaults."""
@@ -178,39 +211,35 @@ class _Recurrent(nn.Module):
         return tuple([getattr(self, name) for name in self._names])
 
     def _compute(
-        self, x: Tensor | PackedSequence, h: Tensor | None, c: Tensor | None, lengths: Lengths | None
+        self, x: Tensor | PackedSequence, h: Tensor | None, c: Tensor | None, steps: _Steps
     ) -> tuple[Any, ...]:
         """Return output, h_n and, for LSTM, c_n, for any form of input."""
         weights = self._weights()
         if isinstance(x, PackedSequence):
-            if lengths is not None:
-                raise ValueError("lengths: expected None with a PackedSequence, which has its own")
-            return self._compute_packed(x, h, c, weights)
+            return self._compute_packed(x, h, c, steps, weights)
         x, h, c = _cast(x, h, c, weights[0].dtype)
         self._check_input(x, weights[0].dtype, packed=False)
-        rows = _ops.batch_of(x, None, self.batch_first, False)
-        if h is None and self.learn_state:
-            h, c = self._initial_state(rows)
         if h is not None:
-            self._check_state(h, c, rows, x.dtype)
-        if lengths is not None:
-            _check_lengths(lengths, x)
-        return self._dispatch_cast(x, h, c, lengths, False, weights)
+            self._check_state(h, c, _ops.batch_of(x, None, self.batch_first, False), x.dtype)
+        return self._dispatch_cast(x, h, c, steps.checked(x), False, weights)
 
     def _compute_packed(
-        self, packed: PackedSequence, h: Tensor | None, c: Tensor | None, weights: tuple[Tensor, ...]
+        self,
+        packed: PackedSequence,
+        h: Tensor | None,
+        c: Tensor | None,
+        steps: _Steps,
+        weights: tuple[Tensor, ...],
     ) -> tuple[Any, ...]:
         x, batch_sizes, order, inverse = packed
         batch = int(batch_sizes[0]) if order is None else order.shape[0]
         x, h, c = _cast(x, h, c, weights[0].dtype)
         self._check_input(x, weights[0].dtype, packed=True)
-        if h is None and self.learn_state:
-            h, c = self._initial_state((batch,))
         if h is not None:
             self._check_state(h, c, (batch,), x.dtype)
-        row_lengths = (batch_sizes.unsqueeze(1) > torch.arange(batch)).sum(0)
+        steps = steps.of_packed((batch_sizes.unsqueeze(1) > torch.arange(batch)).sum(0))
         h, c = _reordered(h, order), _reordered(c, order)
-        results = self._dispatch_cast(x, h, c, row_lengths, True, weights)
+        results = self._dispatch_cast(x, h, c, steps, True, weights)
         output = PackedSequence(results[0], batch_sizes, order, inverse)
         return output, *[_reordered(state, inverse) for state in results[1:]]
 
@@ -219,7 +248,7 @@ class _Recurrent(nn.Module):
         x: Tensor,
         h: Tensor | None,
         c: Tensor | None,
-        lengths: Lengths | None,
+        steps: _Steps,
         packed: bool,
         weights: tuple[Tensor, ...],
     ) -> tuple[Tensor, ...]:
@@ -238,7 +267,7 @@ class _Recurrent(nn.Module):
         stack = self._stack if precision is None else self._stack._replace(precision=precision)
         if dtype in LOW_PRECISIONS:
             x, h, c = _converted(x, h, c, torch.float32)
-        output, *states = self._dispatch(x, h, c, lengths, packed, weights, stack)
+        output, *states = self._dispatch(x, h, c, steps, packed, weights, stack)
         results = (merged(self.merge, output), *states)
         return results if cast_to == x.dtype else tuple([result.to(cast_to) for result in results])
 
@@ -247,7 +276,7 @@ class _Recurrent(nn.Module):
         x: Tensor,
         h: Tensor | None,
         c: Tensor | None,
-        lengths: Lengths | None,
+        steps: _Steps,
         packed: bool,
         weights: tuple[Tensor, ...],
         stack: Stack,
@@ -264,19 +293,16 @@ class _Recurrent(nn.Module):
             or _dispatch_modes()
             or _tracing()
         ):
-            if lengths is not None:
-                lengths = torch.as_tensor(lengths)
-            arguments = (x, h, c, weights, lengths, batch_first, packed, *stack, self._cache.number)
+            arguments = (x, h, c, weights, *steps.tensors(), batch_first, packed, *stack, self._cache.number)
             return self._through_operators(arguments, dropout, seed, keep)
         if _transforming():
             raise NotImplementedError(
                 "gatedrnn.torch: the transforms of torch.func are not implemented; use torch.autograd, or "
                 "torch.nn's module"
             )
-        if isinstance(lengths, Tensor):
-            lengths = lengths.numpy()
         cached = self._cache.get(stack, weights, keep)
-        call = _ops.Call(cached, lengths, batch_first, packed, dropout, 0 if seed is None else int(seed))
+        dropout_seed = 0 if seed is None else int(seed)
+        call = _ops.Call(cached, *steps.arrays(), batch_first, packed, dropout, dropout_seed)
         return _ops.forward(call, x, h, c, weights) if keep else _ops.run(call, x, h, c)
 
     def _through_operators(
@@ -322,14 +348,6 @@ def _check_tensor(name: str, tensor: Tensor, dtype: torch.dtype) -> None:
         raise TypeError(f"{name}: expected {dtype} like the parameters, got {tensor.dtype}")
     if tensor.device.type not in ("cpu", "meta"):
         raise ValueError(f"{name}: expected a tensor on the CPU, got one on {tensor.device}")
-
-
-def _check_lengths(lengths: Lengths, x: Tensor) -> None:
-    """Check what the engine cannot: it checks the numbers."""
-    if x.dim() == 2:
-        raise ValueError(f"lengths: expected None for an unbatched input, got {_checks.described(lengths)}")
-    if isinstance(lengths, Tensor) and lengths.device.type not in ("cpu", "meta"):
-        raise ValueError(f"lengths: expected a tensor on the CPU, got one on {lengths.device}")
 
 
 def _cast(
@@ -445,6 +463,9 @@ class LSTM(_Recurrent):
         hx: tuple[Tensor, Tensor] | None = None,
         *,
         lengths: Lengths | None = None,
+        resets: Flags | None = None,
+        mask: Flags | None = None,
+        mask_output: Literal["zeros", "previous"] = _checks.ZEROS,
     ) -> tuple[Any, tuple[Tensor, Tensor]]:
         """Run over whole sequences, with D directions and h of size S: `proj_size` if set, else H.
 
@@ -455,6 +476,11 @@ class LSTM(_Recurrent):
                 unbatched; None for zeros, or with `learn_state` the parameters.
             lengths: B integers in 0..T, in any order: how many steps of each row of a padded input are
                 valid. Output past them is 0, and the final state is that of the last valid step.
+            resets: Booleans laid out like a padded input, (T, B): where true, the row's state is zero, or
+                with `learn_state` the learnt one, before that step, and no gradient crosses.
+            mask: Booleans laid out like a padded input, (T, B): where false, the step is skipped and the
+                state stays. As to both, see docs/masks-and-episodes.md.
+            mask_output: The output of skipped steps: "zeros", or "previous" for that of the step before.
 
         Returns:
             The output, (T, B, D*S), or (T, B, S) where `merge` is not "concat", laid out like the input
@@ -469,7 +495,8 @@ class LSTM(_Recurrent):
             if not isinstance(hx, (tuple, list)) or len(hx) != 2 or hx[0] is None:
                 raise TypeError(f"hx: expected a pair (h, c) of tensors, got {_checks.described(hx)}")
             h, c = hx
-        output, h_n, c_n = self._compute(input, h, c, lengths)
+        steps = _steps(lengths, mask, resets, mask_output)
+        output, h_n, c_n = self._compute(input, h, c, steps)
         return output, (h_n, c_n)
 
 
@@ -482,6 +509,9 @@ class _SingleState(_Recurrent):
         hx: Tensor | None = None,
         *,
         lengths: Lengths | None = None,
+        resets: Flags | None = None,
+        mask: Flags | None = None,
+        mask_output: Literal["zeros", "previous"] = _checks.ZEROS,
     ) -> tuple[Any, Tensor]:
         """Run over whole sequences: as `LSTM.forward`, but for the state, which is h alone.
 
@@ -489,12 +519,16 @@ class _SingleState(_Recurrent):
             input: As in `LSTM.forward`.
             hx: Initial state, (L*D, B, H), without B where the input is unbatched; None as there.
             lengths: As in `LSTM.forward`.
+            resets: As in `LSTM.forward`.
+            mask: As in `LSTM.forward`.
+            mask_output: As in `LSTM.forward`.
 
         Returns:
             The output, (T, B, D*H) or (T, B, H), laid out like the input (packed for a packed one), and the
             final state. Errors are those of `LSTM.forward`.
         """
-        output, h_n = self._compute(input, hx, None, lengths)
+        steps = _steps(lengths, mask, resets, mask_output)
+        output, h_n = self._compute(input, hx, None, steps)
         return output, h_n
 
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     Places = npt.NDArray[np.intp]
 
 _Lengths = Any  # None, or integers as a list or array
+_Flags = Any  # None, or booleans as a list or array
 
 
 class Call(NamedTuple):
@@ -37,6 +38,9 @@ class Call(NamedTuple):
 
     cached: CachedNetwork
     lengths: _Lengths
+    mask: _Flags
+    resets: _Flags
+    repeats: bool  # whether skipped steps have the output of the step before
     batch_first: bool
     sequence_packed: bool  # whether x holds the rows of a PackedSequence, of decreasing lengths
     dropout: float
@@ -136,7 +140,9 @@ def _padded(call: Call, x: Tensor) -> tuple[Array, _Padding | None]:
 def _run(call: Call, x: Tensor, state: Any) -> tuple[Array, Any]:
     """Compute without a tape."""
     array, padding = _padded(call, x)
-    output, state_n = call.cached.network.infer(array, state, call.lengths, None, call.batch_first)
+    output, state_n = call.cached.network.infer(
+        array, state, call.lengths, None, call.batch_first, call.mask, call.resets, call.repeats
+    )
     return output if padding is None else padding.removed(output), state_n
 
 
@@ -147,7 +153,17 @@ def _forward(call: Call, x: Tensor, state: Any) -> tuple[Array, Any, Tensor]:
     x_stays = True  # it is saved for backward, and torch counts the writes into it
     dropout = call.dropout, call.dropout_seed
     output, state_n, tape = call.cached.network.forward(
-        array, state, call.lengths, call.batch_first, *dropout, recompute, owner, x_stays
+        array,
+        state,
+        call.lengths,
+        call.batch_first,
+        *dropout,
+        recompute,
+        owner,
+        x_stays,
+        call.mask,
+        call.resets,
+        call.repeats,
     )
     token = _new_token(_Recorded(call.cached, tape, padding))
     return output if padding is None else padding.removed(output), state_n, token
@@ -258,9 +274,9 @@ _NO_SECOND_DERIVATIVES = (
 _library: Any = cast(Any, torch.library).Library("gatedrnn", "DEF")
 
 _ARGUMENTS = (
-    "Tensor x, Tensor? h, Tensor? c, Tensor[] weights, Tensor? lengths, bool batch_first, "
-    "bool sequence_packed, str cell, int num_layers, bool bidirectional, bool bias, str? precision, "
-    "str functions, bool reverse, SymInt cache"
+    "Tensor x, Tensor? h, Tensor? c, Tensor[] weights, Tensor? lengths, Tensor? mask, Tensor? resets, "
+    "bool repeats, bool batch_first, bool sequence_packed, str cell, int num_layers, bool bidirectional, "
+    "bool bias, str? precision, str functions, bool reverse, bool learn_state, SymInt cache"
 )
 
 
@@ -273,6 +289,9 @@ def _define(name: str, schema: str, kernel: Callable[..., Any], fake: Callable[.
 def _call(
     weights: Sequence[Tensor],
     lengths: Tensor | None,
+    mask: Tensor | None,
+    resets: Tensor | None,
+    repeats: bool,
     batch_first: bool,
     sequence_packed: bool,
     *stack_and_cache: Any,
@@ -282,8 +301,18 @@ def _call(
 ) -> Call:
     *stack, cache = stack_and_cache
     cached = cache_numbered(cache).get(Stack(*stack), weights, for_backward)
-    array = None if lengths is None else lengths.numpy()
-    return Call(cached, array, batch_first, sequence_packed, dropout, 0 if seed is None else int(seed))
+    of_steps = [None if tensor is None else tensor.numpy() for tensor in (lengths, mask, resets)]
+    return Call(
+        cached,
+        of_steps[0],
+        of_steps[1],
+        of_steps[2],
+        repeats,
+        batch_first,
+        sequence_packed,
+        dropout,
+        0 if seed is None else int(seed),
+    )
 
 
 def _three(output: Array, state_n: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -297,7 +326,7 @@ def _run_kernel(x: Tensor, h: Tensor | None, c: Tensor | None, *rest: Any) -> tu
 
 
 def _run_fake(x: Tensor, h: Tensor | None, c: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
-    weights, lengths, batch_first, sequence_packed, *stack_and_cache = rest
+    weights, lengths, _mask, _resets, _repeats, batch_first, sequence_packed, *stack_and_cache = rest
     stack = Stack(*stack_and_cache[:-1])
     batch = batch_of(x, lengths, batch_first, sequence_packed)
     h_n, c_n = _fake_state(x, stack, weights, batch)
@@ -357,7 +386,8 @@ def _backward_fake(
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, h, c, weights, lengths, batch_first, sequence_packed, cell, num_layers, bidirectional = inputs[:10]
+    x, h, c, weights, lengths = inputs[:5]
+    batch_first, sequence_packed, cell, num_layers, bidirectional = inputs[8:13]
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(output[3], x, *weights)
     ctx.batch = batch_of(x, lengths, batch_first, sequence_packed)
@@ -375,7 +405,7 @@ def _gradients(
     )
     h_given, c_given = ctx.state_given
     d_state = d_h if h_given else None, d_c if c_given else None
-    return d_x if needed[0] else None, *d_state, d_weights, *[None] * 13
+    return d_x if needed[0] else None, *d_state, d_weights, *[None] * 17
 
 
 def _refuse(ctx: Any, *_: Any) -> None:
