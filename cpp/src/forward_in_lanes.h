@@ -61,12 +61,13 @@ class ForwardInLanes {
     T* const c = call_.cell.has_c ? group.c + place * vectors() : nullptr;
     if (passage.begin == 0) load_state(share.track, block, h, c);
     const double work = static_cast<double>(blocks_.lanes()) * step_work(share.track);
-    // So few that between two of them nobody waits long. Those of pieces stand at no even distance.
-    const Index most_steps = call_.order.pieces ? 1 : 1 + static_cast<Index>(1e6 / work);
+    // So few that between two of them nobody waits long.
+    const Index most_steps = has_even_steps(first, all) ? 1 + static_cast<Index>(1e6 / work) : 1;
     Index rows = blocks_.running(first, all, passage.begin);
     if (passage.begin == 0) store_state(share.track, first, rows, all, h, c);
     for (Index step = passage.begin; rows > 0 && step < passage.end;) {
-      const Index end = std::min({passage.end, blocks_.length(first + rows - 1), step + most_steps});
+      const Index last = std::min({passage.end, blocks_.length(first + rows - 1), step + most_steps});
+      const Index end = tape_ ? tape_->end_of_even_steps(step, last) : last;
       take_steps(share.track, passage, block, step, end, rows, h, c, group.scratch);
       call_.look_up(share.member, static_cast<double>(end - step) * work);
       const Index next = blocks_.running(first, rows, end);
@@ -74,6 +75,14 @@ class ForwardInLanes {
       step = end;
       rows = next;
     }
+  }
+
+  // Whether these ranks' steps follow one another in the caller's arrays.
+  bool has_even_steps(Index first, Index count) const {
+    const RowOrder& order = call_.order;
+    for (Index rank = first; order.pieces && rank < first + count; ++rank)
+      if (!order.pieces->is_whole(order.row(rank), order.length(rank))) return false;
+    return true;
   }
 
   double step_work(const Track& track) const {
@@ -101,7 +110,7 @@ class ForwardInLanes {
     args.c = c;
     args.kept = tape_ ? tape_->kept_in_lanes(call_.index_of(track), block, begin) : nullptr;
     args.streams = passage.streams;
-    args.kept_step = tape_ ? tape_->kept_in_lanes(0, 0, 1) - tape_->kept_in_lanes(0, 0, 0) : 0;
+    args.kept_step = tape_ ? tape_->kept_in_lanes(0, 0, begin + 1) - tape_->kept_in_lanes(0, 0, begin) : 0;
     args.scratch = scratch;
     args.options = &call_.network.options();
     const auto& kernels = call_.kernels().rows_in_lanes;

@@ -1,24 +1,63 @@
 #include "gatedrnn/pieces.h"
 
+#include <algorithm>
+#include <memory>
+#include <numeric>
 #include <utility>
 
 #include "gatedrnn/row_order.h"
 
 namespace gatedrnn {
+namespace {
+
+// The flags of one row after the other, side by side. Where those of a step stand so, some rows are copied at a time, as many as a
+// cache line has.
+class FlagRows {
+ public:
+  FlagRows(const Flags& flags, Index steps, Index batch) : flags_(flags), steps_(steps), batch_(batch) {
+    if (copies()) copied_ = std::make_unique<bool[]>(kRows * steps);
+  }
+
+  // Null where there are no flags. Rows are asked for in turn.
+  const bool* row(Index row) {
+    if (!flags_.data) return nullptr;
+    if (!copies()) return flags_.data + row * flags_.row_stride;
+    if (row % kRows == 0) copy(row, std::min(kRows, batch_ - row));
+    return copied_.get() + row % kRows * steps_;
+  }
+
+ private:
+  static constexpr Index kRows = 64;
+
+  bool copies() const { return flags_.data && flags_.step_stride > 1; }
+  void copy(Index first, Index rows) {
+    for (Index step = 0; step < steps_; ++step)
+      for (Index row = 0; row < rows; ++row) copied_[row * steps_ + step] = flags_.at(step, first + row);
+  }
+
+  const Flags flags_;
+  const Index steps_, batch_;
+  std::unique_ptr<bool[]> copied_;
+};
+
+}  // namespace
 
 PieceList::PieceList(Index steps, Index batch, const Flags& mask, const Flags& resets, const Index* lengths) {
   rows_.reserve(batch + 1);
+  times_.reserve(lengths ? std::accumulate(lengths, lengths + batch, Index(0)) : steps * batch);
+  FlagRows mask_rows(mask, steps, batch), resets_rows(resets, steps, batch);
   for (Index row = 0; row < batch; ++row) {
     const Index length = lengths ? lengths[row] : steps;
-    rows_.push_back({static_cast<Index>(times_.size()), length, resets.data && length > 0 && resets.at(0, row)});
+    const bool *const counts = mask_rows.row(row), *const begins = resets_rows.row(row);
+    rows_.push_back({static_cast<Index>(times_.size()), length, begins && length > 0 && begins[0]});
     rows_.back().first_piece = count();
     begin_piece(row);
     for (Index step = 0; step < length; ++step) {
-      if (resets.data && step > 0 && resets.at(step, row)) {
+      if (begins && step > 0 && begins[step]) {
         end_piece(count() == rows_.back().first_piece);
         begin_piece(row);
       }
-      if (!mask.data || mask.at(step, row)) times_.push_back(step);
+      if (!counts || counts[step]) times_.push_back(step);
     }
     end_piece(true);
     rows_.back().last_piece = count() - 1;

@@ -63,21 +63,21 @@ void check_lists() {
 
 // ---- A ragged batch --------------------------------------------------------------------------------------------------------
 
-// The booleans of a caller's batch, and what they make of it.
+// The booleans of a caller's batch, so many of a hundred true, and what they make of it.
 struct Cut {
-  Cut(Index steps, Index batch, bool with_resets) {
+  Cut(Index steps, Index batch, std::uint32_t valid, std::uint32_t reset) {
     std::mt19937 random(3);
     const auto draw = [&](std::uint32_t percent) {
       std::vector<char> flags;
       for (Index i = 0; i < steps * batch; ++i) flags.push_back(random() % 100 < percent);
       return flags;
     };
-    mask = draw(70);
-    resets = draw(20);
+    mask = draw(valid);
+    resets = draw(reset);
     const auto flags = [&](const std::vector<char>& values) {
       return Flags{reinterpret_cast<const bool*>(values.data()), batch, 1};
     };
-    list.emplace(steps, batch, flags(mask), with_resets ? flags(resets) : Flags{}, nullptr);
+    list.emplace(steps, batch, flags(mask), flags(resets), nullptr);
   }
 
   std::vector<char> mask, resets;
@@ -226,8 +226,8 @@ class TwoCalls {
 
 template <class T>
 void compare_with_ragged(const NamedCell& cell, const KernelTable& table, Index hidden, Index layers, Index directions,
-                         Index steps, Index batch, bool with_resets) {
-  const Cut cut(steps, batch, with_resets);
+                         Index steps, Index batch, std::uint32_t valid, std::uint32_t reset) {
+  const Cut cut(steps, batch, valid, reset);
   const PieceList& list = *cut.list;
   const std::vector<Index> lengths(list.lengths(), list.lengths() + list.count());
   TwoCalls<T> calls(cell, list, {5, hidden, list.longest(), list.count(), layers, directions, lengths}, table);
@@ -249,10 +249,11 @@ void check_calls() {
   for (const KernelTable* table : available_tables())
     for (const NamedCell& cell : all_cells())
       for (const Index directions : {1, 2}) {
-        compare_with_ragged<float>(cell, *table, 33, 2, directions, 17, 7, true);
-        compare_with_ragged<double>(cell, *table, 17, 1, directions, 33, 9, true);
-        compare_with_ragged<float>(cell, *table, 3, 2, directions, 9, 33, true);  // rows in lanes
-        compare_with_ragged<float>(cell, *table, 2, 1, directions, 9, 167, false);
+        compare_with_ragged<float>(cell, *table, 33, 2, directions, 17, 7, 70, 20);
+        compare_with_ragged<double>(cell, *table, 17, 1, directions, 33, 9, 70, 20);
+        compare_with_ragged<float>(cell, *table, 3, 2, directions, 9, 33, 70, 20);  // rows in lanes
+        compare_with_ragged<float>(cell, *table, 2, 1, directions, 9, 167, 70, 0);
+        compare_with_ragged<float>(cell, *table, 2, 2, directions, 9, 67, 100, 20);
       }
 }
 

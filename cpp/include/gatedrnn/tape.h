@@ -59,6 +59,14 @@ class Tape {
     const Index begin = pieces ? step_begins_[step] : step * lane_blocks();
     return kept[track] + (begin + block) * (kept_width() + spec.hidden_size) * lanes_of_rows;
   }
+  // As many steps from `begin` on, at most up to `end`, as stand there at an even distance.
+  Index end_of_even_steps(Index begin, Index end) const {
+    if (!pieces) return end;
+    const auto distance = [this](Index step) { return step_begins_[step + 1] - step_begins_[step]; };
+    Index step = begin + 1;
+    while (step < end && distance(step - 1) == distance(begin)) ++step;
+    return step;
+  }
 
   RowOrder order() const { return {rows.data(), lengths.data(), steps, pieces}; }
   // Of pairs, in arrays that have one for each of the caller's (step, row).
