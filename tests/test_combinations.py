@@ -148,8 +148,8 @@ def test_reverse_with_masks_and_episodes(cell, hidden_size, batch):
     ours = gradients(reverse, x, d_output, mask=mask, resets=resets)
     theirs = gradients(forward, x[::-1], d_output[::-1], mask=mask[::-1], resets=flipped)
     theirs["x"] = theirs["x"][::-1]
-    for name, gradient in theirs.items():
-        assert_same_bits(ours[name], np.ascontiguousarray(gradient))
+    # Sums over pieces, and over the steps that repeat an output, have another order.
+    assert_close_gradients(ours, theirs, 2e-6)
 
 
 @cells

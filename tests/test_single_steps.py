@@ -266,7 +266,7 @@ X, H = normal((2, 5)), normal((2, 7))
         (lambda c: c["gru"](X[:, :4]), ValueError, r"x: expected \(B, 5\) or \(5,\), got \(2, 4\)"),
         (lambda c: c["gru"](X[None]), ValueError, r"x: expected \(B, 5\) or \(5,\), got \(1, 2, 5\)"),
         (lambda c: c["gru"](None), TypeError, "x: expected an array of floating-point numbers"),
-        (lambda c: c["gru"]([[1.0], [1.0, 2.0]]), TypeError, "x: expected an array of floating-point"),
+        (lambda c: c["gru"]([[1.0], [1.0, 2.0]]), ValueError, "x: expected an array of floating-point"),
         (lambda c: c["gru"](X.astype(int)), TypeError, "x: expected an array of floating-point numbers"),
         (lambda c: c["gru"](X, H[:1]), ValueError, r"state: expected \(2, 7\), got \(1, 7\)"),
         (lambda c: c["gru"](X[0], H), ValueError, r"state: expected \(7,\), got \(2, 7\)"),

@@ -50,6 +50,8 @@ struct Call {
   std::optional<std::vector<Index>> lengths;
   std::shared_ptr<const PieceList> pieces;  // that the rows are run in, if any
   bool repeats = false;                     // whether skipped steps have the output of the step before
+
+  Index batch() const { return pieces ? pieces->pieces().batch : sequence.batch; }  // of the caller's rows
 };
 
 template <class T>

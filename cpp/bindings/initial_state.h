@@ -53,7 +53,7 @@ class InitialState {
 
   // The same for all rows: [track][row][width].
   py::object rows(const Call<T>& call, Index width, const std::vector<T>& learnt) const {
-    const Index batch = call.sequence.batch, tracks = spec_.num_layers * spec_.directions;
+    const Index batch = call.batch(), tracks = spec_.num_layers * spec_.directions;
     py::array array = new_array<T>(state_shape(spec_, batch, call.layout.unbatched, width));
     T* to = values<T>(array);
     for (Index track = 0; track < tracks; ++track)

@@ -25,7 +25,7 @@ class TypedTape final : public BoundTape {
         pieces(call.pieces),
         repeats(call.repeats),
         steps(pieces ? pieces->pieces().steps : call.sequence.steps),
-        batch(pieces ? pieces->pieces().batch : call.sequence.batch),
+        batch(call.batch()),
         layout(call.layout),
         x(call.sequence.x),
         x_step(call.sequence.x_step),
