@@ -252,15 +252,19 @@ class Walk {
     return args;
   }
 
-  void run_stage(const PackedStage<T>& stage, int part, StepArgs<T> args, const Passage<T>& passage) const {
+  void run_stage(const PackedStage<T>& stage, int part, StepArgs<T>& args, const Passage<T>& passage) const {
     std::tie(args.first_panel, args.last_panel) = call_.panels(part, stage.panels);
+    if (call_.cell.is_general() && stage.stage != kLinear) return run_general_stage(stage.stage, args, passage);
+    const auto& kernels = passage.kept ? call_.kernels().step_keeping : call_.kernels().step;
+    kernels(call_.spec.cell, stage.stage, args);
+  }
+
+  // Products, then the mathematics as a kernel of its own.
+  void run_general_stage(int stage, StepArgs<T> args, const Passage<T>& passage) const {
     const Kernels<T>& kernels = call_.kernels();
-    const Cell cell = call_.spec.cell;
-    const auto& step = passage.kept ? kernels.step_keeping : kernels.step;
-    if (!call_.cell.is_general() || stage.stage == kLinear) return step(cell, stage.stage, args);
     const bool product_only = std::exchange(args.product_only, true);
-    if (args.depth > 0) step(cell, stage.stage, args);
-    if (!product_only) (passage.kept ? kernels.cells_keeping : kernels.cells)(cell, stage.stage, args);
+    if (args.depth > 0) (passage.kept ? kernels.step_keeping : kernels.step)(call_.spec.cell, stage, args);
+    if (!product_only) (passage.kept ? kernels.cells_keeping : kernels.cells)(call_.spec.cell, stage, args);
   }
 
   static constexpr double kLongStep = 1e6;  // multiply-adds: to look up costs nothing beside them
