@@ -9,7 +9,16 @@ import numpy as np
 import pytest
 
 import gatedrnn as gr
-from gradients import Problem, assert_same_gradients, assert_slopes, named, parts, problem
+from gradients import (
+    Problem,
+    assert_close_gradients,
+    assert_same_gradients,
+    assert_slopes,
+    gradient_tolerance,
+    named,
+    parts,
+    problem,
+)
 from helpers import (
     CELLS_AND_PROJECTION,
     DTYPES,
@@ -344,6 +353,35 @@ def test_gradients_of_the_ragged_call(cell, dtype, mask_output, recompute):
         actual = named(*module.backward(tape, d_output, d_state_n))
         d_output = gathered(module, marks, d_output, mask_output)
         assert_same_gradients(actual, ragged(module, x, state, marks, d_output, d_state_n))
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "bfloat16x3"])
+def test_gradients_in_precisions(precision):
+    module = build("lstm", 33, 33, num_layers=2, bidirectional=True).to("cpu", precision=precision)
+    marks = random_marks(17, 7)
+    x, d_output = with_nan(normal((17, 7, 33)), marks), normal((17, 7, 66), seed=3)
+    state, d_state_n = state_of(module, 7), state_of(module, 7, seed=7)
+    _, _, tape = module.forward(x, state, **marks.arguments())
+    actual = named(*module.backward(tape, d_output, d_state_n))
+    assert_same_gradients(actual, ragged(module, x, state, marks, d_output, d_state_n))
+
+
+@cells
+def test_gradients_are_sums_over_the_pieces(cell):
+    """Beside each piece's own, of float64, added up."""
+    p = problem(cell, 7, 17, 5, 17, dtype=np.float32)
+    marks = random_marks(17, 5)
+    _, _, tape = p.module.forward(p.x, p.state, **marks.arguments())
+    actual = p.module.backward(tape, p.d_output, p.d_state_n)[2]
+    twin = build(cell, 7, 17, dtype=np.float64)
+    twin.load_state_dict(p.module.state_dict())
+    expected = {name: np.zeros_like(value) for name, value in twin.state_dict().items()}
+    for piece in pieces_of(marks, 17, 5):
+        one = slice(piece.row, piece.row + 1)
+        _, _, alone = twin.forward(p.x[piece.times, one], chosen(twin, rows_of(p.state, one), piece.begins))
+        d_state_n = chosen(twin, rows_of(p.d_state_n, one), piece.ends)
+        twin.backward(alone, p.d_output[piece.times, one], d_state_n, accumulate_into=expected)
+    assert_close_gradients(actual, expected, gradient_tolerance(p))
 
 
 @both_outputs
