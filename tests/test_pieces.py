@@ -294,9 +294,21 @@ def test_marks_that_say_nothing_change_nothing():
 
 
 def ragged(module, x, state, marks, d_output, d_state_n, **options):
-    """The gradients of a call whose rows are the pieces, put where they belong."""
+    """The gradients of calls whose rows are the pieces, longest first, put where they belong."""
     steps, batch = x.shape[:2]
-    pieces = pieces_of(marks, steps, batch)
+    pieces = sorted(pieces_of(marks, steps, batch), key=lambda piece: -len(piece.times))
+    most = max(32, 4096 // module.hidden_size, batch)
+    by_x = np.zeros_like(x)
+    by_state = tuple(np.zeros_like(part) for part in parts(state))
+    gradients = {name: np.zeros_like(value) for name, value in module.state_dict().items()}
+    for first in range(0, max(1, len(pieces)), most):
+        some, before = pieces[first : first + most], gradients if first else None
+        gradients = add_ragged(module, some, x, state, d_output, d_state_n, by_x, by_state, before, **options)
+    return named(by_x, by_state if isinstance(state, tuple) else by_state[0], gradients)
+
+
+def add_ragged(module, pieces, x, state, d_output, d_state_n, by_x, by_state, accumulate_into, **options):
+    """One such call."""
     longest = max((len(piece.times) for piece in pieces), default=0)
 
     def rows(array):
@@ -310,17 +322,16 @@ def ragged(module, x, state, marks, d_output, d_state_n, **options):
         joined = tuple(np.concatenate(arrays, axis=1) for arrays in zip(*map(parts, one), strict=True))
         return joined if isinstance(state, tuple) else joined[0]
 
-    _, _, tape = module.forward(
-        rows(x), states(state, "begins"), lengths=[len(piece.times) for piece in pieces], **options
+    lengths = [len(piece.times) for piece in pieces]
+    _, _, tape = module.forward(rows(x), states(state, "begins"), lengths=lengths, **options)
+    d_x, d_state, gradients = module.backward(
+        tape, rows(d_output), states(d_state_n, "ends"), accumulate_into=accumulate_into
     )
-    d_x, d_state, gradients = module.backward(tape, rows(d_output), states(d_state_n, "ends"))
-    by_x = np.zeros_like(x)
-    by_state = tuple(np.zeros_like(part) for part in parts(state))
     for i, piece in enumerate(pieces):
         by_x[piece.times, piece.row] = d_x[: len(piece.times), i]
         for whole, part in zip(by_state, parts(d_state), strict=True):
             whole[:, piece.row] += np.where(tracks_of(module, piece.begins)[:, 0], part[:, i], 0)
-    return named(by_x, by_state if isinstance(state, tuple) else by_state[0], gradients)
+    return gradients
 
 
 def gathered(module, marks, d_output, mask_output):

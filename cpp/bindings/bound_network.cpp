@@ -148,7 +148,7 @@ class TypedNetwork final : public BoundNetwork {
     without_gil([&](const Poll& poll) {
       tape->copy_x();
       call.sequence.poll = poll;
-      run(call, &tape->tape);
+      run(call, tape.get());
     });
     const py::tuple pair = results(call);
     return py::make_tuple(pair[0], pair[1], std::unique_ptr<BoundTape>(std::move(tape)));
@@ -160,7 +160,6 @@ class TypedNetwork final : public BoundNetwork {
     const auto* recorded = dynamic_cast<const TypedTape<T>*>(&any_tape);
     if (!recorded || recorded->bias != bias_ || !(recorded->network->spec() == network_->spec()))
       refuse_value("tape", "one that this module's forward returned", "one of another module");
-    const Tape<T>& tape = recorded->tape;
     const Layout& layout = recorded->layout;
     const Spec& spec = network_->spec();
     BackwardCall<T> call;
@@ -197,8 +196,9 @@ class TypedNetwork final : public BoundNetwork {
       if (repeats && d_y)
         add_repeated(spec, *recorded->pieces, CallersRows<T>{values<T>(d_y), call.d_y_step, call.d_y_row});
       InitialGradients<T> anew(*initial_);
-      run_backward(spec, recorded->pieces.get(), call, anew,
-                   [&](const BackwardCall<T>& in_pieces) { recorded->network->backward(tape, in_pieces, *Scratch()); });
+      run_backward(spec, recorded->pieces.get(), call, anew, [&](const BackwardCall<T>& part, std::size_t i) {
+        recorded->network->backward(recorded->part(i), part, *Scratch());
+      });
       for (const InitialGradient& to : initial_places)
         add_up_rows(to.of_h ? call.d_h_0 : call.d_c_0, to.of_h ? recorded->learnt.h : recorded->learnt.c, batch,
                     to.shape, to.of_h ? anew.h : anew.c, accumulate, to.place);
@@ -216,9 +216,10 @@ class TypedNetwork final : public BoundNetwork {
   }
 
  private:
-  void run(const Call<T>& call, Tape<T>* tape = nullptr) {
-    run_call(network_->spec(), *initial_, call, tape != nullptr,
-             [&](const Sequence<T>& sequence) { network_->forward(sequence, *Scratch(), tape); });
+  void run(const Call<T>& call, TypedTape<T>* tape = nullptr) {
+    run_call(network_->spec(), *initial_, call, [&](const Sequence<T>& sequence, std::size_t i) {
+      network_->forward(sequence, *Scratch(), tape ? &tape->part(i) : nullptr);
+    });
   }
 
   // The array as the engine can read it, or no object for None.

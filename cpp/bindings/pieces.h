@@ -29,7 +29,18 @@ struct PieceRange {
   // The how manieth a piece is, or kNone.
   Index place(Index piece) const { return piece >= first && piece < first + count ? piece - first : PieceList::kNone; }
 };
-inline PieceRange all_of(const PieceList& list) { return {list, 0, list.count()}; }
+
+// All pieces of a list, the longest first, in ranges that are run one after the other: of no more rows than the call has without
+// pieces, or of so few that what they need at a time stays near, though not of too few for products. Gradients of weights are
+// added range by range, so this decides their bits. There is at least one range, so that a call without rows is one too.
+inline std::vector<PieceRange> ranges_of(const PieceList& list, Index hidden_size) {
+  constexpr Index fewest = 32, most_units = 4096;
+  const Index most = std::max({fewest, most_units / hidden_size, list.pieces().batch});
+  std::vector<PieceRange> ranges;
+  for (Index first = 0; first == 0 || first < list.count(); first += most)
+    ranges.push_back({list, first, std::min(most, list.count() - first)});
+  return ranges;
+}
 
 // Which of a row's pieces has its state.
 enum class At { beginning, ending };
@@ -148,18 +159,25 @@ void add_repeated(const Spec& spec, const PieceList& list, const CallersRows<T>&
   });
 }
 
-// A call's sequence, of some of its pieces.
-template <class T, class Run>
-void run_pieces(const Spec& spec, const PieceRange& range, const InitialState<T>& initial, const Sequence<T>& call,
-                Run&& run) {
-  Pieces pieces = range.list.pieces();
-  pieces.pieces += range.first;
-  PieceStates<T> h(spec, range, spec.state_size()), c(spec, range, call.c_n ? spec.hidden_size : 0);
+// A call's sequence, of some of its pieces, without states. `view` is of all of them, and becomes that of these.
+template <class T>
+Sequence<T> sequence_of(const PieceRange& range, const Sequence<T>& call, Pieces& view) {
+  view = range.list.pieces();
+  view.pieces += range.first;
   Sequence<T> sequence = call;
   sequence.batch = range.count;
   sequence.lengths = range.list.lengths() + range.first;
   sequence.steps = range.count > 0 ? *sequence.lengths : 0;  // the longest comes first
-  if (range.count < range.list.count()) sequence.pieces = &pieces;
+  sequence.pieces = &view;
+  return sequence;
+}
+
+template <class T, class Run>
+void run_pieces(const Spec& spec, const PieceRange& range, const InitialState<T>& initial, const Sequence<T>& call,
+                Run&& run) {
+  Pieces view;
+  Sequence<T> sequence = sequence_of(range, call, view);
+  PieceStates<T> h(spec, range, spec.state_size()), c(spec, range, call.c_n ? spec.hidden_size : 0);
   sequence.h_0 = h.filled(call.h_0, At::beginning, initial.h());
   sequence.c_0 = c.filled(call.c_0, At::beginning, initial.c());
   sequence.h_n = h.data();
@@ -169,43 +187,52 @@ void run_pieces(const Spec& spec, const PieceRange& range, const InitialState<T>
   c.deliver(call.c_n, At::ending);
 }
 
-// Rows that are run together without a tape, so that scratch does not grow with the number of pieces.
-constexpr Index kMostPieces = 256;
-
-// Calls run(sequence) for a call, or where it has pieces, for some of them at a time; with a tape (`at_once`) for all.
+// Calls run(sequence, 0) for a call, or where it has pieces, run(sequence, i) for each range of them.
 template <class T, class Run>
-void run_call(const Spec& spec, const InitialState<T>& initial, const Call<T>& call, bool at_once, Run&& run) {
-  if (!call.pieces) return run(call.sequence);
-  const PieceList& list = *call.pieces;
-  const Index most = at_once ? list.count() : std::max(kMostPieces, list.pieces().batch);
-  for (Index first = 0; first < list.count(); first += most)
-    run_pieces(spec, {list, first, std::min(most, list.count() - first)}, initial, call.sequence, run);
+void run_call(const Spec& spec, const InitialState<T>& initial, const Call<T>& call, Run&& run) {
+  if (!call.pieces) return run(call.sequence, 0);
+  std::size_t i = 0;
+  for (const PieceRange& range : ranges_of(*call.pieces, spec.hidden_size)) {
+    run_pieces(spec, range, initial, call.sequence, [&](const Sequence<T>& sequence) { run(sequence, i); });
+    ++i;
+  }
   const CallersRows<T> y{call.sequence.y, call.sequence.y_step, call.sequence.y_row};
-  call.repeats ? repeat_outputs(spec, list, y) : clear_gaps(list, y, spec.output_size());
+  call.repeats ? repeat_outputs(spec, *call.pieces, y) : clear_gaps(*call.pieces, y, spec.output_size());
 }
 
-// Calls run(call) backward, with states of the pieces that the tape has, if any. What reaches a learnt initial state where pieces
-// began anew is added to `anew`.
 template <class T, class Run>
-void run_backward(const Spec& spec, const PieceList* pieces, const BackwardCall<T>& given, InitialGradients<T>& anew,
-                  Run&& run) {
-  if (!pieces) return run(given);
-  const PieceRange all = all_of(*pieces);
+void run_pieces_backward(const Spec& spec, const PieceRange& range, const BackwardCall<T>& given,
+                         InitialGradients<T>& anew, Run&& run) {
   const Index P = spec.state_size(), H = spec.description().has_c ? spec.hidden_size : 0;
-  const Index states = spec.num_layers * spec.directions * pieces->pieces().batch;
-  PieceStates<T> d_h_n(spec, all, P), d_c_n(spec, all, H), d_h_0(spec, all, P), d_c_0(spec, all, H);
+  PieceStates<T> d_h_n(spec, range, P), d_c_n(spec, range, H), d_h_0(spec, range, P), d_c_0(spec, range, H);
   BackwardCall<T> call = given;
   call.d_h_n = d_h_n.filled(given.d_h_n, At::ending);
   call.d_c_n = d_c_n.filled(given.d_c_n, At::ending);
   call.d_h_0 = d_h_0.data();
   call.d_c_0 = d_c_0.data();
   run(call);
-  std::fill_n(given.d_h_0, states * P, T(0));  // of rows whose state was zero from the start
-  std::fill_n(given.d_c_0, states * H, T(0));
   d_h_0.deliver(given.d_h_0, At::beginning);
   d_c_0.deliver(given.d_c_0, At::beginning);
   if (!anew.h.empty()) d_h_0.add_up_others(At::beginning, anew.h.data());
   if (!anew.c.empty()) d_c_0.add_up_others(At::beginning, anew.c.data());
+}
+
+// Calls run(call, i) backward for what run_call has run, if in pieces, of `pieces`. What reaches a learnt initial state where pieces
+// began anew is added to `anew`.
+template <class T, class Run>
+void run_backward(const Spec& spec, const PieceList* pieces, const BackwardCall<T>& given, InitialGradients<T>& anew,
+                  Run&& run) {
+  if (!pieces) return run(given, 0);
+  const Index states = spec.num_layers * spec.directions * pieces->pieces().batch;
+  std::fill_n(given.d_h_0, states * spec.state_size(), T(0));  // of rows whose state began anew
+  if (given.d_c_0) std::fill_n(given.d_c_0, states * spec.hidden_size, T(0));
+  BackwardCall<T> call = given;
+  std::size_t i = 0;
+  for (const PieceRange& range : ranges_of(*pieces, spec.hidden_size)) {
+    run_pieces_backward(spec, range, call, anew, [&](const BackwardCall<T>& of_range) { run(of_range, i); });
+    call.accumulate = true;  // to what the ranges before have brought
+    ++i;
+  }
   if (given.d_x) clear_gaps(*pieces, CallersRows<T>{given.d_x, given.d_x_step, given.d_x_row}, spec.input_size);
 }
 

@@ -4,11 +4,13 @@
 #include <algorithm>
 #include <memory>
 #include <utility>
+#include <vector>
 
 #include "bound_tape.h"
 #include "call.h"
 #include "gatedrnn/threads.h"
 #include "initial_state.h"
+#include "pieces.h"
 
 namespace gatedrnn::bindings {
 
@@ -29,8 +31,14 @@ class TypedTape final : public BoundTape {
         layout(call.layout),
         x(call.sequence.x),
         x_step(call.sequence.x_step),
-        x_row(call.sequence.x_row),
-        tape(*this->network, call.sequence, options, memory_) {}
+        x_row(call.sequence.x_row) {
+    if (!pieces) {
+      parts_.push_back(std::make_unique<Part>(*this->network, call.sequence, options));
+      return;
+    }
+    for (const PieceRange& range : ranges_of(*pieces, this->network->spec().hidden_size))
+      parts_.push_back(std::make_unique<Part>(*this->network, range, call.sequence, options));
+  }
 
   // Comes before anybody can write into the caller's x.
   void copy_x() {
@@ -50,7 +58,15 @@ class TypedTape final : public BoundTape {
     x_row = width;
   }
 
-  Index bytes() const override { return tape.bytes(); }
+  Index bytes() const override {
+    Index bytes = 0;
+    for (const auto& part : parts_) bytes += part->tape.bytes();
+    return bytes;
+  }
+
+  // Of all rows, or of each range of pieces.
+  Tape<T>& part(std::size_t i) { return parts_[i]->tape; }
+  const Tape<T>& part(std::size_t i) const { return parts_[i]->tape; }
 
   const std::shared_ptr<const Network<T>> network;
   const bool bias;
@@ -64,11 +80,19 @@ class TypedTape final : public BoundTape {
   LearntParts learnt;  // of the initial state
 
  private:
-  Buffer<T> own_x_;
-  Workspace memory_;
+  struct Part {
+    Part(const Network<T>& network, const Sequence<T>& sequence, const TapeOptions& options)
+        : tape(network, sequence, options, memory) {}
+    Part(const Network<T>& network, const PieceRange& range, const Sequence<T>& call, const TapeOptions& options)
+        : tape(network, sequence_of(range, call, view), options, memory) {}
 
- public:
-  Tape<T> tape;
+    Pieces view;
+    Workspace memory;
+    Tape<T> tape;
+  };
+
+  Buffer<T> own_x_;
+  std::vector<std::unique_ptr<Part>> parts_;
 };
 
 }  // namespace gatedrnn::bindings

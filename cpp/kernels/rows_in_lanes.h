@@ -219,7 +219,9 @@ void lane_steps(const LaneStepsArgs<typename S::T>& a) noexcept {
     step.h = step.h_next;
     if constexpr (keeping) step.kept += a.kept_step;
     in.data += a.x_step;
+    in.at += a.list_step;
     if (out.data) out.data += a.y_step;
+    out.at += a.list_step;
   }
   for (Index i = 0; i < vectors; i += S::lanes) S::store(a.h + i, S::load(step.h + i));
 }

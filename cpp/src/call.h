@@ -160,17 +160,17 @@ class Call {
   Rows<Value> callers(Value* data, Index step, Index row) const {
     return {data, step, row, order.rows, order.pieces};
   }
-  // An array of ours with a place for each of the caller's (step, row). Pieces have theirs as in the caller's arrays: side by side
-  // they would take as many steps as the longest of them, times their number.
+  // An array of ours. Without a tape, whose pairs are compact, pieces have their places as in the caller's arrays: side by side they
+  // would take as many steps as the longest of them, times their number.
   template <class Value>
   Rows<Value> dense(Value* data, const PairOrder& pairs, Index width) const {
-    if (order.pieces) return callers(data, callers_batch() * width, width);
+    if (order.pieces && !pairs.begins) return callers(data, callers_batch() * width, width);
     return Rows<Value>::dense(data, pairs, width);
   }
   // An array of states [track][row][width] of the caller's, or null.
   template <class Value>
   Rows<Value> states(Value* data, const Track& track, Index width) const {
-    return {data ? data + index_of(track) * batch * width : nullptr, 0, width, order.rows, nullptr};
+    return {data ? data + index_of(track) * batch * width : nullptr, 0, width, order.rows};
   }
   // Row i's place in it.
   Index state_at(const Share& share, Index i, Index width) const {

@@ -144,7 +144,7 @@ class ForwardRun {
   Rows<const T> input_of(Index layer) const {
     if (layer == 0) return call_.callers(sequence_.x, sequence_.x_step, sequence_.x_row);
     const Rows<T> rows = dropping() ? dense(tape_->inputs[layer - 1]) : output_of(layer - 1);
-    return {rows.data, rows.step_stride, rows.row_stride, rows.order, rows.pieces};
+    return {rows.data, rows.step_stride, rows.row_stride, rows.order, rows.pieces, rows.begins};
   }
 
   // The segments of all layers, in an order in which each comes after those that it needs: the layer's own before it, and the same one

@@ -51,6 +51,8 @@ class ForwardInLanes {
     T* scratch = nullptr;
   };
 
+  static constexpr Index kMostListed = 16;
+
   Index hidden() const { return call_.spec.hidden_size; }
   Index vectors() const { return hidden() * blocks_.lanes(); }
 
@@ -61,13 +63,13 @@ class ForwardInLanes {
     T* const c = call_.cell.has_c ? group.c + place * vectors() : nullptr;
     if (passage.begin == 0) load_state(share.track, block, h, c);
     const double work = static_cast<double>(blocks_.lanes()) * step_work(share.track);
-    // So few that between two of them nobody waits long.
-    const Index most_steps = has_even_steps(first, all) ? 1 + static_cast<Index>(1e6 / work) : 1;
+    // So few that between two of them nobody waits long, or that their places are listed at a time.
+    const Index most_steps = call_.order.pieces ? kMostListed : 1 + static_cast<Index>(1e6 / work);
     Index rows = blocks_.running(first, all, passage.begin);
     if (passage.begin == 0) store_state(share.track, first, rows, all, h, c);
     for (Index step = passage.begin; rows > 0 && step < passage.end;) {
-      const Index last = std::min({passage.end, blocks_.length(first + rows - 1), step + most_steps});
-      const Index end = tape_ ? tape_->end_of_even_steps(step, last) : last;
+      const Index end =
+          end_of_steps(step, std::min({passage.end, blocks_.length(first + rows - 1), step + most_steps}));
       take_steps(share.track, passage, block, step, end, rows, h, c, group.scratch);
       call_.look_up(share.member, static_cast<double>(end - step) * work);
       const Index next = blocks_.running(first, rows, end);
@@ -77,12 +79,15 @@ class ForwardInLanes {
     }
   }
 
-  // Whether these ranks' steps follow one another in the caller's arrays.
-  bool has_even_steps(Index first, Index count) const {
-    const RowOrder& order = call_.order;
-    for (Index rank = first; order.pieces && rank < first + count; ++rank)
-      if (!order.pieces->is_whole(order.row(rank), order.length(rank))) return false;
-    return true;
+  // Up to which what the tape keeps stands at an even distance.
+  Index end_of_steps(Index begin, Index end) const {
+    if (!tape_ || !tape_->pieces) return end;
+    const auto distance = [&](Index step) {
+      return tape_->kept_in_lanes(0, 0, step + 1) - tape_->kept_in_lanes(0, 0, step);
+    };
+    Index step = begin + 1;
+    while (step < end && distance(step - 1) == distance(begin)) ++step;
+    return step;
   }
 
   double step_work(const Track& track) const {
@@ -94,18 +99,27 @@ class ForwardInLanes {
                   T* c, T* scratch) const {
     const bool backwards = call_.spec.backwards(track.direction);
     const Index first = blocks_.first(block), sign = backwards ? -1 : 1;
-    Index x_at[kMostLanes], y_at[kMostLanes];
+    // Of pieces for each of the steps, else once.
+    Index x_at[kMostListed * kMostLanes], y_at[kMostListed * kMostLanes];
     LaneStepsArgs<T> args;
     args.steps = end - begin;
     args.rows = rows;
     args.input_size = call_.spec.layer_input_size(track.layer);
     args.units = hidden();
     args.weights = call_.network.layer(track.layer, track.direction).in_lanes.data();
-    args.x = blocks_.place(passage.in, backwards, begin, first, rows, x_at);
-    args.y = blocks_.place(passage.out, backwards, begin, first, rows, y_at);
+    if (call_.order.pieces) {
+      args.x = blocks_.listed(passage.in, backwards, begin, end - begin, first, rows, x_at);
+      args.y = blocks_.listed(passage.out, backwards, begin, end - begin, first, rows, y_at);
+      args.x_step = args.y_step = 0;
+      args.list_step = kMostLanes;
+    } else {
+      args.x = blocks_.place(passage.in, backwards, begin, first, rows, x_at);
+      args.y = blocks_.place(passage.out, backwards, begin, first, rows, y_at);
+      args.x_step = sign * passage.in.step_stride;
+      args.y_step = sign * passage.out.step_stride;
+      args.list_step = 0;
+    }
     args.y.data += track.direction * hidden();
-    args.x_step = sign * passage.in.step_stride;
-    args.y_step = sign * passage.out.step_stride;
     args.h = h;
     args.c = c;
     args.kept = tape_ ? tape_->kept_in_lanes(call_.index_of(track), block, begin) : nullptr;

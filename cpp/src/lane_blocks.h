@@ -36,7 +36,16 @@ class LaneBlocks {
     const bool same_time = !backwards || length(first) == length(first + count - 1);
     if (same_time && (in_order_ || !rows.order) && !rows.pieces)
       return {rows.data + offset(first), rows.row_stride, nullptr};
-    for (Index i = 0; i < count; ++i) at[i] = offset(first + i);
+    return listed(rows, backwards, step, 1, first, count, at);
+  }
+  // In `steps` steps from that one on, whose lists are kMostLanes apart in `at`.
+  template <class Value>
+  LaneRows<Value> listed(const Rows<Value>& rows, bool backwards, Index step, Index steps, Index first, Index count,
+                         Index* at) const {
+    for (Index i = 0; i < count; ++i) {
+      const Index time = backwards ? length(first + i) - 1 - step : step;
+      rows.list_offsets(time, backwards ? -1 : 1, steps, first + i, at + i, kMostLanes);
+    }
     return {rows.data, 0, at};
   }
 

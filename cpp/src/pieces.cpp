@@ -5,8 +5,6 @@
 #include <numeric>
 #include <utility>
 
-#include "gatedrnn/row_order.h"
-
 namespace gatedrnn {
 namespace {
 
@@ -77,16 +75,21 @@ void PieceList::end_piece(bool may_be_empty) {
     pieces_.pop_back();
 }
 
+// By counting how many there are of each length, since there may be thousands.
 void PieceList::sort() {
-  std::vector<Index> order(count()), places(count());
-  RowOrder::sort(lengths_.data(), count(), order.data());
-  const std::vector<Pieces::Piece> pieces = std::exchange(pieces_, {});
-  const std::vector<Index> lengths = std::exchange(lengths_, {});
-  for (const Index piece : order) {
-    places[piece] = count();
-    pieces_.push_back(pieces[piece]);
-    lengths_.push_back(lengths[piece]);
+  const Index longest = count() > 0 ? *std::max_element(lengths_.begin(), lengths_.end()) : 0;
+  std::vector<Index> next(longest + 2, 0), places(count());  // by length: where the next of those stands
+  for (const Index length : lengths_) ++next[length];
+  for (Index length = longest, begin = 0; length >= 0; --length) begin += std::exchange(next[length], begin);
+  std::vector<Pieces::Piece> pieces(count());
+  std::vector<Index> lengths(count());
+  for (Index piece = 0; piece < count(); ++piece) {
+    const Index place = places[piece] = next[lengths_[piece]]++;
+    pieces[place] = pieces_[piece];
+    lengths[place] = lengths_[piece];
   }
+  pieces_ = std::move(pieces);
+  lengths_ = std::move(lengths);
   for (Index row = 0; row + 1 < static_cast<Index>(rows_.size()); ++row)
     for (Index* piece : {&rows_[row].first_piece, &rows_[row].last_piece}) *piece = places[*piece];
 }

@@ -13,17 +13,28 @@ struct Rows {
   Index step_stride = 0, row_stride = 0;
   const Index* order = nullptr;    // where memory has the caller's order: the row of each rank
   const Pieces* pieces = nullptr;  // or its piece
+  const Index* begins = nullptr;   // where pairs are compact: see PairOrder
 
   Index offset(Index step, Index rank) const {
+    if (begins) return (begins[step] + rank) * row_stride;
     if (!order) return step * step_stride + rank * row_stride;
     if (!pieces) return step * step_stride + order[rank] * row_stride;
     return pieces->time(order[rank], step) * step_stride + pieces->row(order[rank]) * row_stride;
+  }
+  // Of `count` steps, the one after another in time (`sign` 1) or before (-1); they stand `distance` apart in `to`.
+  void list_offsets(Index first, Index sign, Index count, Index rank, Index* to, Index distance) const {
+    if (begins || !pieces) {
+      for (Index i = 0; i < count; ++i) to[i * distance] = offset(first + i * sign, rank);
+      return;
+    }
+    const Index piece = order[rank], row = pieces->row(piece) * row_stride;
+    for (Index i = 0; i < count; ++i) to[i * distance] = pieces->time(piece, first + i * sign) * step_stride + row;
   }
   T* at(Index step, Index rank) const { return data + offset(step, rank); }
 
   // Side by side, their pairs in that order.
   static Rows dense(T* data, PairOrder pairs, Index width) {
-    return {data, pairs.step_stride * width, pairs.rank_stride * width, nullptr, nullptr};
+    return {data, pairs.step_stride * width, pairs.rank_stride * width, nullptr, nullptr, pairs.begins};
   }
 };
 

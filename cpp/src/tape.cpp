@@ -29,7 +29,7 @@ template <class T>
 void Tape<T>::carve(Arena& arena) {
   const Index H = spec.hidden_size, outputs_size = places() * spec.output_size();
   const Index rows = in_lanes() ? lane_blocks() * lanes_of_rows : batch;
-  const Index kept_places = !pieces ? steps * rows : step_begins_.back() * (in_lanes() ? lanes_of_rows : 1);
+  const Index kept_places = !pieces ? steps * rows : in_lanes() ? block_begins_.back() * lanes_of_rows : places();
   kept.clear();
   c.clear();
   for (Index track = 0; track < tracks(); ++track) {
@@ -58,10 +58,12 @@ Index Tape<T>::running(Index step) const {
 
 template <class T>
 void Tape<T>::list_step_begins() {
-  step_begins_ = {0};
-  for (Index step = 0; step < steps; ++step)
-    step_begins_.push_back(step_begins_.back() + (in_lanes() ? ceil_div(running(step), lanes_of_rows) : running(step)));
-  if (!in_lanes()) pairs = PairOrder::compact(step_begins_.data());
+  pair_begins_ = block_begins_ = {0};
+  for (Index step = 0; step < steps; ++step) {
+    pair_begins_.push_back(pair_begins_.back() + running(step));
+    if (in_lanes()) block_begins_.push_back(block_begins_.back() + ceil_div(running(step), lanes_of_rows));
+  }
+  pairs = PairOrder::compact(pair_begins_.data());
 }
 
 template <class T>

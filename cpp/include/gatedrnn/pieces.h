@@ -22,10 +22,6 @@ struct Pieces {
 
   Index row(Index piece) const { return pieces[piece].row; }
   Index time(Index piece, Index step) const { return times[pieces[piece].first + step]; }
-  // Whether a piece of that length leaves no step out.
-  bool is_whole(Index piece, Index length) const {
-    return length == 0 || time(piece, length - 1) - time(piece, 0) == length - 1;
-  }
 };
 
 // A boolean for every (step, row) of the caller's, or none at all.

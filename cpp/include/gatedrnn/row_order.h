@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <functional>
 
 #include "gatedrnn/pieces.h"
 
@@ -19,6 +20,7 @@ struct RowOrder {
 
   static void sort(const Index* lengths, Index count, Index* rows) {
     for (Index row = 0; row < count; ++row) rows[row] = row;
+    if (std::is_sorted(lengths, lengths + count, std::greater<>())) return;  // as pieces are
     std::sort(rows, rows + count,
               [lengths](Index a, Index b) { return lengths[a] != lengths[b] ? lengths[a] > lengths[b] : a < b; });
   }

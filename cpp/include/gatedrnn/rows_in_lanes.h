@@ -44,6 +44,7 @@ struct LaneStepsArgs {
   LaneRows<const T> x;
   LaneRows<T> y;
   Index x_step, y_step;  // from step to step
+  Index list_step;       // likewise, in their lists of places: 0, or each step has lists of its own
   T* h;                  // [unit][lane]: before on entry, after on exit
   T* c;
   bool streams;  // what is kept goes past the caches

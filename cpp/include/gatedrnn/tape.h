@@ -40,9 +40,7 @@ class Tape {
   // Backward goes through the steps in blocks (with gradient threads in shorter ones of its plan), and cuts them where a block of pairs ends.
   StepBlocks blocks;
 
-  // In `kept`, `outputs`, `inputs` and `masks`, as forward's plan wants it. Of pieces `kept` has only those that there are, and the
-  // others have places as in the caller's arrays.
-  PairOrder pairs;
+  PairOrder pairs;  // in `kept`, `outputs`, `inputs` and `masks`, as forward's plan wants it, or compact: of pieces
   std::vector<T*> kept;  // by track: [(step, rank)][kept_width]; with `recompute` nowhere
   // By track, where there is c: [(checkpoint, rank)][H]: c before each block, of the rows that run in its first step; or with all kept
   // before the first.
@@ -56,21 +54,12 @@ class Tape {
   bool in_lanes() const { return lanes_of_rows > 0; }
   Index lane_blocks() const { return ceil_div(batch, lanes_of_rows); }
   T* kept_in_lanes(Index track, Index block, Index step) const {
-    const Index begin = pieces ? step_begins_[step] : step * lane_blocks();
+    const Index begin = pieces ? block_begins_[step] : step * lane_blocks();
     return kept[track] + (begin + block) * (kept_width() + spec.hidden_size) * lanes_of_rows;
   }
-  // As many steps from `begin` on, at most up to `end`, as stand there at an even distance.
-  Index end_of_even_steps(Index begin, Index end) const {
-    if (!pieces) return end;
-    const auto distance = [this](Index step) { return step_begins_[step + 1] - step_begins_[step]; };
-    Index step = begin + 1;
-    while (step < end && distance(step - 1) == distance(begin)) ++step;
-    return step;
-  }
-
   RowOrder order() const { return {rows.data(), lengths.data(), steps, pieces}; }
-  // Of pairs, in arrays that have one for each of the caller's (step, row).
-  Index places() const { return pieces ? pieces->steps * pieces->batch : steps * batch; }
+  // Of pairs, in arrays that have places for them.
+  Index places() const { return pieces ? pair_begins_.back() : steps * batch; }
   Index length(Index rank) const { return lengths[rows[rank]]; }
   Index longest() const { return batch > 0 ? length(0) : 0; }
   Index tracks() const { return spec.num_layers * spec.directions; }
@@ -95,8 +84,9 @@ class Tape {
   StepBlocks default_blocks() const;
   void carve(Arena& arena);
 
-  std::vector<Cut> cuts_;           // from the last step to the first
-  std::vector<Index> step_begins_;  // of pieces: pairs of the steps before, or with rows in lanes blocks of rows
+  std::vector<Cut> cuts_;  // from the last step to the first
+  // Of pieces: how many pairs the steps before have, and with rows in lanes how many blocks of rows.
+  std::vector<Index> pair_begins_, block_begins_;
   Index bytes_ = 0;
 };
 
