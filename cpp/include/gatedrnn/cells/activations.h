@@ -18,7 +18,7 @@
 // log(1 + u) = 2 atanh(u / (2 + u)), with the series of atanh, whose argument is at most 1/3.
 #pragma once
 
-#include "gatedrnn/cell_options.h"
+#include "gatedrnn/cell.h"
 
 namespace gatedrnn::cells {
 
@@ -147,18 +147,18 @@ struct Activations {
   }
 
   // exp(x) - 1 for x <= 0, right also where that is small.
-  static constexpr V expm1(V x) {
+  GATEDRNN_CELL V expm1(V x) {
     const Exp e = exp_negated(S::negate(x), T(0));
     return S::madd(e.scale, e.rest, S::sub(e.scale, S::set(1)));
   }
 
   // log(1 + u) for 0 <= u <= 1.
-  static constexpr V log1p(V u) {
+  GATEDRNN_CELL V log1p(V u) {
     const V s = S::div(u, S::add(u, S::set(2))), square = S::mul(s, s), twice = S::add(s, s);
     return S::madd(S::mul(polynomial<C::atanh>(square), square), twice, twice);
   }
 
-  static constexpr V softplus(V x) {
+  GATEDRNN_CELL V softplus(V x) {
     const Exp e = exp_negated(S::abs(x), T(0));
     return S::add(S::max(x, S::set(0)), log1p(S::mul(e.scale, e.value)));
   }
@@ -168,7 +168,7 @@ struct Activations {
   static constexpr V tanh_slope(V y) { return S::madd(S::negate(y), y, S::set(1)); }
 
   // A function that is data.
-  static constexpr V apply(const Activation<T>& f, V x) {
+  GATEDRNN_CELL V apply(const Activation<T>& f, V x) {
     const V zero = S::set(0), one = S::set(1), alpha = S::set(f.alpha), beta = S::set(f.beta);
     switch (f.kind) {
       case ActivationKind::sigmoid: return sigmoid(x);
@@ -187,7 +187,7 @@ struct Activations {
   }
 
   // The derivative of that at x, where its value is y. At a corner it is 0, or that of the side where x is smaller.
-  static constexpr V slope(const Activation<T>& f, V x, V y) {
+  GATEDRNN_CELL V slope(const Activation<T>& f, V x, V y) {
     const V zero = S::set(0), one = S::set(1), alpha = S::set(f.alpha), beta = S::set(f.beta);
     switch (f.kind) {
       case ActivationKind::sigmoid: return sigmoid_slope(y);
@@ -210,8 +210,8 @@ struct Activations {
   }
 
   // Held within -limit .. limit; and the derivative of that.
-  static constexpr V clipped(V x, T limit) { return S::max(S::min(x, S::set(limit)), S::set(-limit)); }
-  static constexpr V clipped_slope(V x, T limit, V d) { return S::where_positive(S::sub(S::set(limit), S::abs(x)), d); }
+  GATEDRNN_CELL V clipped(V x, T limit) { return S::max(S::min(x, S::set(limit)), S::set(-limit)); }
+  GATEDRNN_CELL V clipped_slope(V x, T limit, V d) { return S::where_positive(S::sub(S::set(limit), S::abs(x)), d); }
 };
 
 }  // namespace gatedrnn::cells
