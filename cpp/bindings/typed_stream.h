@@ -42,8 +42,9 @@ class TypedStream final : public BoundStream {
       y = usable_in_place<T>(py::array(given)) ? given : new_array<T>(y_shape);
     }
     if (!usable_in_place<T>(in)) in = contiguous<T>("x", in);
-    const std::vector<Index> begun = rows_with(true, "resets", resets, batch_);
-    const std::vector<Index> lengths = lengths_of_step(mask, batch_);
+    std::vector<Index> begun, lengths;
+    if (!resets.is_none()) begun = rows_with(true, "resets", resets, batch_);
+    if (!mask.is_none()) lengths = lengths_of_step(mask, batch_);
 
     Sequence<T> sequence;
     sequence.steps = 1;

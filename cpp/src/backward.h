@@ -61,6 +61,7 @@ class BackwardRun {
 
  private:
   using Block = typename BlockRing<T>::Block;
+  using HiddenStates = typename BackwardPlaces<T>::HiddenStates;
 
   // What those who work on the same rows share.
   struct Group {
@@ -162,8 +163,9 @@ class BackwardRun {
       });
     const Rows<const T> in = places_.input_of(share.track.layer);
     const Passage<T> passage{in, {}, places_.recomputed(), block.begin, tape_.kept_width(), places_.kept_pairs()};
+    const HiddenStates hidden(places_, share.track);
     walk_.replay(share, passage, block.begin, block.end,
-                 [&](Index step, Index i) { return places_.h_before(share.track, step, share.rank(i)); });
+                 [&](Index step, Index i) { return hidden.before(step, share.rank(i)); });
   }
 
   // ---- One step ----------------------------------------------------------------------------------------------------------
@@ -174,14 +176,12 @@ class BackwardRun {
     const Index first_pair = block.offset(step) + share.first;
     const T **d_y = lists_.list(share.member.thread(), 0), **h = lists_.list(share.member.thread(), 1);
     const Rows<const T> d_output = places_.d_output_of(share.track.layer);
-    for (Index i = 0; i < now; ++i) {
+    const Index column = share.track.direction * call_.spec.state_size();
+    for (Index i = 0; d_output.data && i < now; ++i) {
       const Index rank = share.rank(i);
-      if (d_output.data)
-        d_y[i] =
-            d_output.at(call_.time(share.track, step, rank), rank) + share.track.direction * call_.spec.state_size();
-      h[i] = call_.cell.h_read == HRead::after ? places_.h_after(share.track, step, rank)
-                                               : places_.h_before(share.track, step, rank);
+      d_y[i] = d_output.at(call_.time(share.track, step, rank), rank) + column;
     }
+    if (call_.cell.h_read != HRead::none) list_h(share, step, now, h);
 
     BackStepArgs<T> args = common_args(share);
     args.panels_reversed = step % 2 == 1;
@@ -226,6 +226,13 @@ class BackwardRun {
     from_step_after(share, 0, layer.recurrent, args, next, old, now);
     if (call_.cell.two_stages()) run_stage(share, 1, layer.second, args, d_a, now);
     return d_a;
+  }
+
+  void list_h(const Share& share, Index step, Index rows, const T** h) const {
+    const HiddenStates hidden(places_, share.track);
+    const bool after = call_.cell.h_read == HRead::after;
+    for (Index i = 0; i < rows; ++i)
+      h[i] = after ? hidden.after(step, share.rank(i)) : hidden.before(step, share.rank(i));
   }
 
   BackStepArgs<T> common_args(const Share& share) const {

@@ -49,14 +49,30 @@ class BackwardPlaces {
     return dense(between_[(layer - 1) % 2]);
   }
 
-  const T* h_after(const Track& track, Index step, Index rank) const {
-    return dense<const T>(tape.outputs[track.layer]).at(call_.time(track, step, rank), rank) +
-           track.direction * call_.spec.state_size();
-  }
-  const T* h_before(const Track& track, Index step, Index rank) const {
-    if (step > 0) return h_after(track, step - 1, rank);
-    return tape.h_0 + (call_.index_of(track) * call_.batch + rank) * call_.spec.state_size();
-  }
+  // Where h of a track's steps stands.
+  class HiddenStates {
+   public:
+    HiddenStates(const BackwardPlaces& places, const Track& track)
+        : call_(places.call_),
+          track_(track),
+          width_(call_.spec.state_size()),
+          initial_(places.tape.h_0 + call_.index_of(track) * call_.batch * width_),
+          outputs_(places.template dense<const T>(places.tape.outputs[track.layer] + track.direction * width_)) {}
+
+    GATEDRNN_INLINE const T* after(Index step, Index rank) const {
+      return outputs_.at(call_.time(track_, step, rank), rank);
+    }
+    GATEDRNN_INLINE const T* before(Index step, Index rank) const {
+      return step > 0 ? after(step - 1, rank) : initial_ + rank * width_;
+    }
+
+   private:
+    const Call<T>& call_;
+    const Track track_;
+    const Index width_;
+    const T* const initial_;
+    const Rows<const T> outputs_;
+  };
 
   // With recomputing one block's are there at a time.
   PairOrder kept_pairs() const {

@@ -146,15 +146,19 @@ class Walk {
                       Visit&& visit) const {
     Index* x_at = inputs_at_ + call_.plan.block_pairs * share.member.thread();
     T** y = outputs_ + call_.plan.block_pairs * share.member.thread();
-    const Index column = share.track.direction * call_.spec.state_size();
+    // Copies, which the lists cannot change: so the loop over pairs asks but once what they are.
+    const Rows<const T> in = passage.in;
+    const Rows<T> out = passage.out;
+    const Track track = share.track;
+    const Index column = track.direction * call_.spec.state_size();
     Index rows = call_.running(share, begin, share.rows);
     while (begin < end && rows > 0) {
       StepBlock block{begin, begin, rows, 0, passage.out.data ? y : nullptr};
       for (; block.end < end && rows > 0 && block.pairs + rows <= call_.plan.block_pairs; ++block.end) {
         for (Index i = 0; i < rows; ++i, ++block.pairs) {
-          const Index rank = share.rank(i), t = call_.time(share.track, block.end, rank);
-          x_at[block.pairs] = passage.in.offset(t, rank);
-          if (block.y) y[block.pairs] = passage.out.at(t, rank) + column;
+          const Index rank = share.rank(i), t = call_.time(track, block.end, rank);
+          x_at[block.pairs] = in.offset(t, rank);
+          if (block.y) y[block.pairs] = out.at(t, rank) + column;
         }
         rows = call_.running(share, block.end + 1, rows);
       }

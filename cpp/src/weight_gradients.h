@@ -183,9 +183,10 @@ class WeightGradients {
     const int thread = part.member.thread();
     const T **x = lists_.list(thread, 0), **h = lists_.list(thread, 1), **operand = lists_.list(thread, 2);
     const Rows<const T> in = places_.input_of(part.track.layer);
+    const typename BackwardPlaces<T>::HiddenStates hidden(places_, part.track);
     ring_.for_each_pair(block, [&](Index pair, Index step, Index rank) {
       x[pair] = in.at(call_.time(part.track, step, rank), rank);
-      h[pair] = places_.h_before(part.track, step, rank);
+      h[pair] = hidden.before(step, rank);
       operand[pair] = block.operand_of_weights + pair * ring_.slot();
     });
   }
