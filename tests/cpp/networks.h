@@ -64,10 +64,14 @@ inline std::vector<NamedCell> typical_cells() {
   return typical;
 }
 
-// AddressSanitizer takes ten times as long, and looks at memory.
+// AddressSanitizer takes ten times as long, and looks at memory: where a cell has what another one has and less, it sees the other.
 inline std::vector<NamedCell> all_cells() {
 #ifdef __SANITIZE_ADDRESS__
-  return typical_cells();
+  std::vector<NamedCell> cells;
+  for (const NamedCell& cell : typical_cells())
+    if (cell.cell != Cell::lstm_peephole && cell.cell != Cell::lstm_coupled && cell.cell != Cell::rnn_relu)
+      cells.push_back(cell);
+  return cells;
 #else
   return every_cell();
 #endif
