@@ -396,15 +396,17 @@ constexpr bool kSomeWillDo = true;
 constexpr bool kSomeWillDo = false;
 #endif
 
+// test_backward [all | formats | threads [the beginning of cells' names]]
 int main(int argc, char** argv) {
   using namespace gatedrnn;
-  const std::string part = argc > 1 ? argv[1] : "", only = argc > 2 ? argv[2] : "";
+  const std::string part = argc > 1 ? argv[1] : "all", only = argc > 2 ? argv[2] : "";
   for (const test::NamedCell& cell : part == "formats" ? test::typical_cells() : test::all_cells()) {
+    if (std::string(cell.name).rfind(only, 0) != 0) continue;
     const bool whole = !kSomeWillDo || cell.projection || cell.cell == Cell::gru;
     if (part == "threads") {
       test::BackwardTest<float>(cell).run_threads();
     } else if (part == "formats") {
-      if (!whole || (!only.empty() && only != cell.name)) continue;
+      if (!whole) continue;
       for (const Format format : {Format::bfloat16, Format::bfloat16x3})
         test::BackwardTest<float>(cell, format).run_format();
     } else {
@@ -412,5 +414,5 @@ int main(int argc, char** argv) {
       if (whole) test::BackwardTest<double>(cell).run();
     }
   }
-  return test::finish((part.empty() ? "test_backward" : "test_backward " + part).c_str());
+  return test::finish(("test_backward " + part + " " + only).c_str());
 }
