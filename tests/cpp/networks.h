@@ -54,28 +54,27 @@ inline std::vector<NamedCell> every_cell() {
   return all;
 }
 
-// Of general cells, which are alike in memory and in their products, two: one with a c and peepholes, and one with two stages.
+#ifdef __SANITIZE_ADDRESS__  // takes ten times as long, and looks at memory
+constexpr bool kForMemory = true;
+#else
+constexpr bool kForMemory = false;
+#endif
+
+// Of general cells, which are alike in memory and in their products, two: one with a c and peepholes, and one with two stages. For
+// memory, of other cells too only those that have what others have and more.
+inline bool is_typical(const NamedCell& named) {
+  const Cell cell = named.cell;
+  if (description(cell).is_general())
+    return cell == Cell::lstm_coupled_peephole_general || cell == Cell::gru_reset_before_general;
+  return !kForMemory || (cell != Cell::lstm_peephole && cell != Cell::lstm_coupled && cell != Cell::rnn_relu);
+}
 inline std::vector<NamedCell> typical_cells() {
   std::vector<NamedCell> typical;
   for (const NamedCell& cell : every_cell())
-    if (!description(cell.cell).is_general() || cell.cell == Cell::lstm_coupled_peephole_general ||
-        cell.cell == Cell::gru_reset_before_general)
-      typical.push_back(cell);
+    if (is_typical(cell)) typical.push_back(cell);
   return typical;
 }
-
-// AddressSanitizer takes ten times as long, and looks at memory: where a cell has what another one has and less, it sees the other.
-inline std::vector<NamedCell> all_cells() {
-#ifdef __SANITIZE_ADDRESS__
-  std::vector<NamedCell> cells;
-  for (const NamedCell& cell : typical_cells())
-    if (cell.cell != Cell::lstm_peephole && cell.cell != Cell::lstm_coupled && cell.cell != Cell::rnn_relu)
-      cells.push_back(cell);
-  return cells;
-#else
-  return every_cell();
-#endif
-}
+inline std::vector<NamedCell> all_cells() { return kForMemory ? typical_cells() : every_cell(); }
 
 struct Shape {
   Index input_size, hidden_size, steps, batch;
