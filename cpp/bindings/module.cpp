@@ -121,7 +121,7 @@ bits; copies share the packed parameters.)");
 Args:
     x: Input, (B, I), or (I,) where B is 1: whatever NumPy reads as floating-point numbers.
     out: Array to write the output into, of the output's shape and the module's dtype; a new one where None.
-    resets: B booleans, true for rows whose state is set to zeros before the step; None for none of them.
+    resets: B booleans, true for rows that begin anew with the step, as after ``reset``; None for none of them.
     mask: B booleans, false for rows that skip the step: their state stays, after `resets`, and their output is 0,
         whatever x holds. None: all rows take the step.
 
