@@ -231,6 +231,10 @@ def _denormal(_: int) -> Iterator[Pair]:
 
 
 _OPTION_SIZES = ((16, 64, 100), (64, 1, 100), (64, 64, 100), (256, 1, 100), (256, 16, 100), (256, 64, 50))
+_NORMS: dict[str, list[dict[str, Any]]] = {
+    "LSTM": [{"layer_norm": "products"}, {"layer_norm": "gates"}],
+    "GRU": [{"layer_norm": "products"}],
+}
 _FUNCTIONS: dict[str, list[dict[str, Any]]] = {
     "LSTM": [
         {"activations": ("hard_sigmoid", "tanh", "tanh")},
@@ -247,7 +251,7 @@ def _with_options(shape: Shape, options: dict[str, Any]) -> tuple[Contender, Con
     of = problem(shape, np.float32)
     plain = Ours.module(of)
     module = type(plain)(shape.I, shape.H, **options)
-    module.load_state_dict(of.weights)
+    module.load_state_dict(of.weights, strict=False)
 
     def run(called: Any) -> None:
         if not shape.train:
@@ -263,8 +267,16 @@ def _with_options(shape: Shape, options: dict[str, Any]) -> tuple[Contender, Con
 
 
 def _functions(_: int) -> Iterator[Pair]:
+    yield from _options(_FUNCTIONS)
+
+
+def _layer_norms(_: int) -> Iterator[Pair]:
+    yield from _options(_NORMS)
+
+
+def _options(all_choices: dict[str, list[dict[str, Any]]]) -> Iterator[Pair]:
     for train in (False, True):
-        for cell, choices in _FUNCTIONS.items():
+        for cell, choices in all_choices.items():
             for number, options in enumerate(choices):
                 for hidden, rows, steps in _OPTION_SIZES:
                     shape = Shape(cell, hidden, hidden, rows, steps, train=train)
@@ -344,6 +356,7 @@ MEASURES = (
         threads=2,
     ),
     Measure("functions", "cells with other functions and clips / without", (2.0, 2.0), True, _functions),
+    Measure("layer-norm", "layer-normalised cells / plain ones", (2.0, 2.0), True, _layer_norms),
     Measure("marks", "masks and episodes / every step of one sequence", (1.1, 1.1), True, _marks),
     Measure("denormal", "denormal inputs / normal ones", (1.2, 1.2), True, _denormal),
 )

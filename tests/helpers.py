@@ -146,6 +146,8 @@ def truth(module, cell, x, state=None, lengths=None, dtype=None):
         activations=module.activations,
         clip=module.clip,
         cell_clip=getattr(module, "cell_clip", None),
+        layer_norm=getattr(module, "layer_norm", None),
+        layer_norm_eps=getattr(module, "layer_norm_eps", 1e-5),
     )
 
 

@@ -33,7 +33,15 @@ FUNCTIONS = {
 class Options:
     """Functions of gates, by their letters, each on clipped values; `h` is not clipped where it is c's."""
 
-    def __init__(self, activations=None, clip=None, cell_clip=None, nonlinearity="tanh"):
+    def __init__(
+        self,
+        activations=None,
+        clip=None,
+        cell_clip=None,
+        nonlinearity="tanh",
+        layer_norm=None,
+        layer_norm_eps=1e-5,
+    ):
         self.functions = {
             **dict.fromkeys("iforz", "sigmoid"),
             **dict.fromkeys("gn", "tanh"),
@@ -41,6 +49,7 @@ class Options:
         }
         self.functions |= activations or {}
         self.clip, self.cell_clip = clip or np.inf, cell_clip or np.inf
+        self.layer_norm, self.layer_norm_eps = layer_norm, layer_norm_eps
 
     def __call__(self, gate, x):
         return self.unclipped(gate, np.clip(x, -self.clip, self.clip))
@@ -49,6 +58,10 @@ class Options:
         function = self.functions[gate]
         name, *parameters = [function] if isinstance(function, str) else function
         return FUNCTIONS[name](x, *parameters)
+
+    def normalized(self, x):
+        variance = x.var(axis=1, keepdims=True)
+        return (x - x.mean(axis=1, keepdims=True)) / np.sqrt(variance + self.layer_norm_eps)
 
 
 def lstm(p, x, state, f):
@@ -73,8 +86,57 @@ def coupled_lstm(p, x, state, f):
 
 def lstm_end(p, c_new, a_o, f):
     c_new = np.clip(c_new, -f.cell_clip, f.cell_clip)
-    h_new = f("o", a_o + p.get("weight_co", 0) * c_new) * f.unclipped("h", c_new)
-    return (h_new @ p["weight_hr"].T if "weight_hr" in p else h_new), c_new
+    return projected(p, f("o", a_o + p.get("weight_co", 0) * c_new) * f.unclipped("h", c_new)), c_new
+
+
+def projected(p, h):
+    return h @ p["weight_hr"].T if "weight_hr" in p else h
+
+
+def lstm_of_normalized_products(p, x, state, f):
+    """Ba, Kiros and Hinton 2016: all gates of a product together, and c as h sees it."""
+    h, c = state
+    of_x = f.normalized(x @ p["weight_ih"].T) * p["weight_ln_ih"] + p["bias_ih"]
+    of_h = f.normalized(h @ p["weight_hh"].T) * p["weight_ln_hh"] + p["bias_hh"]
+    a_i, a_f, a_g, a_o = np.split(of_x + of_h, 4, axis=1)
+    c_new = np.clip(f("f", a_f) * c + f("i", a_i) * f("g", a_g), -f.cell_clip, f.cell_clip)
+    seen = f.normalized(c_new) * p["weight_ln_c"] + p.get("bias_ln_c", 0)
+    return projected(p, f("o", a_o) * f.unclipped("h", seen)), c_new
+
+
+def lstm_of_normalized_gates(p, x, state, f):
+    """TFLite's: each gate's sum by itself, with what a peephole adds. Without an f the gates are coupled."""
+    h, c = state
+    gates = "ifgo" if len(p["weight_ih"]) == 4 * c.shape[1] else "igo"
+    sums = dict(
+        zip(gates, np.split(x @ p["weight_ih"].T + h @ p["weight_hh"].T, len(gates), axis=1), strict=True)
+    )
+    weights, biases = (
+        dict(zip(gates, np.split(values, len(gates)), strict=True))
+        for values in (p["weight_ln"], p["bias_ih"] + p["bias_hh"])
+    )
+
+    def gate(name, seen):
+        a = sums[name] + p.get(f"weight_c{name}", 0) * seen
+        return f(name, f.normalized(a) * weights[name] + biases[name])
+
+    i = gate("i", c)
+    c_new = (gate("f", c) if "f" in gates else 1 - i) * c + i * gate("g", c)
+    c_new = np.clip(c_new, -f.cell_clip, f.cell_clip)
+    return projected(p, gate("o", c_new) * f.unclipped("h", c_new)), c_new
+
+
+def gru_of_normalized_products(p, x, state, f):
+    """Ba, Kiros and Hinton 2016, as their code has it: r and z together, and n."""
+    (h,) = state
+    parts = []
+    for value, end in ((x, "ih"), (h, "hh")):
+        rz, n = np.split(value @ p[f"weight_{end}"].T, [2 * h.shape[1]], axis=1)
+        normalized = np.concatenate([f.normalized(rz), f.normalized(n)], axis=1)
+        parts.append(np.split(normalized * p[f"weight_ln_{end}"] + p[f"bias_{end}"], 3, axis=1))
+    (x_r, x_z, x_n), (h_r, h_z, h_n) = parts
+    r, z = f("r", x_r + h_r), f("z", x_z + h_z)
+    return ((1 - z) * f("n", x_n + r * h_n) + z * h,)
 
 
 def gru(p, x, state, f, reset_after=True):
@@ -106,6 +168,17 @@ STEP = {
     "rnn_tanh": rnn,
     "rnn_relu": rnn,
 }
+
+
+NORMALIZED_STEP = {
+    ("lstm", "products"): lstm_of_normalized_products,
+    ("lstm", "gates"): lstm_of_normalized_gates,
+    ("gru", "products"): gru_of_normalized_products,
+}
+
+
+def step_of(cell, layer_norm):
+    return NORMALIZED_STEP[cell.split("_")[0], layer_norm] if layer_norm else STEP[cell]
 
 
 def direction(step, p, x, state, options, lengths, reverse):
@@ -175,7 +248,9 @@ def forward(
                 start = tuple(np.zeros((x.shape[1], size), dtype) for size in sizes)
             else:
                 start = tuple(s[layer * directions + reverse] for s in state)
-            output, end = direction(STEP[cell], p, x, start, Options(**options), lengths, reverse)
+            output, end = direction(
+                step_of(cell, options.get("layer_norm")), p, x, start, Options(**options), lengths, reverse
+            )
             outputs.append(output)
             final.append(end)
         x = np.concatenate(outputs, axis=2)

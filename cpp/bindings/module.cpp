@@ -19,10 +19,10 @@ std::unique_ptr<BoundNetwork> make_network(const std::string& cell, const py::di
                                            Index proj_size, const py::object& dtype,
                                            const std::optional<std::string>& precision, bool reverse, bool learn_state,
                                            const Functions& activations, std::optional<double> clip,
-                                           std::optional<double> cell_clip) {
+                                           std::optional<double> cell_clip, double layer_norm_eps) {
   apply_thread_limit();
   Spec spec{cell_named(cell), input_size, hidden_size, num_layers, bidirectional ? 2 : 1, proj_size, reverse};
-  spec.options = cell_options(spec.description(), activations, clip, cell_clip);
+  spec.options = cell_options(spec.description(), activations, clip, cell_clip, layer_norm_eps);
   return bind_network(spec, bias, parameters, py::dtype::from_args(dtype), precision, learn_state);
 }
 
@@ -186,7 +186,7 @@ PYBIND11_MODULE(_core, m, pybind11::mod_gil_not_used()) {
            py::arg("hidden_size"), py::arg("num_layers"), py::arg("bidirectional"), py::arg("bias"),
            py::arg("proj_size"), py::arg("dtype"), py::arg("precision") = py::none(), py::arg("reverse") = false,
            py::arg("learn_state") = false, py::arg("activations") = py::tuple(), py::arg("clip") = py::none(),
-           py::arg("cell_clip") = py::none())
+           py::arg("cell_clip") = py::none(), py::arg("layer_norm_eps") = 0)
       .def("renewed", &BoundNetwork::renewed, py::arg("parameters"))
       .def("infer", &infer, py::arg("x"), py::arg("state"), py::arg("lengths"), py::arg("out"), py::arg("batch_first"),
            py::arg("mask") = py::none(), py::arg("resets") = py::none(), py::arg("repeats") = false)

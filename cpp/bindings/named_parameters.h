@@ -38,7 +38,8 @@ inline ActivationKind activation_named(const std::string& name) {
 using Functions = std::vector<std::tuple<std::string, double, double>>;
 
 inline CellOptions<double> cell_options(const CellDescription& cell, const Functions& activations,
-                                        std::optional<double> clip, std::optional<double> cell_clip) {
+                                        std::optional<double> clip, std::optional<double> cell_clip,
+                                        double layer_norm_eps = 0) {
   if (static_cast<int>(activations.size()) != cell.activation_count)
     refuse_value("activations", std::to_string(cell.activation_count), std::to_string(activations.size()));
   CellOptions<double> options;
@@ -46,6 +47,7 @@ inline CellOptions<double> cell_options(const CellDescription& cell, const Funct
   for (const auto& [name, alpha, beta] : activations) *to++ = {activation_named(name), alpha, beta};
   options.clip = clip.value_or(options.never);
   options.cell_clip = cell_clip.value_or(options.never);
+  options.layer_norm_eps = layer_norm_eps;
   return options;
 }
 
@@ -60,8 +62,9 @@ inline py::dict described_activations() {
   return all;
 }
 
-// What Python has to know of the cells, by name: gates, whether the state is a pair, names of peepholes, and of general ones
-// the gates that have functions, with what these usually are.
+// What Python has to know of the cells, by name: gates, whether the state is a pair, names of peepholes, of general ones the gates
+// that have functions, with what these usually are, and of normalised ones the names of what these have beside them: with and
+// without biases, and how many times H values.
 inline py::dict described_cells() {
   py::dict all;
   for (int i = 0; i < kCellCount; ++i) {
@@ -72,7 +75,16 @@ inline py::dict described_cells() {
     for (int a = 0; a < cell.activation_count; ++a)
       activations.append(py::make_tuple(cell.activations[a].name,
                                         kActivationDescriptions[static_cast<int>(cell.activations[a].usual)].name));
-    all[kCellNames[i]] = py::make_tuple(cell.gates, cell.has_c, py::tuple(peepholes), py::tuple(activations));
+    const auto norms = [&](bool bias) {
+      py::list names;
+      LayerParameters<float> layer;
+      visit_norm_parameters(cell, bias, layer, [&](const char* name, int blocks, const float*) {
+        names.append(py::make_tuple(name, blocks));
+      });
+      return py::tuple(names);
+    };
+    all[kCellNames[i]] = py::make_tuple(cell.gates, cell.has_c, py::tuple(peepholes), py::tuple(activations),
+                                        py::make_tuple(norms(false), norms(true)));
   }
   return all;
 }
@@ -96,6 +108,8 @@ std::vector<Layer> by_name(const Spec& spec, bool bias, Find&& find_named) {
       if (spec.proj_size > 0) arrays.weight_hr = find("weight_hr", {spec.proj_size, H});
       for (int p = 0; p < spec.description().peephole_count; ++p)
         arrays.peephole[p] = find(spec.description().peepholes[p].name, {H});
+      visit_norm_parameters(spec.description(), bias, arrays,
+                            [&](const char* name, int blocks, auto& place) { place = find(name, {blocks * H}); });
       found.push_back(arrays);
     }
   return found;

@@ -94,6 +94,7 @@ struct Step {
   int step;
   bool reverse, has_output;
   CellOptions<A> options;  // of a general cell
+  const A* norm;           // of a normalised one: [slots' weights, then pre-activations' biases][units]
 
   __device__ Index at(int rank, int unit) const { return static_cast<Index>(rank) * units + unit; }
   __device__ void put_out(int rank, int unit, S h) const {
@@ -181,6 +182,7 @@ struct BackStep {
   int step;
   bool reverse, has_output;
   CellOptions<A> options;  // of a general cell
+  const A* norm;           // as forward has it
 
   __device__ Index at(int rank, int unit) const { return static_cast<Index>(rank) * units + unit; }
   __device__ const A* kept_at(int rank, int unit, int slot) const {

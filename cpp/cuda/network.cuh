@@ -7,6 +7,7 @@
 #include <mutex>
 
 #include "gatedrnn/row_order.h"
+#include "layer_norm.cuh"
 #include "network.h"
 #include "undivided.cuh"
 
@@ -92,6 +93,7 @@ struct Weights {
   DeviceArray<S> weight_ih, weight_hh, weight_hr;
   DeviceArray<A> bias;      // [slots * H]
   DeviceArray<A> peephole;  // [peephole][H]
+  DeviceArray<A> norm;      // see Step
 };
 
 template <class S>
@@ -181,7 +183,7 @@ class TypedNetwork final : public Network {
   Index width() const { return spec_.output_size(); }
   Index gates() const { return cell_.gates; }
   Index kept_width() const { return cell_.kept * H(); }
-  Index slots() const { return cell_.slots; }
+  Index gradient_slots() const { return cell_.gradient_slots(); }
   Index tracks() const { return spec_.num_layers * spec_.directions; }
 
   // What all functions of one call share.
@@ -227,13 +229,17 @@ class TypedNetwork final : public Network {
     weights.weight_hh = stored(from.weight_hh, gates() * H() * P(), stream);
     if (spec_.proj_size > 0) weights.weight_hr = stored(from.weight_hr, P() * H(), stream);
     std::vector<A> bias;
-    for (Index slot = 0; slot < slots(); ++slot)
+    for (Index slot = 0; slot < cell_.slots; ++slot)
       for (Index unit = 0; unit < H(); ++unit) bias.push_back(slot_bias(from, cell_, slot, H(), unit));
     weights.bias = as_sums(bias.data(), static_cast<Index>(bias.size()), stream);
     std::vector<A> peephole;
     for (int i = 0; i < cell_.peephole_count; ++i)
       peephole.insert(peephole.end(), from.peephole[i], from.peephole[i] + H());
     weights.peephole = as_sums(peephole.data(), static_cast<Index>(peephole.size()), stream);
+    std::vector<A> norm;
+    for (int i = 0; i < norm_vectors(cell_); ++i)
+      for (Index unit = 0; unit < H(); ++unit) norm.push_back(norm_value(from, cell_, i, H(), unit));
+    weights.norm = as_sums(norm.data(), static_cast<Index>(norm.size()), stream);
     return weights;
   }
 
@@ -242,6 +248,7 @@ class TypedNetwork final : public Network {
   struct State {
     Scratched<S> h[2], second_operand, unprojected;  // [rank][P], [rank][H]
     Scratched<A> c, carried, products;
+    Scratched<A> values;  // of normalised cells, see forward_normalized
     State(const TypedNetwork& n, const Context& x) {
       const Index batch = x.batch.batch(), of_units = batch * n.H();
       const bool launched = !x.plan.forward.fits;
@@ -251,6 +258,7 @@ class TypedNetwork final : public Network {
       c = x.template take<A>(n.cell_.has_c ? of_units : 0);
       carried = x.template take<A>(second_operand.size());
       products = x.template take<A>(launched ? n.gates() * of_units : 0);
+      values = x.template take<A>(n.cell_.is_normalized() ? (n.cell_.slots + 1) * of_units : 0);
     }
   };
 
@@ -420,6 +428,7 @@ class TypedNetwork final : public Network {
     step.projected = projected.data();
     step.bias = weights.bias.data();
     step.peephole = weights.peephole.data();
+    step.norm = weights.norm.data();
     step.c = state.c.data();
     step.second_operand = state.second_operand.data();
     step.carried = state.carried.data();
@@ -475,7 +484,11 @@ class TypedNetwork final : public Network {
     x.blas.template multiply_transposed<S>(step.rows, count * H(), P(), {operand, P()},
                                            {weights.weight_hh.data() + cell_.first_gate(stage) * H() * P(), P()}, false,
                                            {state.products.data(), count * H()});
-    launch(forward_stage<S, cell, stage>, step.rows, H(), x.stream, step, static_cast<const A*>(state.products.data()));
+    const auto* products = static_cast<const A*>(state.products.data());
+    if constexpr (description(cell).is_normalized())
+      launch_by_row<A>(forward_normalized<S, cell>, step.rows, x.stream, step, products, state.values.data());
+    else
+      launch(forward_stage<S, cell, stage>, step.rows, H(), x.stream, step, products);
   }
 
   // Calls `visit` with the cell as a constant, where it is one that whole recurrences are compiled for.
@@ -580,12 +593,14 @@ class TypedNetwork final : public Network {
   struct BackState {
     Scratched<A> d_h, d_c, d_unprojected;  // [rank][P], [rank][H]
     Scratched<A> products;
+    Scratched<A> d;  // of normalised cells, see backward_normalized
     BackState(const TypedNetwork& n, const Context& x) {
       const Index batch = x.batch.batch(), of_units = batch * n.H();
       d_h = x.template take<A>(batch * n.P());
       d_c = x.template take<A>(n.cell_.has_c ? of_units : 0);
       d_unprojected = x.template take<A>(n.spec_.proj_size > 0 ? of_units : 0);
       products = x.template take<A>(n.cell_.two_stages() && !x.plan.backward.fits ? of_units : 0);
+      d = x.template take<A>((n.cell_.pre_activations + n.cell_.normalized_slots()) * of_units);
     }
   };
 
@@ -606,6 +621,17 @@ class TypedNetwork final : public Network {
                       const BackState& state) const;
   void add_to_gradients(const Context& x, const Track& track, const BackBlock& block, const GradientPlaces& to,
                         bool add) const;
+  // Where those of biases and of layer normalisation go.
+  static LayerGradients<A> norm_places(const GradientPlaces& to) {
+    LayerGradients<A> places;
+    places.bias_ih = static_cast<A*>(to.bias_ih);
+    places.bias_hh = static_cast<A*>(to.bias_hh);
+    places.weight_ln = static_cast<A*>(to.weight_ln);
+    places.weight_ln_hh = static_cast<A*>(to.weight_ln_hh);
+    places.weight_ln_c = static_cast<A*>(to.weight_ln_c);
+    places.bias_ln_c = static_cast<A*>(to.bias_ln_c);
+    return places;
+  }
   void clear_gradients(const Context& x, const Track& track, const GradientPlaces& to) const;
 
   const Spec spec_;

@@ -45,6 +45,7 @@ struct ForwardCall {
 struct GradientPlaces {
   void *weight_ih = nullptr, *weight_hh = nullptr, *bias_ih = nullptr, *bias_hh = nullptr, *weight_hr = nullptr;
   void* peephole[kMostPeepholes] = {};
+  void *weight_ln = nullptr, *weight_ln_hh = nullptr, *weight_ln_c = nullptr, *bias_ln_c = nullptr;
   void *h_0 = nullptr, *c_0 = nullptr;  // where rows began with learnt states
 };
 

@@ -84,7 +84,7 @@ void TypedNetwork<S>::back_track(const Context& x, const Track& track, const Typ
            Features<const S>{output.data, output.time_stride, output.row_stride},
            static_cast<const S*>(tape.h_0[number].data()), static_cast<int>(P()), block.h_before.data());
     if (cell_.h_read == HRead::after) block.h = gathered(x, track, block.steps, any_output, P());
-    block.d_a = x.template take<S>(pairs * slots() * H());
+    block.d_a = x.template take<S>(pairs * gradient_slots() * H());
     if (cell_.two_stages() || spec_.proj_size > 0) block.operand = x.template take<S>(pairs * H());
     if (spec_.proj_size > 0) block.d_h = x.template take<S>(pairs * P());
     block.c_before = cell_.has_c ? tape.c[number].data() + b * x.batch.batch() * H() : nullptr;
@@ -103,12 +103,13 @@ void TypedNetwork<S>::back_track(const Context& x, const Track& track, const Typ
 
     BackStep<S> first{};
     first.units = static_cast<int>(H());
-    first.slots = static_cast<int>(slots());
+    first.slots = static_cast<int>(gradient_slots());
     first.kept = block.kept;
     first.kept_slots = cell_.kept;
     first.h_before = block.h_before.data();
     first.h = block.h;
     first.peephole = weights.peephole.data();
+    first.norm = weights.norm.data();
     first.d_h = state.d_h.data();
     first.d_c = state.d_c.data();
     first.d_a = block.d_a.data();
@@ -127,7 +128,7 @@ void TypedNetwork<S>::back_track(const Context& x, const Track& track, const Typ
     const bool in_place =
         are_pairs(x, track, {d_input.data, storage_of<A>, d_input.time_stride, d_input.row_stride}, I, storage_of<A>);
     A* d_inputs = in_place ? d_input.data + x.batch.offset(begin) * I : x.template take<A>(pairs * I).data();
-    const Index row = slots() * H();
+    const Index row = gradient_slots() * H();
     const S* w = weights.weight_ih.data();
     for_each_run(0, cell_.gates, [&](Index slot, Index slots, Index gate) {
       x.blas.template multiply<S>(pairs, I, slots * H(), {block.d_a.data() + slot * H(), row}, {w + gate * H() * I, I},
@@ -181,7 +182,7 @@ void TypedNetwork<S>::back_steps(const Context& x, const Track& track, const Bac
     step.step = static_cast<int>(t);
     step.h_before += pair * P();
     if (step.h) step.h += pair * H();
-    step.d_a += pair * slots() * H();
+    step.d_a += pair * gradient_slots() * H();
     if (step.operand) step.operand += pair * H();
     if (step.kept) step.kept += pair * kept_width();
     if (cell_.has_c) {
@@ -196,7 +197,7 @@ void TypedNetwork<S>::back_steps(const Context& x, const Track& track, const Bac
 template <class S>
 void TypedNetwork<S>::take_back_step(const Context& x, const Weights<S>& weights, BackStep<S> step, S* d_h,
                                      const BackState& state) const {
-  const Index rows = step.rows, row = slots() * H();
+  const Index rows = step.rows, row = gradient_slots() * H();
   const S* w = weights.weight_hh.data();
   if (spec_.proj_size > 0) {
     BackStep<S> projected = step;
@@ -209,7 +210,10 @@ void TypedNetwork<S>::take_back_step(const Context& x, const Weights<S>& weights
   }
   with_cell(spec_.cell, [&](auto constant) {
     constexpr Cell cell = decltype(constant)::value;
-    launch(backward_stage<S, cell>, rows, H(), x.stream, step);
+    if constexpr (description(cell).is_normalized())
+      launch_by_row<A>(backward_normalized<S, cell>, rows, x.stream, step, state.d.data());
+    else
+      launch(backward_stage<S, cell>, rows, H(), x.stream, step);
     if constexpr (description(cell).two_stages()) {
       constexpr StageDescription second = description(cell).stages[1];
       x.blas.template multiply<S>(rows, H(), second.gates * H(), {step.d_a + second.first_slot * H(), row},
@@ -226,7 +230,7 @@ void TypedNetwork<S>::take_back_step(const Context& x, const Weights<S>& weights
 template <class S>
 void TypedNetwork<S>::add_to_gradients(const Context& x, const Track& track, const BackBlock& block,
                                        const GradientPlaces& to, bool add) const {
-  const Index pairs = block.steps.pairs, I = spec_.layer_input_size(track.layer), row = slots() * H();
+  const Index pairs = block.steps.pairs, I = spec_.layer_input_size(track.layer), row = gradient_slots() * H();
   const auto weight = [&](Index slot, Index count, Index gate, const S* right, Index columns, void* gradient) {
     x.blas.template multiply_columns<S>(count * H(), columns, pairs, {block.d_a.data() + slot * H(), row},
                                         {right, columns}, add,
@@ -237,26 +241,33 @@ void TypedNetwork<S>::add_to_gradients(const Context& x, const Track& track, con
     return dim3(blocks_for(columns, kSumColumns, 1 << 30), static_cast<unsigned>(parts));
   };
   constexpr std::size_t shared_bytes = kSumColumns * kSumRows * sizeof(A);
-  const auto sums = x.template take<A>(to.bias_ih || to.bias_hh ? parts * row : 0);
+  const bool normalized = cell_.is_normalized();
+  const auto sums = x.template take<A>(to.bias_ih || to.bias_hh || normalized ? parts * row : 0);
   if (sums.size() > 0)
     check(start(sum_columns<S>, over_rows(row), dim3(kSumColumns * kSumRows), shared_bytes, x.stream,
                 static_cast<const S*>(block.d_a.data()), pairs, static_cast<int>(row), sums.data()),
           "starting a kernel");
-  const auto bias = [&](Index slot, Index count, Index gate, void* gradient) {
-    if (!gradient) return;
+  const auto add_sums = [&](Index slot, Index count, A* gradient) {
     launch(add_parts<A>, 1, count * H(), x.stream, static_cast<const A*>(sums.data() + slot * H()),
-           static_cast<int>(parts), row, static_cast<int>(count * H()), add, static_cast<A*>(gradient) + gate * H());
+           static_cast<int>(parts), row, static_cast<int>(count * H()), add, gradient);
   };
   const auto matrix = [&](Index first, Index count, const S* right, Index columns, void* weights, void* biases) {
     for_each_run(first, count, [&](Index slot, Index slots, Index gate) {
       weight(slot, slots, gate, right, columns, weights);
-      bias(slot, slots, gate, biases);
+      if (biases && !normalized) add_sums(slot, slots, static_cast<A*>(biases) + gate * H());
     });
   };
   const StageDescription& second = cell_.stages[1];  // no gates where there is none
   matrix(0, cell_.gates, block.inputs, I, to.weight_ih, to.bias_ih);
   matrix(cell_.first_recurrent_slot(), cell_.recurrent_slots(), block.h_before.data(), P(), to.weight_hh, to.bias_hh);
   matrix(second.first_slot, second.gates, block.operand.data(), H(), to.weight_hh, to.bias_hh);
+  if (normalized) {
+    const LayerGradients<A> places = norm_places(to);
+    for (int i = 0; i < cell_.pre_activations; ++i)
+      visit_biases(places, cell_, i, H(), [&](A* gradient) { add_sums(cell_.slots + i, 1, gradient); });
+    for (int slot = 0; slot < cell_.normalized_slots(); ++slot)
+      add_sums(cell_.slots + cell_.pre_activations + slot, 1, slot_weights(places, cell_, slot, H()));
+  }
   if (spec_.proj_size > 0)
     x.blas.template multiply_columns<S>(P(), H(), pairs, {block.d_h.data(), P()}, {block.operand.data(), H()}, add,
                                         {static_cast<A*>(to.weight_hr), H()});
@@ -283,6 +294,9 @@ void TypedNetwork<S>::clear_gradients(const Context& x, const Track& track, cons
   clear_all(to.bias_hh, gates() * H());
   clear_all(to.weight_hr, P() * H());
   for (void* peephole : to.peephole) clear_all(peephole, H());
+  auto places = norm_places(to);
+  visit_norm_parameters(cell_, to.bias_ih != nullptr, places,
+                        [&](const char*, int blocks, A* gradient) { clear_all(gradient, blocks * H()); });
   clear_all(to.h_0, P());
   clear_all(to.c_0, H());
 }

@@ -5,6 +5,7 @@
 #include "general_cells.h"
 #include "gradients.h"
 #include "input_gemm.h"
+#include "layer_norm.h"
 #include "rounded_gradients.h"
 #include "rows_in_lanes.h"
 #include "step.h"
@@ -45,7 +46,9 @@ template <class S, bool keeping>
 struct GeneralCellsOf {
   template <class Stage>
   static constexpr auto of() -> typename StageKernels<StepArgs<typename S::T>>::Kernel {
-    if constexpr (Stage::is_general)
+    if constexpr (Stage::is_normalized)
+      return layer_norm_cells<S, Stage, keeping>;
+    else if constexpr (Stage::is_general)
       return general_cells<S, Stage, keeping>;
     else
       return nullptr;
@@ -56,7 +59,9 @@ template <class S>
 struct GeneralCellsBackOf {
   template <class Stage>
   static constexpr auto of() -> typename StageKernels<BackStepArgs<typename S::T>>::Kernel {
-    if constexpr (Stage::is_general)
+    if constexpr (Stage::is_normalized)
+      return layer_norm_cells_back<S, Stage>;
+    else if constexpr (Stage::is_general)
       return general_cells_back<S, Stage>;
     else
       return nullptr;

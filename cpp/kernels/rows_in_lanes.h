@@ -398,12 +398,28 @@ void lane_outer(const LaneGemmArgs<typename S::T>& a) noexcept {
   }
 }
 
+// None for cells whose rows are normalised.
+template <class S, Cell cell, bool keeping>
+constexpr auto lane_steps_of() -> void (*)(const LaneStepsArgs<typename S::T>&) noexcept {
+  if constexpr (description(cell).is_normalized())
+    return nullptr;
+  else
+    return lane_steps<S, cell, keeping>;
+}
+template <class S, Cell cell>
+constexpr auto lane_back_step_of() -> void (*)(const LaneBackArgs<typename S::T>&) noexcept {
+  if constexpr (description(cell).is_normalized())
+    return nullptr;
+  else
+    return lane_back_step<S, cell>;
+}
+
 template <class T, int... cells>
 constexpr LaneKernels<T> lane_kernels(std::integer_sequence<int, cells...>) {
   using S = Simd<T>;
-  return {{{lane_steps<S, static_cast<Cell>(cells), false>...}},
-          {{lane_steps<S, static_cast<Cell>(cells), true>...}},
-          {{lane_back_step<S, static_cast<Cell>(cells)>...}},
+  return {{{lane_steps_of<S, static_cast<Cell>(cells), false>()...}},
+          {{lane_steps_of<S, static_cast<Cell>(cells), true>()...}},
+          {{lane_back_step_of<S, static_cast<Cell>(cells)>()...}},
           lane_outer<S>,
           rows_to_lanes<S>,
           lanes_to_rows<S, false>};

@@ -11,29 +11,32 @@ namespace gatedrnn::GATEDRNN_ISA {
 template <Cell cell, int index>
 struct CellStage {
   using Plain = CellStage<plain_cell<cell>(), index>;  // whose products it follows
+  using Math = Mathematics<cell>;
   static constexpr bool is_general = Mathematics<cell>::description.is_general();
+  static constexpr bool is_normalized = Mathematics<cell>::description.is_normalized();
   static constexpr StageDescription description = Mathematics<cell>::description.stages[index];
   static constexpr bool is_first = index == 0, is_last = index + 1 == Mathematics<cell>::description.stage_count;
   static constexpr bool keeps = Mathematics<cell>::description.kept > 0;
   static constexpr int peepholes = Mathematics<cell>::description.peephole_count;
 
+  // A normalised cell's are a kernel of its own (layer_norm.h).
   template <class P>
-  static GATEDRNN_INLINE void first(const P& p) {
-    Mathematics<cell>::template first<index>(p);
+  static GATEDRNN_INLINE void first([[maybe_unused]] const P& p) {
+    if constexpr (!is_normalized) Mathematics<cell>::template first<index>(p);
   }
   template <class P>
-  static GATEDRNN_INLINE void second(const P& p) {
-    Mathematics<cell>::template second<index>(p);
+  static GATEDRNN_INLINE void second([[maybe_unused]] const P& p) {
+    if constexpr (!is_normalized) Mathematics<cell>::template second<index>(p);
   }
   template <class P>
-  static GATEDRNN_INLINE void backward(const P& p) {
-    Mathematics<cell>::template backward<index>(p);
+  static GATEDRNN_INLINE void backward([[maybe_unused]] const P& p) {
+    if constexpr (!is_normalized) Mathematics<cell>::template backward<index>(p);
   }
 };
 
 struct LinearStage {
   using Plain = LinearStage;
-  static constexpr bool is_general = false;
+  static constexpr bool is_general = false, is_normalized = false;
   static constexpr StageDescription description = kLinearStage;
   static constexpr bool is_first = true, is_last = true, keeps = false;
   static constexpr int peepholes = 0;

@@ -117,6 +117,8 @@ void step(const StepArgs<typename Product::T>& a) noexcept {
   constexpr int N = stage.vectors();
   constexpr Index row_size = stage.slots * stage.unit_vectors() * S::lanes;
   constexpr Index step_slots = stage.first_operand_slot() * stage.unit_vectors() * S::lanes;
+  // No sum of a projection goes on from inputs, nor do products that are normalised by themselves.
+  constexpr bool from_zero = std::is_same_v<Stage, LinearStage> || stage.slots == 2 * stage.gates;
   alignas(64) T zeros[N * S::lanes] = {};
   LeftSide<Product> left{};
   if constexpr (Product::layout.rounds) {
@@ -139,8 +141,8 @@ void step(const StepArgs<typename Product::T>& a) noexcept {
         tile.out = {z, a.gates_panel_stride, row_size};
         start_from<Product>(tile, {z, a.gates_panel_stride, row_size}, at.vectors);
         if (at.begin == 0) {  // where no input was multiplied
-          if (std::is_same_v<Stage, LinearStage>) start_from<Product>(tile, {zeros, 0, 0}, at.vectors);
-          if (stage.slots > stage.gates && at.vector + at.vectors == N)
+          if (from_zero) start_from<Product>(tile, {zeros, 0, 0}, at.vectors);
+          if (!from_zero && stage.slots > stage.gates && at.vector + at.vectors == N)
             tile.last_in = {a.bias + (at.panel + 1) * row_size - S::lanes, row_size, 0};
         }
         if (keeping && at.last && a.rows > 1) fetch_written<S, Stage>(a, at);

@@ -73,9 +73,10 @@ class BackwardRun {
     Strided<T> next;  // from block to block: those of the step after
   };
 
-  // Gradient threads would need recomputed values for longer than these last.
+  // Gradient threads would need recomputed values for longer than these last. Nobody shares units that are normalised.
   static Plan usable(Plan plan, const Tape<T>& tape) {
     if (tape.recomputing()) plan.gradient_threads = 0;
+    if (tape.spec.description().is_normalized()) plan.row_groups *= std::exchange(plan.unit_groups, 1);
     return plan;
   }
 
@@ -194,6 +195,7 @@ class BackwardRun {
       args.streamed_d_a_stride = std::exchange(args.d_a_stride, ring_.d_a_stride());
     }
     args.peephole = layer.peephole.data();
+    args.norm = layer.norm.data();
     if (tape_.kept_width() > 0) {
       args.kept = places_.kept(share.track, block.begin, step) + share.first * places_.kept_stride();
       args.kept_stride = call_.plan.row_groups * places_.kept_stride();

@@ -38,7 +38,7 @@ class BlockRing {
 
   Index slot() const { return slot_stride(call_.spec.hidden_size, call_.lanes()); }
   // A line more than the values, so that what reads on to a multiple of kGemmColumns, or to a whole vector, stays in the row.
-  Index d_a_stride() const { return odd_lines<T>(call_.cell.slots * slot()); }
+  Index d_a_stride() const { return odd_lines<T>(call_.cell.gradient_slots() * slot()); }
   Index d_h_stride() const { return odd_lines<T>(call_.spec.state_size()); }
   bool has_operand_of_weights() const { return call_.cell.two_stages() || call_.spec.proj_size > 0; }
 

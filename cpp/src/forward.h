@@ -21,7 +21,7 @@ class ForwardRun {
         first_turn_(first_turn),
         in_lanes_(tape ? tape->in_lanes()
                        : has_rows_in_lanes(network.spec(), network.kernels().lanes(), sequence.batch)),
-        call_(network, usable(plan, in_lanes_), sequence.batch,
+        call_(network, usable(plan, in_lanes_ || network.spec().description().is_normalized()), sequence.batch,
               {nullptr, sequence.lengths, sequence.steps, sequence.pieces}, sequence.poll),
         walk_(call_),
         lanes_(call_, sequence, tape) {}
@@ -76,9 +76,9 @@ class ForwardRun {
   // The next layer reads both directions of this one; and dropout is applied to whole layers.
   bool layers_meet() const { return (call_.plan.direction_groups > 1 && call_.spec.num_layers > 1) || dropping(); }
 
-  // With rows in lanes nobody shares units.
-  static Plan usable(Plan plan, bool in_lanes) {
-    if (in_lanes) plan.row_groups *= std::exchange(plan.unit_groups, 1);
+  // With rows in lanes nobody shares units, nor where they are normalised.
+  static Plan usable(Plan plan, bool whole_rows) {
+    if (whole_rows) plan.row_groups *= std::exchange(plan.unit_groups, 1);
     return plan;
   }
 

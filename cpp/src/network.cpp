@@ -80,14 +80,14 @@ template <class T>
 Index bytes_of(const PackedLayer<T>& layer) {
   Index bytes = bytes_of(layer.in_lanes);
   for (const PackedStage<T>& stage : layer.stages)
-    bytes += bytes_of(stage.input.bytes, stage.recurrent.bytes, stage.bias, stage.peephole);
+    bytes += bytes_of(stage.input.bytes, stage.recurrent.bytes, stage.bias, stage.peephole, stage.norm);
   return bytes;
 }
 
 template <class T>
 Index bytes_of(const PackedBackLayer<T>& layer) {
   return bytes_of(layer.recurrent.weights.bytes, layer.second.weights.bytes, layer.projection.weights.bytes,
-                  layer.input.weights.bytes, layer.peephole, layer.in_lanes, layer.peepholes_in_lanes);
+                  layer.input.weights.bytes, layer.peephole, layer.norm, layer.in_lanes, layer.peepholes_in_lanes);
 }
 
 template <class Layer>

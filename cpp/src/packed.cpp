@@ -77,6 +77,9 @@ void pack_stage(int stage, const Spec& spec, Index input_size, const LayerParame
   });
   if (cell.peephole_count > 0)
     pack_vectors(to, cell.peephole_count, to.peephole, [&](Index i, Index unit) { return from.peephole[i][unit]; });
+  if (cell.is_normalized())
+    pack_vectors(to, norm_vectors(cell), to.norm,
+                 [&](Index i, Index unit) { return norm_value(from, cell, i, spec.hidden_size, unit); });
 }
 
 template <class T>
@@ -184,9 +187,12 @@ void pack_back_layer(const Spec& spec, Index layer, const LayerParameters<T>& fr
   if (cell.two_stages()) to.second = pack(from.weight_hh, P, cell.stages[1].first_slot, cell.stages[1].gates);
   if (spec.proj_size > 0) to.projection = pack_transposed(from.weight_hr, H, P, {0}, 0, kernels);
   const Index slot = slot_stride(H, kernels.lanes());
-  to.peephole = Buffer<T>(cell.peephole_count * slot);
-  std::fill_n(to.peephole.data(), to.peephole.size(), T(0));
-  for (Index p = 0; p < cell.peephole_count; ++p) std::copy_n(from.peephole[p], H, to.peephole.data() + p * slot);
+  const auto pack_rows = [&](Index count, Buffer<T>& packed, auto&& value) {
+    packed = Buffer<T>(count * slot);
+    for (Index i = 0; i < count * slot; ++i) packed.data()[i] = i % slot < H ? value(i / slot, i % slot) : T(0);
+  };
+  pack_rows(cell.peephole_count, to.peephole, [&](Index i, Index unit) { return from.peephole[i][unit]; });
+  pack_rows(norm_vectors(cell), to.norm, [&](Index i, Index unit) { return norm_value(from, cell, i, H, unit); });
   if (has_rows_in_lanes(spec, kernels.lanes())) pack_back_in_lanes(spec, I, from, to);
 }
 

@@ -147,6 +147,7 @@ int enough_gradient_threads(const Workload& p, const Plan& plan, int most, const
 // So that every thread has a whole panel, however wide the panel. Where all panels are one vector of units, two threads may also
 // share fewer units: those of the smallest networks, which gain most where threads are near each other.
 Index most_unit_groups(const Workload& p) {
+  if (p.spec.description().is_normalized()) return 1;  // rows are, as a whole
   const Index most = std::max<Index>(1, p.spec.state_size() / (kMostUnitVectors * p.layout.lanes));
   const bool narrow_panels = !p.backward && p.spec.proj_size == 0 && p.spec.description().stages[0].unit_vectors() == 1;
   return narrow_panels ? std::max(most, std::min<Index>(2, p.spec.hidden_size / (2 * p.layout.lanes))) : most;

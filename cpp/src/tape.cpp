@@ -96,7 +96,7 @@ void Tape<T>::list_cuts() {
 template <class T>
 StepBlocks Tape<T>::default_blocks() const {
   constexpr Index fewest = 256, most = 1024, parts = 32;
-  const Index row_bytes = spec.description().slots * spec.hidden_size * static_cast<Index>(sizeof(T));
+  const Index row_bytes = spec.description().gradient_slots() * spec.hidden_size * static_cast<Index>(sizeof(T));
   const Index wanted =
       fewest * row_bytes > core().l2 ? 2 * fewest : std::clamp(core().l2 / 4 / row_bytes, fewest, most);
   return cut(wanted, options.recompute ? std::max<Index>(1, steps / parts) : steps);

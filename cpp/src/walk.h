@@ -253,6 +253,7 @@ class Walk {
                                          passage.kept_width
                     : nullptr;
     args.options = &call_.network.options();
+    args.norm = stage.norm.data();
     return args;
   }
 

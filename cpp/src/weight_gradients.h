@@ -100,8 +100,9 @@ class WeightGradients {
   Index input_products_size() const {
     return ceil_div(call_.widest_input(), kBackVectors * call_.lanes()) * input_products_stride();
   }
-  // Of every slot, and of the peepholes.
-  Index column_sum_count() const { return call_.cell.slots + call_.cell.peephole_count; }
+  // Of slots of gradients, and of the peepholes.
+  Index slot_sum_count() const { return call_.cell.gradient_slots() - call_.cell.first_summed_slot(); }
+  Index column_sum_count() const { return slot_sum_count() + call_.cell.peephole_count; }
 
   // This track's matrices. The lists of rows of their right sides are this thread's.
   std::array<WeightSum, 4> weight_sums(const Part& part) const {
@@ -142,14 +143,20 @@ class WeightGradients {
     return call_.cell.gate_of_slot[sum.first_slot + slot] * sum.columns;
   }
 
-  // The biases or the peephole whose gradients are the c-th sums of columns.
+  // The parameters whose gradients are the c-th sums of columns.
   template <class Visit>
   void for_each_gradient_of(const Track& track, Index c, Visit&& visit) const {
     const LayerGradients<T>& to = places_.caller.gradients[call_.index_of(track)];
-    if (c >= call_.cell.slots) return visit(to.peephole[c - call_.cell.slots]);
-    const Index at = call_.cell.gate_of_slot[c] * call_.spec.hidden_size;
-    if (to.bias_ih && c < call_.cell.gates) visit(to.bias_ih + at);
-    if (to.bias_hh && c >= call_.cell.first_recurrent_slot()) visit(to.bias_hh + at);
+    const CellDescription& cell = call_.cell;
+    const Index H = call_.spec.hidden_size;
+    if (c >= slot_sum_count()) return visit(to.peephole[c - slot_sum_count()]);
+    if (cell.is_normalized()) {
+      const int i = static_cast<int>(c), slot = i - cell.pre_activations;
+      return slot < 0 ? visit_biases(to, cell, i, H, visit) : visit(slot_weights(to, cell, slot, H));
+    }
+    const Index at = cell.gate_of_slot[c] * H;
+    if (to.bias_ih && c < cell.gates) visit(to.bias_ih + at);
+    if (to.bias_hh && c >= cell.first_recurrent_slot()) visit(to.bias_hh + at);
   }
 
   // The sums of a group that is complete.
@@ -194,12 +201,13 @@ class WeightGradients {
   // The c-th sums of columns, of one block of pairs.
   void add_columns(const Part& part, const Block& block, Index c, const Slice& slice) const {
     T *sums = column_sums_ + c * ring_.slot(), *block_sums = block_sums_ + part.member.thread() * ring_.slot();
-    const Index H = call_.spec.hidden_size, slots = call_.cell.slots;
+    const Index H = call_.spec.hidden_size, slots = slot_sum_count();
     std::fill_n(block_sums, ring_.slot(), T(0));
     if (c < slots)
-      call_.kernels().gradients.sum_columns({slice.pairs.count(), H,
-                                             block.d_a + slice.pairs.first * ring_.d_a_stride() + c * ring_.slot(),
-                                             nullptr, ring_.d_a_stride(), 0, 0, block_sums});
+      call_.kernels().gradients.sum_columns(
+          {slice.pairs.count(), H,
+           block.d_a + slice.pairs.first * ring_.d_a_stride() + (call_.cell.first_summed_slot() + c) * ring_.slot(),
+           nullptr, ring_.d_a_stride(), 0, 0, block_sums});
     else
       add_peephole(part, block, c - slots, slice, block_sums);
     if (slice.begins_group) std::fill_n(sums, H, T(0));

@@ -94,41 +94,20 @@ def _number(name: str, value: object) -> float:
     return float(value)
 
 
-def limit(name: str, value: object) -> float | None:
-    """Accept a positive number, or None for no limit."""
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
-        raise TypeError(f"{name}: expected a number or None, got {_checks.described(value)}")
-    if not 0 < value < math.inf:
-        raise ValueError(f"{name}: expected a finite number above 0, or None, got {_checks.shortened(value)}")
-    return float(value)
-
-
-def general_cell(options: Mapping[str, Any], cell: str) -> str:
-    """Return the engine's name of the cell, in its general form where an option asks for that."""
-    names = ("activations", "clip", "cell_clip")
-    if all(options.get(name) is None for name in names):
-        return cell
-    return _general(cell)
-
-
-def _general(cell: str) -> str:
+def general(cell: str) -> str:
+    """Return the engine's name of a cell's general form, which is told its functions."""
     return "rnn_general" if cell.startswith("rnn") else f"{cell}_general"
 
 
 def usual_functions(cell: str) -> dict[str, str]:
     """Return the functions of a cell without options, by gate."""
-    functions = dict(CELLS[_general(cell)].activations)
+    functions = dict(CELLS[general(cell)].activations)
     return {"h": cell.removeprefix("rnn_")} if cell.startswith("rnn") else functions
 
 
-def engine_options(options: Mapping[str, Any], cell: str) -> dict[str, Any]:
-    """Return what the engine is told beside the name that `general_cell` gives."""
-    if general_cell(options, cell) == cell:
-        return {}
-    functions = usual_functions(cell) | (options.get("activations") or {})
-    listed = [
-        [f, 0.0, 0.0] if isinstance(f, str) else [*f, *[0.0] * (3 - len(f))] for f in functions.values()
+def engine_functions(functions: Mapping[str, Any] | None, cell: str) -> list[list[Any]]:
+    """Return all functions of a cell, with those of `of_cell`, as the engine is told them."""
+    all_functions = usual_functions(cell) | dict(functions or {})
+    return [
+        [f, 0.0, 0.0] if isinstance(f, str) else [*f, *[0.0] * (3 - len(f))] for f in all_functions.values()
     ]
-    return {"activations": listed, "clip": options.get("clip"), "cell_clip": options.get("cell_clip")}

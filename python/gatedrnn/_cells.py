@@ -10,7 +10,7 @@ import numpy as np
 from gatedrnn import _checks
 from gatedrnn._module import _Module
 from gatedrnn._modules import GRU, LSTM, RNN
-from gatedrnn._options import _Option
+from gatedrnn._options import _LAYER_NORM_DEFAULTS, _Option
 from gatedrnn._parameters import cell_shapes
 
 if TYPE_CHECKING:
@@ -177,7 +177,8 @@ class LSTMCell(_Cell["tuple[Array, Array]", "tuple[Array | None, Array | None]"]
         bias: Whether to have bias parameters.
         peephole: Whether the gates see the memory cell through ``weight_ci``, ``weight_cf``, ``weight_co``.
         coupled: Whether the forget gate is 1 - i.
-        activations: Functions of gates, as for `LSTM`; so are `clip` and `cell_clip`.
+        activations: Functions of gates, as for `LSTM`; so are `clip`, `cell_clip`, `layer_norm`
+            and `layer_norm_eps`.
         dtype: float32 or float64, of parameters and states.
         seed: Integer of at least 0 that decides the initial parameters, uniform in +-1/sqrt(H); None for new
             ones each time.
@@ -191,13 +192,15 @@ class LSTMCell(_Cell["tuple[Array, Array]", "tuple[Array | None, Array | None]"]
     """
 
     __slots__ = ()
-    _defaults = _DEFAULTS | {"peephole": False, "coupled": False, "cell_clip": None}
+    _defaults = _DEFAULTS | _LAYER_NORM_DEFAULTS | {"peephole": False, "coupled": False, "cell_clip": None}
     _plain_cell_of = staticmethod(LSTM._plain_cell_of)
     _has_c = True
 
     peephole = _Option[bool]("Whether the gates see the memory cell.")
     coupled = _Option[bool]("Whether the forget gate is 1 - i.")
     cell_clip = _Option["float | None"]("Limit of c'; None: none.")
+    layer_norm = _Option["str | None"]("What is normalised; None: nothing.")
+    layer_norm_eps = _Option[float]("What layer normalisation adds to variances.")
 
     def __init__(
         self,
@@ -210,6 +213,8 @@ class LSTMCell(_Cell["tuple[Array, Array]", "tuple[Array | None, Array | None]"]
         activations: Activations | None = None,
         clip: float | None = None,
         cell_clip: float | None = None,
+        layer_norm: str | None = None,
+        layer_norm_eps: float = 1e-5,
         dtype: npt.DTypeLike = np.float32,
         seed: int | None = None,
         device: str = "cpu",
@@ -218,7 +223,8 @@ class LSTMCell(_Cell["tuple[Array, Array]", "tuple[Array | None, Array | None]"]
         sizes = dict(input_size=input_size, hidden_size=hidden_size)
         rest = dict(bias=bias, peephole=peephole, coupled=coupled, dtype=dtype)
         functions = dict(activations=activations, clip=clip, cell_clip=cell_clip)
-        self._initialize(seed, device, precision, **sizes, **rest, **functions)
+        norm = dict(layer_norm=layer_norm, layer_norm_eps=layer_norm_eps)
+        self._initialize(seed, device, precision, **sizes, **rest, **functions, **norm)
 
 
 class GRUCell(_Cell["Array", "Array"]):
@@ -232,10 +238,12 @@ class GRUCell(_Cell["Array", "Array"]):
     """
 
     __slots__ = ()
-    _defaults = _DEFAULTS | {"reset_after": True}
+    _defaults = _DEFAULTS | _LAYER_NORM_DEFAULTS | {"reset_after": True}
     _plain_cell_of = staticmethod(GRU._plain_cell_of)
 
     reset_after = _Option[bool]("Whether the reset gate acts after the candidate's matrix product.")
+    layer_norm = _Option["str | None"]("What is normalised; None: nothing.")
+    layer_norm_eps = _Option[float]("What layer normalisation adds to variances.")
 
     def __init__(
         self,
@@ -246,6 +254,8 @@ class GRUCell(_Cell["Array", "Array"]):
         reset_after: bool = True,
         activations: Activations | None = None,
         clip: float | None = None,
+        layer_norm: str | None = None,
+        layer_norm_eps: float = 1e-5,
         dtype: npt.DTypeLike = np.float32,
         seed: int | None = None,
         device: str = "cpu",
@@ -253,7 +263,9 @@ class GRUCell(_Cell["Array", "Array"]):
     ) -> None:
         sizes = dict(input_size=input_size, hidden_size=hidden_size)
         rest = dict(bias=bias, reset_after=reset_after, dtype=dtype)
-        self._initialize(seed, device, precision, **sizes, **rest, activations=activations, clip=clip)
+        functions = dict(activations=activations, clip=clip)
+        norm = dict(layer_norm=layer_norm, layer_norm_eps=layer_norm_eps)
+        self._initialize(seed, device, precision, **sizes, **rest, **functions, **norm)
 
 
 class RNNCell(_Cell["Array", "Array"]):

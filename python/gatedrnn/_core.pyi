@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from contextvars import ContextVar
-from typing import Any, Generic, TypedDict, TypeVar
+from typing import Any, Generic, TypeAlias, TypedDict, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +32,7 @@ class Network:
         activations: Sequence[tuple[str, float, float]] = (),
         clip: float | None = None,
         cell_clip: float | None = None,
+        layer_norm_eps: float = 0,
         reverse: bool = False,
         learn_state: bool = False,
     ) -> None: ...
@@ -140,10 +141,16 @@ class _Machine(TypedDict):
     threads: int
 
 def machine() -> _Machine: ...
-def cells() -> dict[str, tuple[int, bool, tuple[str, ...], tuple[tuple[str, str], ...]]]:
+
+_Sizes: TypeAlias = tuple[tuple[str, int], ...]
+
+def cells() -> dict[
+    str, tuple[int, bool, tuple[str, ...], tuple[tuple[str, str], ...], tuple[_Sizes, _Sizes]]
+]:
     """Tell of each cell its gates, whether its state is a pair, and the names of peepholes and functions.
 
-    Only general cells have functions: pairs of a gate's letter and the name of its usual function.
+    Only general cells have functions: pairs of a gate's letter and the name of its usual function. Only
+    normalised cells have further parameters, without and with biases: names, and how many times H values.
     """
 
 def activations() -> dict[str, tuple[float, ...]]:

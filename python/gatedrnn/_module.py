@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from gatedrnn import _activations, _checks, _core, _device
+from gatedrnn import _cell_options, _checks, _core, _device
 from gatedrnn._merge import maker
 from gatedrnn._options import _Option, checked, checked_precision, completed
 from gatedrnn._packs import PackCache, Recipe
@@ -73,20 +73,17 @@ class _Module:
     @classmethod
     def _checked(cls, options: Mapping[str, object]) -> dict[str, Any]:
         plain = checked(options)
-        functions = plain.get("activations")
-        if functions is not None:
-            plain["activations"] = _activations.of_cell("activations", functions, cls._plain_cell_of(plain))
-        return plain
+        return _cell_options.of_cell(plain, cls._plain_cell_of(plain))
 
     @staticmethod
     def _plain_cell_of(options: Mapping[str, Any]) -> str:
-        """Return the engine's name for the cell with its usual functions, and without clips."""
+        """Return the engine's name for the cell without `_cell_options`."""
         raise NotImplementedError
 
     @classmethod
     def _cell_of(cls, options: Mapping[str, Any]) -> str:
         """Return the engine's name for the cell."""
-        return _activations.general_cell(options, cls._plain_cell_of(options))
+        return _cell_options.engine_cell(options, cls._plain_cell_of(options))
 
     @property
     def _cell(self) -> str:
@@ -110,7 +107,7 @@ class _Module:
             "learn_state": self._options.get("learn_state", False),
             "dtype": self.dtype,
             "precision": self._precision,
-            **_activations.engine_options(self._options, self._plain_cell_of(self._options)),
+            **_cell_options.engine_options(self._options, self._plain_cell_of(self._options)),
         }
 
     def to(self, device: str, precision: str | None = None) -> Self:
@@ -142,8 +139,8 @@ class _Module:
 
         For layer k: ``weight_ih_lk`` (G*H, I or D*S), ``weight_hh_lk`` (G*H, S), ``bias_ih_lk`` and
         ``bias_hh_lk`` (G*H), ``weight_hr_lk`` (P, H) with `proj_size`, ``weight_ci_lk``, ``weight_cf_lk`` and
-        ``weight_co_lk`` (H) with `peephole`, without ``weight_cf_lk`` where `coupled`; then the same with
-        ``_reverse`` for the reverse direction. At the end, with `learn_state`, ``h_0`` (L*D, S) and for LSTM
+        ``weight_co_lk`` (H) with `peephole`, without ``weight_cf_lk`` where `coupled`, those of `layer_norm`;
+        then the same with ``_reverse`` for the reverse direction. At the end, with `learn_state`, ``h_0`` (L*D, S) and for LSTM
         ``c_0`` (L*D, H). A cell's names end before ``_lk``.
         """
         return self._packs.copies()

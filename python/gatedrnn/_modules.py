@@ -8,7 +8,7 @@ import numpy as np
 
 from gatedrnn import _storage
 from gatedrnn._module import _rebuild
-from gatedrnn._options import _COMMON_DEFAULTS, _Option
+from gatedrnn._options import _COMMON_DEFAULTS, _LAYER_NORM_DEFAULTS, _Option
 from gatedrnn._recurrent import _Recurrent
 
 if TYPE_CHECKING:
@@ -62,6 +62,13 @@ class LSTM(_Recurrent["tuple[Array, Array]", "tuple[Array | None, Array | None]"
             relu6(x + 3) / 6, and "linear" the identity. See docs/activations.md.
         clip: Holds the gates' pre-activations within -clip..clip, as ONNX' ``clip``.
         cell_clip: Holds c' within -cell_clip..cell_clip, as TensorFlow's and TFLite's LSTM.
+        layer_norm: "products" for LN(W_i x) + LN(W_h h) + b, each over all gates together, and LN(c') for c'
+            in h', as in Ba, Kiros & Hinton 2016; "gates" for LN(a) + b, each gate by itself, where a is its
+            sum without biases but with what peepholes add, as TFLite's LSTM. LN(a) is
+            w * (a - mean) / sqrt(variance + eps), with the moments of a row's values and parameters
+            ``weight_ln_ih_l0``, ``weight_ln_hh_l0`` (4 H), ``weight_ln_c_l0`` and ``bias_ln_c_l0`` (H), or
+            ``weight_ln_l0`` (4 H). On the CPU only. See docs/layer-normalization.md.
+        layer_norm_eps: What is added to variances. TFLite's is 1e-8.
         direction: "forward", or "reverse" for layers that run from the end to the start: each row from its
             last valid step on, with outputs at their own time, and the state after step 0 as the final one.
             With `bidirectional` only "forward".
@@ -83,12 +90,18 @@ class LSTM(_Recurrent["tuple[Array, Array]", "tuple[Array | None, Array | None]"
     """
 
     __slots__ = ()
-    _defaults = _COMMON_DEFAULTS | {"proj_size": 0, "peephole": False, "coupled": False, "cell_clip": None}
+    _defaults = (
+        _COMMON_DEFAULTS
+        | _LAYER_NORM_DEFAULTS
+        | {"proj_size": 0, "peephole": False, "coupled": False, "cell_clip": None}
+    )
 
     proj_size = _Option[int]("Width that h is projected to; 0: not projected.")
     peephole = _Option[bool]("Whether the gates see the memory cell.")
     coupled = _Option[bool]("Whether the forget gate is 1 - i.")
     cell_clip = _Option["float | None"]("Limit of c'; None: none.")
+    layer_norm = _Option["str | None"]("What is normalised; None: nothing.")
+    layer_norm_eps = _Option[float]("What layer normalisation adds to variances.")
 
     def __init__(
         self,
@@ -106,6 +119,8 @@ class LSTM(_Recurrent["tuple[Array, Array]", "tuple[Array | None, Array | None]"
         activations: Activations | None = None,
         clip: float | None = None,
         cell_clip: float | None = None,
+        layer_norm: str | None = None,
+        layer_norm_eps: float = 1e-5,
         direction: str = "forward",
         merge: str = "concat",
         learn_state: bool = False,
@@ -118,8 +133,9 @@ class LSTM(_Recurrent["tuple[Array, Array]", "tuple[Array | None, Array | None]"
         flags = dict(bias=bias, batch_first=batch_first, bidirectional=bidirectional)
         rest = dict(dropout=dropout, proj_size=proj_size, peephole=peephole, coupled=coupled, dtype=dtype)
         functions = dict(activations=activations, clip=clip, cell_clip=cell_clip)
+        norm = dict(layer_norm=layer_norm, layer_norm_eps=layer_norm_eps)
         more = dict(direction=direction, merge=merge, learn_state=learn_state)
-        self._initialize(seed, device, precision, **sizes, **flags, **rest, **more, **functions)
+        self._initialize(seed, device, precision, **sizes, **flags, **rest, **more, **functions, **norm)
 
     @staticmethod
     def _plain_cell_of(options: Mapping[str, Any]) -> str:
@@ -148,12 +164,16 @@ class GRU(_Recurrent["Array", "Array"]):
         reset_after: Whether the reset gate acts after the candidate's matrix product (True) or on h before it
             (False).
         activations: As for `LSTM`: by gate, of "r", "z", "n"; or a list of two, for r and z, and for n.
+        layer_norm: "products" with `reset_after`: r and z, together, have LN of either product, and the
+            candidate LN(W_in x) + b_in + r * (LN(W_hn h) + b_hn), as in the code of Ba, Kiros & Hinton 2016.
     """
 
     __slots__ = ()
-    _defaults = _COMMON_DEFAULTS | {"reset_after": True}
+    _defaults = _COMMON_DEFAULTS | _LAYER_NORM_DEFAULTS | {"reset_after": True}
 
     reset_after = _Option[bool]("Whether the reset gate acts after the candidate's matrix product.")
+    layer_norm = _Option["str | None"]("What is normalised; None: nothing.")
+    layer_norm_eps = _Option[float]("What layer normalisation adds to variances.")
 
     def __init__(
         self,
@@ -168,6 +188,8 @@ class GRU(_Recurrent["Array", "Array"]):
         reset_after: bool = True,
         activations: Activations | None = None,
         clip: float | None = None,
+        layer_norm: str | None = None,
+        layer_norm_eps: float = 1e-5,
         direction: str = "forward",
         merge: str = "concat",
         learn_state: bool = False,
@@ -181,7 +203,8 @@ class GRU(_Recurrent["Array", "Array"]):
         rest = dict(dropout=dropout, reset_after=reset_after, dtype=dtype)
         more = dict(direction=direction, merge=merge, learn_state=learn_state)
         functions = dict(activations=activations, clip=clip)
-        self._initialize(seed, device, precision, **sizes, **flags, **rest, **more, **functions)
+        norm = dict(layer_norm=layer_norm, layer_norm_eps=layer_norm_eps)
+        self._initialize(seed, device, precision, **sizes, **flags, **rest, **more, **functions, **norm)
 
     @staticmethod
     def _plain_cell_of(options: Mapping[str, Any]) -> str:

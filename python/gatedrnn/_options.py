@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, overload
 
 import numpy as np
 
-from gatedrnn import _activations, _checks
+from gatedrnn import _activations, _cell_options, _checks
 from gatedrnn._merge import MERGES
 
 if TYPE_CHECKING:
@@ -36,8 +36,10 @@ _CHECKS: dict[str, Callable[[str, object], Any]] = {
     "coupled": _checks.flag,
     "reset_after": _checks.flag,
     "activations": _activations.checked,
-    "clip": _activations.limit,
-    "cell_clip": _activations.limit,
+    "clip": _cell_options.limit,
+    "cell_clip": _cell_options.limit,
+    "layer_norm": _cell_options.layer_norm,
+    "layer_norm_eps": _cell_options.epsilon,
     "dtype": _checks.float_dtype,
 }
 
@@ -54,6 +56,7 @@ _COMMON_DEFAULTS: dict[str, object] = {
     "learn_state": False,
     "dtype": np.dtype(np.float32),
 }
+_LAYER_NORM_DEFAULTS: dict[str, object] = {"layer_norm": None, "layer_norm_eps": 1e-5}
 
 
 def checked(options: Mapping[str, object]) -> dict[str, Any]:
@@ -90,7 +93,17 @@ def checked_precision(device: str, precision: object, dtype: np.dtype[Any]) -> s
 
 
 # Arguments that came after files and pickles were first written.
-_LATER = {"coupled", "activations", "clip", "cell_clip", "direction", "merge", "learn_state"}
+_LATER = {
+    "coupled",
+    "activations",
+    "clip",
+    "cell_clip",
+    "layer_norm",
+    "layer_norm_eps",
+    "direction",
+    "merge",
+    "learn_state",
+}
 
 
 def completed(options: Mapping[str, object], defaults: Mapping[str, object]) -> dict[str, object]:

@@ -42,12 +42,21 @@ class Cell(NamedTuple):
     has_c: bool  # whether the state is the pair (h, c)
     peepholes: tuple[str, ...]  # names of parameters
     activations: tuple[tuple[str, str], ...]  # gates and their usual functions, of a general cell
+    # Parameters of layer normalisation, without and with biases: names, and how many times H values.
+    norms: tuple[tuple[tuple[str, int], ...], tuple[tuple[str, int], ...]]
 
 
 CELLS = {name: Cell(*described) for name, described in _core.cells().items()}
 
 
 INITIAL_STATE = ("h_0", "c_0")  # where it is learnt
+
+
+def fixed_start(name: str) -> float | None:
+    """Return the value that a parameter has in a new module; None where it is drawn."""
+    if name.startswith("weight_ln"):
+        return 1.0
+    return 0.0 if name in INITIAL_STATE or name.startswith("bias_ln") else None
 
 
 def parameter_shapes(options: Mapping[str, Any], cell: str) -> Shapes:
@@ -97,7 +106,8 @@ def _cell_shapes(options: Mapping[str, Any], cell: Cell, input_size: int) -> Sha
         shapes |= {"bias_ih": (rows,), "bias_hh": (rows,)}
     if proj_size:
         shapes["weight_hr"] = (proj_size, hidden_size)
-    return shapes | dict.fromkeys(cell.peepholes, (hidden_size,))
+    shapes |= dict.fromkeys(cell.peepholes, (hidden_size,))
+    return shapes | {name: (blocks * hidden_size,) for name, blocks in cell.norms[options["bias"]]}
 
 
 def _elements(shapes: Shapes) -> int:
@@ -231,11 +241,12 @@ class ParameterStore:
         return {name: self.cut(flat, name) for name in self.views}
 
     def draw(self, bound: float, seed: int | None) -> None:
-        """Fill with numbers uniform in +-bound, the same for both dtypes but for rounding; states: zeros."""
+        """Fill with numbers uniform in +-bound, the same for both dtypes but for rounding; or fixed ones."""
         rng = np.random.default_rng(seed)
         with np.errstate(under="ignore"):
             for name, view in self.views.items():
-                view[...] = 0 if name in INITIAL_STATE else rng.uniform(-bound, bound, view.shape)
+                start = fixed_start(name)
+                view[...] = rng.uniform(-bound, bound, view.shape) if start is None else start
 
     def accept(self, values: Mapping[str, object]) -> dict[str, Array]:
         """Check and convert new values for some of the parameters, without writing any.

@@ -60,10 +60,12 @@ constexpr bool kForMemory = true;
 constexpr bool kForMemory = false;
 #endif
 
-// Of general cells, which are alike in memory and in their products, two: one with a c and peepholes, and one with two stages. For
-// memory, of other cells too only those that have what others have and more.
+// Of general cells, which are alike in memory and in their products, two: one with a c and peepholes, and one with two stages. Of
+// normalised ones, those with products of their own, and one with peepholes. For memory, of other cells too only those that have what others have and more.
 inline bool is_typical(const NamedCell& named) {
   const Cell cell = named.cell;
+  if (description(cell).is_normalized())
+    return description(cell).layer_norm == LayerNorm::products || cell == Cell::lstm_coupled_peephole_norm_gates;
   if (description(cell).is_general())
     return cell == Cell::lstm_coupled_peephole_general || cell == Cell::gru_reset_before_general;
   return !kForMemory || (cell != Cell::lstm_peephole && cell != Cell::lstm_coupled && cell != Cell::rnn_relu);
@@ -170,7 +172,7 @@ class Problem {
     spec.reverse = shape.reverse;
     spec.proj_size = cell.projection ? std::max<Index>(1, shape.hidden_size / 2) : 0;
     const Index states = shape.layers * shape.directions;
-    values_.reserve(8 * states);  // so that their addresses stay
+    values_.reserve(12 * states);  // so that their addresses stay
     for (Index i = 0; i < states; ++i) parameters.push_back(layer(i / shape.directions));
     x_.assign(x_size(), std::numeric_limits<T>::quiet_NaN());
     for (Index t = 0; t < shape.steps; ++t)
@@ -187,6 +189,13 @@ class Problem {
 
   T* x(Index step, Index row) { return x_.data() + step * x_step() + row * x_row(); }
   std::vector<T>& matrix(int which) { return values_[which]; }  // of the first layer: weight_ih, weight_hh
+  // Makes the last weight of each of its sums wrong, in turns: what all units have more is normalised away.
+  void spoil(int which) {
+    std::vector<T>& weights = matrix(which);
+    const std::size_t depth = which == 0 ? spec.input_size : spec.state_size();
+    for (std::size_t row = 0; row < weights.size() / depth; ++row)
+      weights[(row + 1) * depth - 1] += row % 2 == 0 ? T(0.25) : T(-0.25);
+  }
 
   // A call that writes to `results`, which are prepared for it.
   Sequence<T> sequence(Results<T>& results) const {
@@ -279,6 +288,9 @@ class Problem {
     if (shape_.bias) p.bias_hh = parameter(rows, 1);
     if (spec.proj_size > 0) p.weight_hr = parameter(spec.proj_size * spec.hidden_size, spec.hidden_size);
     for (int i = 0; i < spec.description().peephole_count; ++i) p.peephole[i] = parameter(spec.hidden_size, 1);
+    visit_norm_parameters(spec.description(), shape_.bias, p, [&](const char*, int blocks, const T*& place) {
+      place = parameter(blocks * spec.hidden_size, 1);
+    });
     return p;
   }
 

@@ -58,6 +58,7 @@ class ReferenceBackward {
   struct StepGradients {
     std::vector<Vector> slots;
     Vector d_h, operand;
+    std::vector<Vector> pre_activations, weights;  // where slots are normalised
   };
 
   Index length(Index b) const { return sequence_.lengths ? sequence_.lengths[b] : sequence_.steps; }
@@ -130,6 +131,10 @@ class ReferenceBackward {
     if (cell_.has_c) std::copy(d_c.begin(), d_c.end(), call_.d_c_0 + (at * B + b) * H);
   }
 
+  template <Cell cell>
+  using UnitOf =
+      std::conditional_t<description(cell).is_normalized(), cells::NormalizedBackUnit<S, cell>, cells::BackUnit<S>>;
+
   void step_back(const LayerParameters<T>& w, const StepRecord<T>& record, Vector d_h, Vector& carry, Vector& d_c,
                  StepGradients& d) const {
     const Index H = spec_.hidden_size;
@@ -148,9 +153,9 @@ class ReferenceBackward {
                     Vector& d_c, StepGradients& d) const {
     constexpr CellDescription about = description(cell);
     const Index H = spec_.hidden_size;
-    std::vector<cells::BackUnit<S>> units(H);
+    std::vector<UnitOf<cell>> units(H);
     for (Index u = 0; u < H; ++u) {
-      cells::BackUnit<S>& unit = units[u];
+      UnitOf<cell>& unit = units[u];
       unit.cell_options = &options_;
       for (int i = 0; i < about.kept; ++i) unit.kept_values[i] = record.kept[i][u];
       for (int i = 0; i < about.peephole_count; ++i) unit.peepholes[i] = w.peephole[i][u];
@@ -158,7 +163,14 @@ class ReferenceBackward {
       if (about.h_read != HRead::none) unit.h_read = (about.h_read == HRead::after ? record.h : record.h_before)[u];
       unit.d_h_now = d_h[u];
       unit.d_c_now = d_c[u];
-      Mathematics<cell>::template backward<0>(unit);
+      if constexpr (about.is_normalized())
+        take_norm_parameters(unit, w, about, H, u);
+      else
+        Mathematics<cell>::template backward<0>(unit);
+    }
+    if constexpr (about.is_normalized()) {
+      run_normalized_step_back<cell>(options_.layer_norm_eps, units);
+      deliver_normalized(about, units, d);
     }
     const auto deliver = [&] {
       for (Index u = 0; u < H; ++u)
@@ -177,6 +189,17 @@ class ReferenceBackward {
       d_c[u] = units[u].d_c_now;
       if (about.passes_h) carry[u] = units[u].carried;
       d.operand.push_back(units[u].operand);
+    }
+  }
+
+  template <class Units>
+  void deliver_normalized(const CellDescription& about, Units& units, StepGradients& d) const {
+    d.pre_activations.assign(about.pre_activations, Vector());
+    d.weights.assign(about.normalized_slots(), Vector());
+    for (auto& unit : units) {
+      for (int i = 0; i < about.pre_activations; ++i) d.pre_activations[i].push_back(unit.d_pre_activations[i]);
+      for (int slot = 0; slot < about.normalized_slots(); ++slot) d.weights[slot].push_back(unit.d_weights[slot]);
+      std::copy_n(unit.d_values, about.slots, unit.d_a);
     }
   }
 
@@ -228,6 +251,19 @@ class ReferenceBackward {
             to.weight_hr, p * spec_.hidden_size + u, pairs, [&](const Pair& pair) { return pair.d.d_h[p]; },
             [&](const Pair& pair) { return pair.d.operand[u]; });
     for (int i = 0; i < cell_.peephole_count; ++i) sum_up_peephole(pairs, cell_.peepholes[i], to.peephole[i]);
+    if (cell_.is_normalized()) sum_up_norms(pairs, to);
+  }
+
+  void sum_up_norms(const std::vector<Pair>& pairs, const LayerGradients<T>& to) const {
+    const Index H = spec_.hidden_size;
+    const auto sum_up = [&](std::vector<Vector> StepGradients::* values, int i, T* gradient) {
+      for (Index u = 0; u < H; ++u)
+        add(gradient, u, pairs, [&](const Pair& pair, T s) { return s + (pair.d.*values)[i][u]; });
+    };
+    for (int i = 0; i < cell_.pre_activations; ++i)
+      visit_biases(to, cell_, i, H, [&](T* gradient) { sum_up(&StepGradients::pre_activations, i, gradient); });
+    for (int slot = 0; slot < cell_.normalized_slots(); ++slot)
+      sum_up(&StepGradients::weights, slot, slot_weights(to, cell_, slot, H));
   }
 
   void sum_up_slot(const std::vector<Pair>& pairs, Index layer, const LayerGradients<T>& to, int slot) const {
@@ -239,13 +275,13 @@ class ReferenceBackward {
       if (slot < cell_.gates) {
         for (Index k = 0; k < I; ++k)
           add_products(to.weight_ih, row * I + k, pairs, d, [&](const Pair& pair) { return pair.x[k]; });
-        add(to.bias_ih, row, pairs, [&](const Pair& pair, T s) { return s + d(pair); });
+        if (!cell_.is_normalized()) add(to.bias_ih, row, pairs, [&](const Pair& pair, T s) { return s + d(pair); });
       }
       if (slot < cell_.first_recurrent_slot()) continue;
       for (Index k = 0; k < P; ++k)
         add_products(to.weight_hh, row * P + k, pairs, d,
                      [&](const Pair& pair) { return (of_second ? pair.d.operand : pair.record.h_before)[k]; });
-      add(to.bias_hh, row, pairs, [&](const Pair& pair, T s) { return s + d(pair); });
+      if (!cell_.is_normalized()) add(to.bias_hh, row, pairs, [&](const Pair& pair, T s) { return s + d(pair); });
     }
   }
 

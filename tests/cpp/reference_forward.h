@@ -4,11 +4,13 @@
 #include <algorithm>
 #include <map>
 #include <tuple>
+#include <type_traits>
 #include <vector>
 
 #include "gatedrnn/cells/scalar.h"
 #include "gatedrnn/cells/unit.h"
 #include "gatedrnn/network.h"
+#include "reference_layer_norm.h"
 #include "reference_products.h"
 
 namespace gatedrnn {
@@ -23,7 +25,6 @@ struct StepRecord {
 template <class T>
 class ReferenceForward {
   using S = cells::Scalar<T>;
-  using Units = std::vector<cells::Unit<S>>;
 
  public:
   ReferenceForward(const Spec& spec, const Parameters<T>& parameters, const Sequence<T>& sequence,
@@ -100,7 +101,10 @@ class ReferenceForward {
     return a;
   }
 
-  template <Cell cell, int stage>
+  template <Cell cell>
+  using UnitOf = std::conditional_t<description(cell).is_normalized(), cells::NormalizedUnit<S, cell>, cells::Unit<S>>;
+
+  template <Cell cell, int stage, class Units>
   void run_stage(const LayerParameters<T>& w, const T* x, Index I, const std::vector<T>& operand, Units& units) const {
     for (Index u = 0; u < spec_.hidden_size; ++u) {
       for (int slot = 0; slot < description(cell).stages[stage].slots; ++slot)
@@ -110,10 +114,19 @@ class ReferenceForward {
     }
   }
 
-  template <class Value>
+  template <Cell cell, class Units>
+  void run_normalized(const LayerParameters<T>& w, const T* x, Index I, const std::vector<T>& h, Units& units) const {
+    for (Index u = 0; u < spec_.hidden_size; ++u) {
+      for (int slot = 0; slot < description(cell).slots; ++slot) units[u].values[slot] = gate(w, 0, slot, u, x, I, h);
+      take_norm_parameters(units[u], w, description(cell), spec_.hidden_size, u);
+    }
+    run_normalized_step<cell>(options_.layer_norm_eps, units);
+  }
+
+  template <class Units, class Value>
   static std::vector<T> of_each(const Units& units, Value&& value) {
     std::vector<T> values;
-    for (const cells::Unit<S>& unit : units) values.push_back(value(unit));
+    for (const auto& unit : units) values.push_back(value(unit));
     return values;
   }
 
@@ -122,14 +135,17 @@ class ReferenceForward {
                         StepRecord<T>& record) const {
     constexpr CellDescription about = description(cell);
     const Index H = spec_.hidden_size;
-    Units units(H);
+    std::vector<UnitOf<cell>> units(H);
     for (Index u = 0; u < H; ++u) {
       units[u].cell_options = &options_;
       if (about.reads_h()) units[u].h_before = h[u];
       units[u].c_now = c[u];
       for (int i = 0; i < about.peephole_count; ++i) units[u].peepholes[i] = w.peephole[i][u];
     }
-    run_stage<cell, 0>(w, x, I, h, units);
+    if constexpr (about.is_normalized())
+      run_normalized<cell>(w, x, I, h, units);
+    else
+      run_stage<cell, 0>(w, x, I, h, units);
     if constexpr (about.two_stages())
       run_stage<cell, 1>(w, x, I, of_each(units, [](const auto& unit) { return unit.operand; }), units);
     for (int i = 0; i < about.kept; ++i)

@@ -16,6 +16,7 @@ inline CellOptions<double> some_options(Cell cell) {
   if (count == 0) return options;
   options.clip = 0.5;
   options.cell_clip = 0.75;
+  options.layer_norm_eps = 1e-3;
   return options;
 }
 

@@ -126,7 +126,7 @@ template <class T>
 struct Gradients {
   Gradients(const Spec& spec, const PieceList& list) {
     const Index rows = spec.description().gates * spec.hidden_size, tracks = spec.num_layers * spec.directions;
-    values.reserve(2 + 8 * tracks);
+    values.reserve(2 + 12 * tracks);
     const auto add = [&](Index count) { return values.emplace_back(count, T(0)).data(); };
     call.d_h_0 = add(tracks * list.count() * spec.state_size());
     if (spec.description().has_c) call.d_c_0 = add(tracks * list.count() * spec.hidden_size);
@@ -138,6 +138,8 @@ struct Gradients {
       to.bias_hh = add(rows);
       if (spec.proj_size > 0) to.weight_hr = add(spec.proj_size * spec.hidden_size);
       for (int i = 0; i < spec.description().peephole_count; ++i) to.peephole[i] = add(spec.hidden_size);
+      visit_norm_parameters(spec.description(), true, to,
+                            [&](const char*, int blocks, T*& place) { place = add(blocks * spec.hidden_size); });
       call.gradients.push_back(to);
     }
   }

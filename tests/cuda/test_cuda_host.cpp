@@ -189,7 +189,10 @@ void check_arithmetic() {
     const T x = T(i) * T(0.01), y = T(i % 97) * T(0.03), z = T(i % 31) * T(0.1);
     check(x);
     for (int cell = 0; cell < kCellCount; ++cell)
-      with_cell(static_cast<Cell>(cell), [&](auto constant) { check_cell<decltype(constant)::value>(x, y, z); });
+      with_cell(static_cast<Cell>(cell), [&](auto constant) {  // devices have no normalised ones
+        if constexpr (!description(decltype(constant)::value).is_normalized())
+          check_cell<decltype(constant)::value>(x, y, z);
+      });
   }
 }
 

@@ -48,12 +48,12 @@ class BoundNetwork {
   BoundNetwork(const std::string& cell, const py::dict& parameters, Index input_size, Index hidden_size,
                Index num_layers, bool bidirectional, bool bias, Index proj_size, const py::object& dtype,
                const std::string& precision, bool reverse, bool learn_state, const bindings::Functions& activations,
-               std::optional<double> clip, std::optional<double> cell_clip)
+               std::optional<double> clip, std::optional<double> cell_clip, double layer_norm_eps)
       : spec_{bindings::cell_named(cell), input_size, hidden_size, num_layers,
               bidirectional ? 2 : 1,      proj_size,  reverse},
         bias_(bias),
         host_storage_(py::dtype::from_args(dtype).itemsize() == 8 ? Storage::float64 : Storage::float32) {
-    spec_.options = bindings::cell_options(spec_.description(), activations, clip, cell_clip);
+    spec_.options = bindings::cell_options(spec_.description(), activations, clip, cell_clip, layer_norm_eps);
     if (learn_state)
       bindings::visit_initial_state(spec_, [&](const char* name, const bindings::Shape& shape) {
         (name[0] == 'h' ? initial_->h : initial_->c) = learnt_part(name, parameters, shape);

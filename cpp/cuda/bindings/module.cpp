@@ -76,11 +76,12 @@ PYBIND11_MODULE(_cuda, m) {
   py::class_<BoundNetwork>(m, "Network")
       .def(py::init<const std::string&, const py::dict&, gatedrnn::Index, gatedrnn::Index, gatedrnn::Index, bool, bool,
                     gatedrnn::Index, const py::object&, const std::string&, bool, bool,
-                    const gatedrnn::bindings::Functions&, std::optional<double>, std::optional<double>>(),
+                    const gatedrnn::bindings::Functions&, std::optional<double>, std::optional<double>, double>(),
            py::arg("cell"), py::arg("parameters"), py::kw_only(), py::arg("input_size"), py::arg("hidden_size"),
            py::arg("num_layers"), py::arg("bidirectional"), py::arg("bias"), py::arg("proj_size"), py::arg("dtype"),
            py::arg("precision"), py::arg("reverse") = false, py::arg("learn_state") = false,
-           py::arg("activations") = py::tuple(), py::arg("clip") = py::none(), py::arg("cell_clip") = py::none())
+           py::arg("activations") = py::tuple(), py::arg("clip") = py::none(), py::arg("cell_clip") = py::none(),
+           py::arg("layer_norm_eps") = 0)
       .def("infer", &BoundNetwork::infer, py::arg("x"), py::arg("state"), py::arg("lengths"), py::arg("out"),
            py::arg("batch_first"), py::arg("stream") = 0, py::arg("mask") = py::none(), py::arg("resets") = py::none(),
            py::arg("repeats") = false)

@@ -49,6 +49,7 @@ struct BackStepArgs {
   T* const* out;                  // linear, [rows] pointers: the result
   bool add;                       // linear: to what is there
   const CellOptions<T>* options;  // of a general cell
+  const T* norm;                  // of a normalised one: [slots' weights, then pre-activations' biases][slot_stride]
 };
 
 }  // namespace gatedrnn

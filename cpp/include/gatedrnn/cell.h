@@ -13,7 +13,7 @@ namespace gatedrnn {
 
 using Index = std::ptrdiff_t;
 
-constexpr int kMostStages = 2, kMostSlots = 4, kMostKept = 5, kMostPeepholes = 3;
+constexpr int kMostStages = 2, kMostSlots = 8, kMostKept = 9, kMostPeepholes = 3, kMostNorms = 4;
 
 // Unit vectors of the widest panel.
 constexpr int kMostUnitVectors = 4;
@@ -46,6 +46,17 @@ struct PeepholeDescription {
   bool sees_next = false;
 };
 
+// Layer normalisation (Ba, Kiros and Hinton 2016) of a step's products, each for itself, and of c as h sees it; or of the gates'
+// pre-activations, their sums. Its values are normalised over the units of a row: x to (x - mean) / sqrt(variance + eps).
+enum class LayerNorm { none, products, gates };
+
+// What is normalised together: some slots that follow one another. The slot after a cell's last one is c. A late one is normalised
+// when c[t] is known.
+struct NormDescription {
+  int first_slot = 0, slots = 0;
+  bool late = false;
+};
+
 // What of h a step's backward reads.
 enum class HRead { none, before, after };
 
@@ -61,6 +72,11 @@ struct CellDescription {
   bool passes_h = false;  // whether h[t-1] also reaches h[t] without a product
   HRead h_read = HRead::none;
   int gate_of_slot[kMostSlots] = {0, 1, 2, 3};
+  // Where slots are normalised: a pre-activation is a bias and the sum of its slots, normalised and weighted.
+  LayerNorm layer_norm = LayerNorm::none;
+  int norm_count = 0, pre_activations = 0;
+  NormDescription norms[kMostNorms] = {};
+  int pre_activation_of_slot[kMostSlots + 1] = {};
   int peephole_count = 0;
   PeepholeDescription peepholes[kMostPeepholes] = {};
   int activation_count = 0;  // of a general cell; 0 where functions stand in the mathematics
@@ -78,11 +94,26 @@ struct CellDescription {
     kept += stage.kept;
     stages[stage_count++] = stage;
   }
+  constexpr void add(const NormDescription& norm) { norms[norm_count++] = norm; }
   constexpr void add(const PeepholeDescription& peephole) { peepholes[peephole_count++] = peephole; }
   constexpr void add(const CellActivation& activation) { activations[activation_count++] = activation; }
 
   // Whether its mathematics is a kernel of its own, which follows the products of the cell without options.
   constexpr bool is_general() const { return activation_count > 0; }
+
+  constexpr bool is_normalized() const { return layer_norm != LayerNorm::none; }
+  constexpr bool normalizes_c() const { return layer_norm == LayerNorm::products && has_c; }
+  constexpr int norm_of_slot(int slot) const {
+    int i = 0;
+    while (slot >= norms[i].first_slot + norms[i].slots) ++i;
+    return i;
+  }
+  constexpr int normalized_slots() const { return is_normalized() ? slots + normalizes_c() : 0; }
+
+  // A step's gradients are those of its slots and, where these are normalised, of the pre-activations and of the slots' weights. Those
+  // whose sums are gradients of parameters, as they are, begin here.
+  constexpr int gradient_slots() const { return slots + pre_activations + normalized_slots(); }
+  constexpr int first_summed_slot() const { return is_normalized() ? slots : 0; }
 
   // The slots of W_ih are the first `gates`; those of W_hh as it multiplies h[t-1] are the first stage's.
   constexpr int first_recurrent_slot() const { return stages[0].first_operand_slot(); }

@@ -1,4 +1,5 @@
-// What the mathematics of a general cell (cells/general.h) is told, as data: the function of each gate, and where values are clipped.
+// What the mathematics of a general cell (cells/general.h) is told, as data: the function of each gate, where values are clipped, and
+// what layer normalisation adds to variances.
 #pragma once
 
 #include <limits>
@@ -61,6 +62,7 @@ struct CellOptions {
   Activation<T> activations[kMostActivations] = {};  // in the order of the cell's description
   T clip = never;                                    // of pre-activations, to -clip .. clip (ONNX)
   T cell_clip = never;                               // of c, likewise (TensorFlow)
+  T layer_norm_eps = 0;                              // added to variances
 
   template <class To>
   CellOptions<To> as() const {
@@ -70,12 +72,13 @@ struct CellOptions {
                            static_cast<To>(activations[i].beta)};
     to.clip = static_cast<To>(clip);
     to.cell_clip = static_cast<To>(cell_clip);
+    to.layer_norm_eps = static_cast<To>(layer_norm_eps);
     return to;
   }
   bool operator==(const CellOptions& other) const {
     for (int i = 0; i < kMostActivations; ++i)
       if (!(activations[i] == other.activations[i])) return false;
-    return clip == other.clip && cell_clip == other.cell_clip;
+    return clip == other.clip && cell_clip == other.cell_clip && layer_norm_eps == other.layer_norm_eps;
   }
 };
 

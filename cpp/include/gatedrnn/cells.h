@@ -22,6 +22,8 @@
 //       set_d_c(v), set_carry(v), carry()                 of c[t-1]; of h[t-1], as far as no product brings it (passes_h)
 //       set_operand_of_weights(v)                         what the projection, or the second operand's weights, multiplied
 //       options(), apply(i, v), slope(i, v, y)            of general cells: the slope at v, where the function is y
+//
+// Layer-normalised cells have three passes instead, see cells/layer_norm.h.
 #pragma once
 
 #include <type_traits>
@@ -30,6 +32,7 @@
 #include "gatedrnn/cells/coupled_lstm.h"
 #include "gatedrnn/cells/general.h"
 #include "gatedrnn/cells/gru.h"
+#include "gatedrnn/cells/layer_norm.h"
 #include "gatedrnn/cells/lstm.h"
 #include "gatedrnn/cells/rnn.h"
 
@@ -49,7 +52,13 @@
   row(lstm_coupled_peephole_general, cells::GeneralLstm<true, true>) \
   row(gru_general, cells::GeneralGru)                   \
   row(gru_reset_before_general, cells::GeneralGruResetBefore) \
-  row(rnn_general, cells::GeneralRnn)
+  row(rnn_general, cells::GeneralRnn)                   \
+  row(lstm_norm_products, cells::ProductNormLstm)       \
+  row(gru_norm_products, cells::ProductNormGru)         \
+  row(lstm_norm_gates, cells::GateNormLstm<false, false>) \
+  row(lstm_peephole_norm_gates, cells::GateNormLstm<false, true>) \
+  row(lstm_coupled_norm_gates, cells::GateNormLstm<true, false>) \
+  row(lstm_coupled_peephole_norm_gates, cells::GateNormLstm<true, true>)
 // clang-format on
 
 namespace gatedrnn {

@@ -39,7 +39,7 @@ struct PackedStage {
   Index units = 0;   // that exist
   Index panels = 0;  // that cover them
   PackedMatrix input, recurrent;
-  Buffer<T> bias, peephole;
+  Buffer<T> bias, peephole, norm;  // see step_args.h
 
   Index units_per_panel() const { return Index(layout.unit_vectors()) * lanes; }
   Index slots_size() const { return layout.slots * units_per_panel(); }  // of one row in one panel's gates
@@ -66,7 +66,7 @@ struct PackedBackLayer {
   PackedTransposed second;      // from those of the second stage to its operand
   PackedTransposed projection;  // from the projected h to the one before
   PackedTransposed input;
-  Buffer<T> peephole;  // [peephole][slot_stride]
+  Buffer<T> peephole, norm;  // see back_step_args.h
   Buffer<T> in_lanes, peepholes_in_lanes;
 };
 

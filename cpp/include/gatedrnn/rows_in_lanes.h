@@ -12,8 +12,10 @@ namespace gatedrnn {
 constexpr int kMostLanes = 16;
 
 // Whether lanes hold rows. They do where that takes fewer vectors than a vector or more for every row: with few rows, as in a
-// stream, it does not. A projection stays with units in lanes: its networks are large.
-inline bool has_rows_in_lanes(const Spec& spec, int lanes) { return spec.hidden_size < lanes && spec.proj_size == 0; }
+// stream, it does not. A projection stays with units in lanes: its networks are large. So does layer normalisation.
+inline bool has_rows_in_lanes(const Spec& spec, int lanes) {
+  return spec.hidden_size < lanes && spec.proj_size == 0 && !spec.description().is_normalized();
+}
 inline bool has_rows_in_lanes(const Spec& spec, int lanes, Index batch) {
   return has_rows_in_lanes(spec, lanes) && (batch + lanes - 1) / lanes * spec.hidden_size < batch;
 }

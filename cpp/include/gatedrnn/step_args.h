@@ -71,6 +71,7 @@ struct StepArgs {
   Write kept_write;
   Index kept_stride, kept_slots;
   const CellOptions<T>* options;  // of a general cell
+  const T* norm;  // of a normalised one: [panel][slots' weights, then pre-activations' biases][unit vector][lane]
 };
 
 }  // namespace gatedrnn

@@ -90,17 +90,6 @@ class Tape {
   Index bytes_ = 0;
 };
 
-// Where the gradients of one layer's and direction's parameters go, in the layout of the parameters.
-template <class T>
-struct LayerGradients {
-  T* weight_ih = nullptr;
-  T* weight_hh = nullptr;
-  T* bias_ih = nullptr;
-  T* bias_hh = nullptr;
-  T* weight_hr = nullptr;
-  T* peephole[kMostPeepholes] = {};
-};
-
 // One call of backward: x as forward saw it, the gradients of the results, and places for those of everything else.
 template <class T>
 struct BackwardCall {

@@ -65,7 +65,8 @@ class LSTMCell(_Cell):
         dtype: As for `LSTM`.
         peephole: Whether the gates see the memory cell through ``weight_ci``, ``weight_cf``, ``weight_co``.
         coupled: Whether the forget gate is 1 - i.
-        activations: Functions of gates, as for `LSTM`; so are `clip` and `cell_clip`.
+        activations: Functions of gates, as for `LSTM`; so are `clip`, `cell_clip`, `layer_norm`
+            and `layer_norm_eps`.
         precision: As for `LSTM`.
 
     Raises:
@@ -74,10 +75,12 @@ class LSTMCell(_Cell):
     """
 
     _numpy_class = gatedrnn.LSTM
-    _own_options = ("peephole", "coupled", "cell_clip")
+    _own_options = ("peephole", "coupled", "cell_clip", "layer_norm", "layer_norm_eps")
     peephole: bool
     coupled: bool
     cell_clip: float | None
+    layer_norm: str | None = None
+    layer_norm_eps: float = 1e-5
 
     def __init__(
         self,
@@ -92,12 +95,15 @@ class LSTMCell(_Cell):
         activations: Activations | None = None,
         clip: float | None = None,
         cell_clip: float | None = None,
+        layer_norm: str | None = None,
+        layer_norm_eps: float = 1e-5,
         precision: str | None = None,
     ) -> None:
         sizes = dict(input_size=input_size, hidden_size=hidden_size)
         rest = dict(bias=bias, peephole=peephole, coupled=coupled)
         functions = dict(activations=activations, clip=clip, cell_clip=cell_clip)
-        super().__init__(device, dtype, precision, **sizes, **rest, **functions)
+        norm = dict(layer_norm=layer_norm, layer_norm_eps=layer_norm_eps)
+        super().__init__(device, dtype, precision, **sizes, **rest, **functions, **norm)
 
     def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
         """Take one step.
@@ -149,8 +155,10 @@ class GRUCell(_SingleState):
     """
 
     _numpy_class = gatedrnn.GRU
-    _own_options = ("reset_after",)
+    _own_options = ("reset_after", "layer_norm", "layer_norm_eps")
     reset_after: bool
+    layer_norm: str | None = None
+    layer_norm_eps: float = 1e-5
 
     def __init__(
         self,
@@ -163,11 +171,14 @@ class GRUCell(_SingleState):
         reset_after: bool = True,
         activations: Activations | None = None,
         clip: float | None = None,
+        layer_norm: str | None = None,
+        layer_norm_eps: float = 1e-5,
         precision: str | None = None,
     ) -> None:
         sizes = dict(input_size=input_size, hidden_size=hidden_size)
         rest = dict(bias=bias, reset_after=reset_after, activations=activations, clip=clip)
-        super().__init__(device, dtype, precision, **sizes, **rest)
+        norm = dict(layer_norm=layer_norm, layer_norm_eps=layer_norm_eps)
+        super().__init__(device, dtype, precision, **sizes, **rest, **norm)
 
 
 class RNNCell(_SingleState):

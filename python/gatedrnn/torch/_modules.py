@@ -14,10 +14,10 @@ from torch.nn.utils.rnn import PackedSequence
 
 import gatedrnn
 from gatedrnn import _checks
-from gatedrnn._activations import engine_options
+from gatedrnn._cell_options import engine_options
 from gatedrnn._merge import merged
 from gatedrnn._options import checked_precision
-from gatedrnn._parameters import INITIAL_STATE
+from gatedrnn._parameters import INITIAL_STATE, fixed_start
 from gatedrnn.torch import _ops
 from gatedrnn.torch._cache import DTYPE_NAMES, DTYPES, LOW_PRECISIONS, NetworkCache, Stack, shapes_of
 
@@ -164,14 +164,15 @@ class _Recurrent(nn.Module):
     def reset_parameters(self) -> None:
         """Draw all parameters again, uniform in +-1/sqrt(H), as torch.nn would with the same seed.
 
-        Those of `learn_state` become zeros.
+        Those of `learn_state` become zeros, weights of `layer_norm` ones and its further bias zeros.
         """
         bound = self.hidden_size**-0.5
         for name, parameter in self.named_parameters():
-            if name in INITIAL_STATE:
-                nn.init.zeros_(parameter)
-            else:
+            start = fixed_start(name)
+            if start is None:
                 nn.init.uniform_(parameter, -bound, bound)
+            else:
+                nn.init.constant_(parameter, start)
 
     def flatten_parameters(self) -> None:
         """Do nothing: there is no need to, but programs written for torch.nn's modules call it."""
@@ -403,8 +404,8 @@ class LSTM(_Recurrent):
         peephole: Whether the gates see the memory cell through ``weight_ci_l0``, ``weight_cf_l0``,
             ``weight_co_l0``, which torch.nn has not.
         coupled: Whether the forget gate is 1 - i, which leaves the gates i, g, o; torch.nn has not.
-        activations: Functions of gates, as for `gatedrnn.LSTM`; so are `clip` and `cell_clip`. torch.nn has
-            none of them.
+        activations: Functions of gates, as for `gatedrnn.LSTM`; so are `clip`, `cell_clip`,
+            `layer_norm` and `layer_norm_eps`. torch.nn has none of them.
         direction: "forward", or "reverse" for layers that only run from the end to the start, which torch.nn
             has not; see `gatedrnn.LSTM`.
         merge: How the outputs of both directions are joined in the last layer, "concat" as in torch.nn,
@@ -422,10 +423,12 @@ class LSTM(_Recurrent):
     """
 
     _numpy_class = gatedrnn.LSTM
-    _own_options = ("proj_size", "peephole", "coupled", "cell_clip")
+    _own_options = ("proj_size", "peephole", "coupled", "cell_clip", "layer_norm", "layer_norm_eps")
     peephole: bool
     coupled: bool = False  # of pickles from before it, too
     cell_clip: float | None = None
+    layer_norm: str | None = None
+    layer_norm_eps: float = 1e-5
 
     def __init__(
         self,
@@ -445,6 +448,8 @@ class LSTM(_Recurrent):
         activations: Activations | None = None,
         clip: float | None = None,
         cell_clip: float | None = None,
+        layer_norm: str | None = None,
+        layer_norm_eps: float = 1e-5,
         direction: str = "forward",
         merge: str = "concat",
         learn_state: bool = False,
@@ -454,8 +459,9 @@ class LSTM(_Recurrent):
         flags = dict(bias=bias, batch_first=batch_first, bidirectional=bidirectional)
         rest = dict(dropout=dropout, proj_size=proj_size, peephole=peephole, coupled=coupled)
         functions = dict(activations=activations, clip=clip, cell_clip=cell_clip)
+        norm = dict(layer_norm=layer_norm, layer_norm_eps=layer_norm_eps)
         more = dict(direction=direction, merge=merge, learn_state=learn_state)
-        super().__init__(device, dtype, precision, **sizes, **flags, **rest, **more, **functions)
+        super().__init__(device, dtype, precision, **sizes, **flags, **rest, **more, **functions, **norm)
 
     def forward(
         self,
@@ -544,8 +550,10 @@ class GRU(_SingleState):
     """
 
     _numpy_class = gatedrnn.GRU
-    _own_options = ("reset_after",)
+    _own_options = ("reset_after", "layer_norm", "layer_norm_eps")
     reset_after: bool
+    layer_norm: str | None = None
+    layer_norm_eps: float = 1e-5
 
     def __init__(
         self,
@@ -562,6 +570,8 @@ class GRU(_SingleState):
         reset_after: bool = True,
         activations: Activations | None = None,
         clip: float | None = None,
+        layer_norm: str | None = None,
+        layer_norm_eps: float = 1e-5,
         direction: str = "forward",
         merge: str = "concat",
         learn_state: bool = False,
@@ -572,7 +582,8 @@ class GRU(_SingleState):
         rest = dict(dropout=dropout, reset_after=reset_after)
         more = dict(direction=direction, merge=merge, learn_state=learn_state)
         functions = dict(activations=activations, clip=clip)
-        super().__init__(device, dtype, precision, **sizes, **flags, **rest, **more, **functions)
+        norm = dict(layer_norm=layer_norm, layer_norm_eps=layer_norm_eps)
+        super().__init__(device, dtype, precision, **sizes, **flags, **rest, **more, **functions, **norm)
 
 
 class RNN(_SingleState):

@@ -54,40 +54,95 @@ constexpr CellDescription describe_general_lstm(bool coupled, bool peephole) {
   return cell;
 }
 
-// Keeps the pre-activations i, f, g, o and c'.
+// A step's two halves: up to c', and from there on. They keep the pre-activations i, f, g, o and c'.
+template <bool coupled>
+struct GeneralLstmHalves {
+  // Slots, and functions, of gates.
+  static constexpr int f = 1, g = coupled ? 1 : 2, o = g + 1, h = o + 1;
+  static constexpr int c = o + 1;  // among what is kept
+
+  // c', from pre-activations. There is no f where the gates are coupled.
+  template <class P, class V = typename P::V>
+  GATEDRNN_CELL V next_c(P& p, V a_i, V a_f, V a_g) {
+    using S = typename P::S;
+    p.keep(0, a_i);
+    p.keep(g, a_g);
+    const V i = activated(p, 0, a_i);
+    const V product = S::mul(i, activated(p, g, a_g));
+    V forget = S::sub(S::set(1), i);
+    if constexpr (!coupled) {
+      p.keep(f, a_f);
+      forget = activated(p, f, a_f);
+    }
+    const V next = Activations<S>::clipped(S::madd(forget, p.c(), product), p.options().cell_clip);
+    p.keep(c, next);
+    p.set_c(next);
+    return next;
+  }
+
+  template <class P, class V = typename P::V>
+  GATEDRNN_CELL void deliver(P& p, V a_o, V next) {
+    p.keep(o, a_o);
+    p.deliver(P::S::mul(activated(p, o, a_o), p.apply(h, next)));
+  }
+
+  // Of the loss by o's pre-activation, and by c': what comes through h', added to d_c.
+  template <class V>
+  struct Late {
+    V o, c;
+  };
+  template <class P, class V = typename P::V>
+  GATEDRNN_CELL Late<V> deliver_backward(P& p, V a_o, V next, V d_c) {
+    using S = typename P::S;
+    const V d_h = p.d_h();
+    const auto out = Gate<P>::of(p, o, a_o);
+    const V squashed = p.apply(h, next);
+    p.set_operand_of_weights(S::mul(out.y, squashed));
+    return {out.d(S::mul(d_h, squashed)), S::madd(S::mul(d_h, out.y), p.slope(h, next, squashed), d_c)};
+  }
+
+  // By the pre-activations of i and f, and by c as far as c' brings it; d_c is that by c'.
+  template <class V>
+  struct Early {
+    V i, f, c;
+  };
+  template <class P, class V = typename P::V>
+  GATEDRNN_CELL Early<V> next_c_backward(P& p, V d_c) {
+    using S = typename P::S;
+    const V before = p.c_before();
+    d_c = Activations<S>::clipped_slope(p.kept(c), p.options().cell_clip, d_c);
+    const auto input = Gate<P>::of(p, 0, p.kept(0)), candidate = Gate<P>::of(p, g, p.kept(g));
+    const V d_i = input.d(S::mul(d_c, coupled ? S::sub(candidate.y, before) : candidate.y));
+    p.set_d_a(0, d_i);
+    p.set_d_a(g, candidate.d(S::mul(d_c, input.y)));
+    if constexpr (coupled) {
+      return {d_i, d_i, S::mul(d_c, S::sub(S::set(1), input.y))};
+    } else {
+      const auto forget = Gate<P>::of(p, f, p.kept(f));
+      const V d_f = forget.d(S::mul(d_c, before));
+      p.set_d_a(f, d_f);
+      return {d_i, d_f, S::mul(d_c, forget.y)};
+    }
+  }
+};
+
 template <bool coupled, bool peephole>
 struct GeneralLstm {
   using Plain = std::conditional_t<coupled, CoupledLstm<peephole>, Lstm<peephole>>;
+  using Halves = GeneralLstmHalves<coupled>;
   static constexpr CellDescription description = describe_general_lstm(coupled, peephole);
-  // Slots, functions and peepholes of gates.
-  static constexpr int f = 1, g = coupled ? 1 : 2, o = g + 1, h = o + 1;
-  static constexpr int c = o + 1;  // among what is kept
   static constexpr int o_peephole = coupled ? 1 : 2;
 
   template <int stage, class P>
   GATEDRNN_CELL void first(P& p) {
     using S = typename P::S;
     const auto before = p.c();
-    auto a_i = p.gate(0);
+    auto a_i = p.gate(0), a_f = p.gate(Halves::f), a_o = p.gate(Halves::o);
     if constexpr (peephole) a_i = S::madd(p.peephole(0), before, a_i);
-    p.keep(0, a_i);
-    p.keep(g, p.gate(g));
-    const auto i = activated(p, 0, a_i);
-    const auto product = S::mul(i, activated(p, g, p.gate(g)));
-    auto forget = S::sub(S::set(1), i);
-    if constexpr (!coupled) {
-      auto a_f = p.gate(f);
-      if constexpr (peephole) a_f = S::madd(p.peephole(1), before, a_f);
-      p.keep(f, a_f);
-      forget = activated(p, f, a_f);
-    }
-    const auto next = Activations<S>::clipped(S::madd(forget, before, product), p.options().cell_clip);
-    auto a_o = p.gate(o);
+    if constexpr (peephole && !coupled) a_f = S::madd(p.peephole(1), before, a_f);
+    const auto next = Halves::next_c(p, a_i, a_f, p.gate(Halves::g));
     if constexpr (peephole) a_o = S::madd(p.peephole(o_peephole), next, a_o);
-    p.keep(o, a_o);
-    p.keep(c, next);
-    p.set_c(next);
-    p.deliver(S::mul(activated(p, o, a_o), p.apply(h, next)));
+    Halves::deliver(p, a_o, next);
   }
 
   template <int stage, class P>
@@ -96,32 +151,14 @@ struct GeneralLstm {
   template <int stage, class P>
   GATEDRNN_CELL void backward(P& p) {
     using S = typename P::S;
-    using A = Activations<S>;
-    const auto next = p.kept(c), before = p.c_before(), d_h = p.d_h();
-    const auto out = Gate<P>::of(p, o, p.kept(o));
-    const auto squashed = p.apply(h, next);
-    p.set_operand_of_weights(S::mul(out.y, squashed));
-    const auto d_o = out.d(S::mul(d_h, squashed));
-    auto d_c = S::madd(S::mul(d_h, out.y), p.slope(h, next, squashed), p.d_c());
-    if constexpr (peephole) d_c = S::madd(d_o, p.peephole(o_peephole), d_c);
-    d_c = A::clipped_slope(next, p.options().cell_clip, d_c);
-
-    const auto input = Gate<P>::of(p, 0, p.kept(0)), candidate = Gate<P>::of(p, g, p.kept(g));
-    const auto by_i = coupled ? S::sub(candidate.y, before) : candidate.y;
-    const auto d_i = input.d(S::mul(d_c, by_i));
-    p.set_d_a(0, d_i);
-    p.set_d_a(g, candidate.d(S::mul(d_c, input.y)));
-    p.set_d_a(o, d_o);
-    if constexpr (coupled) {
-      d_c = S::mul(d_c, S::sub(S::set(1), input.y));
-    } else {
-      const auto forget = Gate<P>::of(p, f, p.kept(f));
-      const auto d_f = forget.d(S::mul(d_c, before));
-      p.set_d_a(f, d_f);
-      d_c = S::mul(d_c, forget.y);
-      if constexpr (peephole) d_c = S::madd(d_f, p.peephole(1), d_c);
-    }
-    if constexpr (peephole) d_c = S::madd(d_i, p.peephole(0), d_c);
+    const auto late = Halves::deliver_backward(p, p.kept(Halves::o), p.kept(Halves::c), p.d_c());
+    p.set_d_a(Halves::o, late.o);
+    auto d_c = late.c;
+    if constexpr (peephole) d_c = S::madd(late.o, p.peephole(o_peephole), d_c);
+    const auto early = Halves::next_c_backward(p, d_c);
+    d_c = early.c;
+    if constexpr (peephole && !coupled) d_c = S::madd(early.f, p.peephole(1), d_c);
+    if constexpr (peephole) d_c = S::madd(early.i, p.peephole(0), d_c);
     p.set_d_c(d_c);
   }
 };
