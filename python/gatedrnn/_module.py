@@ -140,8 +140,8 @@ class _Module:
         For layer k: ``weight_ih_lk`` (G*H, I or D*S), ``weight_hh_lk`` (G*H, S), ``bias_ih_lk`` and
         ``bias_hh_lk`` (G*H), ``weight_hr_lk`` (P, H) with `proj_size`, ``weight_ci_lk``, ``weight_cf_lk`` and
         ``weight_co_lk`` (H) with `peephole`, without ``weight_cf_lk`` where `coupled`, those of `layer_norm`;
-        then the same with ``_reverse`` for the reverse direction. At the end, with `learn_state`, ``h_0`` (L*D, S) and for LSTM
-        ``c_0`` (L*D, H). A cell's names end before ``_lk``.
+        then the same with ``_reverse`` for the reverse direction. At the end, with `learn_state`, ``h_0``
+        (L*D, S) and for LSTM ``c_0`` (L*D, H). A cell's names end before ``_lk``.
         """
         return self._packs.copies()
 
