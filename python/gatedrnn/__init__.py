@@ -24,11 +24,12 @@ except ImportError as error:
         "Install it again, from its source folder: 'pip install --force-reinstall .'"
     ) from error
 
-from gatedrnn import _config
+from gatedrnn import _config, convert
 from gatedrnn._cells import GRUCell, LSTMCell, RNNCell
 from gatedrnn._config import get_num_threads, num_threads, set_num_threads, show_config
 from gatedrnn._core import Stream, Tape
 from gatedrnn._modules import GRU, LSTM, RNN, load
+from gatedrnn.convert import from_torch, load_parameters, to_torch
 
 __all__ = [
     "GRU",
@@ -39,11 +40,15 @@ __all__ = [
     "RNNCell",
     "Stream",
     "Tape",
+    "convert",
+    "from_torch",
     "get_num_threads",
     "load",
+    "load_parameters",
     "num_threads",
     "set_num_threads",
     "show_config",
+    "to_torch",
 ]
 
 __version__: str = _core.__version__

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import stat
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from gatedrnn import _checks
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     import numpy.typing as npt
 
@@ -68,6 +71,15 @@ def reading(path: object, format_name: str, what: str) -> Iterator[tuple[Any, Ma
         OSError: The file cannot be read.
         ValueError: It is not of this format, of a later version of it, or damaged.
     """
+    with opened(path, what) as file:
+        metadata = file.metadata() or {}
+        _check_format(metadata, format_name)
+        yield file, metadata
+
+
+@contextlib.contextmanager
+def opened(path: object, what: str) -> Iterator[Any]:
+    """Open any safetensors file; errors are those of `reading`."""
     from safetensors import SafetensorError, safe_open
 
     name = _checks.path("path", path)
@@ -75,9 +87,7 @@ def reading(path: object, format_name: str, what: str) -> Iterator[tuple[Any, Ma
         pass  # errors of the operating system come from here, as its own classes
     try:
         with safe_open(name, framework="numpy") as file:
-            metadata = file.metadata() or {}
-            _check_format(metadata, format_name)
-            yield file, metadata
+            yield file
     except (SafetensorError, TypeError, ValueError, LookupError, AttributeError, RecursionError) as error:
         raise ValueError(f"{name}: expected {what}: {error}") from error
 
@@ -85,6 +95,31 @@ def reading(path: object, format_name: str, what: str) -> Iterator[tuple[Any, Ma
 def tensors_of(file: Any) -> dict[str, npt.NDArray[Any]]:
     """Read all tensors."""
     return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it has no other way
+
+
+def shapes_of(path: str) -> dict[str, tuple[int, ...]]:
+    """Read the shapes of all tensors in any safetensors file, by name."""
+    with opened(path, "safetensors") as file:
+        return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+
+
+def tensors_named(path: str, names: Iterable[str]) -> dict[str, npt.NDArray[Any]]:
+    """Read these tensors; those of bfloat16, which NumPy has not, in float32."""
+    with opened(path, "safetensors") as file:
+        return {name: _tensor_of(path, file, name) for name in names}
+
+
+def _tensor_of(path: str, file: Any, name: str) -> npt.NDArray[Any]:
+    if file.get_slice(name).get_dtype() != "BF16":
+        tensor: npt.NDArray[Any] = file.get_tensor(name)
+        return tensor
+    with open(path, "rb") as raw:  # whose header safetensors has checked
+        size = int.from_bytes(raw.read(8), "little")
+        described = json.loads(raw.read(size))[name]
+        begin, end = described["data_offsets"]
+        raw.seek(8 + size + begin)
+        halves = np.frombuffer(raw.read(end - begin), "<u2")
+    return (halves.astype(np.uint32) << 16).view(np.float32).reshape(described["shape"])
 
 
 def _check_format(metadata: Mapping[str, str], format_name: str) -> None:

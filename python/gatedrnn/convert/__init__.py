@@ -1,0 +1,13 @@
+"""Models of other libraries as ours, and the one function on which all of it stands, `reorder`.
+
+Each conversion proves itself: a small random batch goes through the new module in float64 and through the
+source's own equations, written plainly, and an error is raised where the two disagree.
+"""
+
+from __future__ import annotations
+
+from gatedrnn.convert._reorder import reorder
+from gatedrnn.convert._state_dicts import load_parameters
+from gatedrnn.convert._torch import from_torch, to_torch
+
+__all__ = ["from_torch", "load_parameters", "reorder", "to_torch"]
