@@ -61,11 +61,13 @@ constexpr bool kForMemory = false;
 #endif
 
 // Of general cells, which are alike in memory and in their products, two: one with a c and peepholes, and one with two stages. Of
-// normalised ones, those with products of their own, and one with peepholes. For memory, of other cells too only those that have what others have and more.
+// normalised ones, those with products of their own, and one with peepholes. For memory, of other cells too only those that have
+// what others have and more.
 inline bool is_typical(const NamedCell& named) {
   const Cell cell = named.cell;
   if (description(cell).is_normalized())
-    return description(cell).layer_norm == LayerNorm::products || cell == Cell::lstm_coupled_peephole_norm_gates;
+    return cell == Cell::lstm_norm_products ||
+           (!kForMemory && (cell == Cell::gru_norm_products || cell == Cell::lstm_coupled_peephole_norm_gates));
   if (description(cell).is_general())
     return cell == Cell::lstm_coupled_peephole_general || cell == Cell::gru_reset_before_general;
   return !kForMemory || (cell != Cell::lstm_peephole && cell != Cell::lstm_coupled && cell != Cell::rnn_relu);
