@@ -6,8 +6,9 @@ source's own equations, written plainly, and an error is raised where the two di
 
 from __future__ import annotations
 
+from gatedrnn.convert._onnx import from_onnx
 from gatedrnn.convert._reorder import reorder
 from gatedrnn.convert._state_dicts import load_parameters
 from gatedrnn.convert._torch import from_torch, to_torch
 
-__all__ = ["from_torch", "load_parameters", "reorder", "to_torch"]
+__all__ = ["from_onnx", "from_torch", "load_parameters", "reorder", "to_torch"]
