@@ -29,7 +29,7 @@ from gatedrnn._cells import GRUCell, LSTMCell, RNNCell
 from gatedrnn._config import get_num_threads, num_threads, set_num_threads, show_config
 from gatedrnn._core import Stream, Tape
 from gatedrnn._modules import GRU, LSTM, RNN, load
-from gatedrnn.convert import from_onnx, from_torch, load_parameters, to_torch
+from gatedrnn.convert import from_flax, from_keras, from_onnx, from_torch, load_parameters, to_torch
 
 __all__ = [
     "GRU",
@@ -41,6 +41,8 @@ __all__ = [
     "Stream",
     "Tape",
     "convert",
+    "from_flax",
+    "from_keras",
     "from_onnx",
     "from_torch",
     "get_num_threads",

@@ -97,6 +97,12 @@ def tensors_of(file: Any) -> dict[str, npt.NDArray[Any]]:
     return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it has no other way
 
 
+def format_of(path: str) -> str | None:
+    """Return the format that a safetensors file says it has; None for one of somebody else's."""
+    with opened(path, "safetensors") as file:
+        return (file.metadata() or {}).get("format")
+
+
 def shapes_of(path: str) -> dict[str, tuple[int, ...]]:
     """Read the shapes of all tensors in any safetensors file, by name."""
     with opened(path, "safetensors") as file:

@@ -17,6 +17,20 @@ def installed(module: str) -> bool:
     return importlib.util.find_spec(module) is not None
 
 
+def required(module: str, what: str) -> Any:
+    """Import a package that `what` needs and we do not.
+
+    Raises:
+        ImportError: It is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name != module:
+            raise
+        raise ImportError(f"{what} needs the package {module}: pip install {module}") from error
+
+
 def progress(items: Iterable[_T], **options: Any) -> Iterable[_T]:
     """Draw a bar beside the items, with tqdm where standard error is a terminal."""
     if not installed("tqdm"):

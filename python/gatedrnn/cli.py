@@ -14,8 +14,13 @@ import gatedrnn as gr
 _COMMANDS = {
     "demo": "pronounce words with a real pretrained GRU model; train a language model",
     "bench": "time gatedrnn and its peers side by side",
+    "inspect": "list the recurrent layers of a model's file",
+    "convert": "save one of them for gatedrnn.load",
     "config": "print version, instruction sets, threads and caches",
 }
+
+
+_PLACES = {"inspect": "convert.cli:inspect", "convert": "convert.cli:convert"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,7 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if command == "config":
         return _config(rest)
     # Only now: they need packages that gatedrnn itself does not.
-    run = importlib.import_module(f"gatedrnn.{command}").main
+    module, function = _PLACES.get(command, f"{command}:main").split(":")
+    run = getattr(importlib.import_module(f"gatedrnn.{module}"), function)
     try:
         status: int = run(rest)
         sys.stdout.flush()

@@ -12,12 +12,13 @@ import numpy as np
 
 from gatedrnn import _checks
 from gatedrnn._modules import GRU, LSTM, RNN
+from gatedrnn._optional import required
 from gatedrnn.convert import _verify
 from gatedrnn.convert._reorder import reorder
 from gatedrnn.convert._torch import check_finite
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable
 
     import numpy.typing as npt
 
@@ -72,7 +73,7 @@ def from_onnx(model: Any, *, linear_before_reset: bool | None = None) -> dict[st
     """
     if linear_before_reset is not None:
         _checks.flag("linear_before_reset", linear_before_reset)
-    onnx: Any = importlib.import_module("onnx")
+    onnx = required("onnx", "from_onnx")
     proto = _loaded(onnx, model)
     by_pytorch = "pytorch" in proto.producer_name.lower()
     modules: dict[str, Any] = {}
@@ -330,7 +331,7 @@ class _Node:
         rows = self.R.shape[1]
         B = np.zeros(2 * rows) if self.B is None else np.asarray(self.B[number], np.float64)
         Wb, Rb = np.split(B[:rows], gates), np.split(B[rows:], gates)
-        f, *others = [_function(function) for function in self.functions]
+        f, *others = [_verify.function(function) for function in self.functions]
 
         def clipped(a: Array) -> Array:
             return a if self.clip is None else np.clip(a, -self.clip, self.clip)
@@ -358,22 +359,3 @@ class _Node:
         forget = 1 - i if self.coupled else f(clipped(gate(2, h) + p_f * c))
         c = forget * c + i * g(clipped(gate(3, h)))
         return f(clipped(gate(1, h) + p_o * c)) * squash(c), c
-
-
-def _function(plain: str | Sequence[Any]) -> Callable[[Array], Array]:
-    name, *numbers = (plain,) if isinstance(plain, str) else tuple(plain)
-    alpha, beta = [*numbers, 0.0, 0.0][:2]
-    functions: Mapping[str, Callable[[Array], Array]] = {
-        "sigmoid": lambda x: 0.5 * (1 + np.tanh(x / 2)),
-        "tanh": np.tanh,
-        "relu": lambda x: np.maximum(x, 0),
-        "hard_sigmoid": lambda x: np.clip(alpha * x + beta, 0, 1),
-        "leaky_relu": lambda x: np.where(x < 0, alpha * x, x),
-        "elu": lambda x: np.where(x < 0, alpha * np.expm1(np.minimum(x, 0)), x),
-        "softsign": lambda x: x / (1 + np.abs(x)),
-        "softplus": lambda x: np.logaddexp(x, 0),
-        "scaled_tanh": lambda x: alpha * np.tanh(beta * x),
-        "affine": lambda x: alpha * x + beta,
-        "thresholded_relu": lambda x: np.where(x > alpha, x, 0),
-    }
-    return functions[name]

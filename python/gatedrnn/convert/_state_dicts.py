@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +10,7 @@ import numpy as np
 from gatedrnn import _checks, _files
 from gatedrnn._cells import GRUCell, LSTMCell, RNNCell
 from gatedrnn._modules import GRU, LSTM, RNN
+from gatedrnn._optional import required
 from gatedrnn.convert._torch import _TORCHS, check_finite, verify_torch
 
 if TYPE_CHECKING:
@@ -27,7 +27,6 @@ _NAME = re.compile(
     r"(?P<prefix>.*?)(?P<name>weight_ih|weight_hh|weight_hr|bias_ih|bias_hh|weight_c[ifo]"
     r"|weight_ln|weight_ln_ih|weight_ln_hh|weight_ln_c|bias_ln_c)(?P<layer>_l\d+(_reverse)?)?"
 )
-_STATE = re.compile(r"(?P<prefix>(.*\.)?)[hc]_0")
 # What is read from the weights.
 _INFERRED = ("input_size", "hidden_size", "num_layers", "bias", "bidirectional", "proj_size", "dtype")
 
@@ -67,25 +66,33 @@ def load_parameters(path: str | os.PathLike[str], prefix: str = "", **options: A
     for option in _INFERRED:
         if option in options:
             raise ValueError(f"{option}: expected none, since it is read from the parameters")
-    with open(name, "rb") as file:
+    shapes, read = _tensors_of(name)
+    return _module_of(name, prefix, shapes, read, options)
+
+
+def load_all_parameters(path: str) -> dict[str, Any]:
+    """Do the same for every recurrent module in a file, by prefix."""
+    shapes, read = _tensors_of(path)
+    found = sorted(_prefixes(shapes))
+    return {prefix: _module_of(path, prefix, shapes, read, {}) for prefix in found}
+
+
+def _tensors_of(path: str) -> tuple[dict[str, Shape], Callable[[Iterable[str]], dict[str, Array]]]:
+    """Return the shapes of all tensors by name, and what reads some of them."""
+    with open(path, "rb") as file:
         start = file.read(9)
     if start[8:] == b"{":
-        shapes = _files.shapes_of(name)
-        return _module_of(name, prefix, shapes, lambda keys: _files.tensors_named(name, keys), options)
-    flat = _pytorch_tensors(name)
-    shapes = {key: tuple(tensor.shape) for key, tensor in flat.items()}
+        return _files.shapes_of(path), lambda keys: _files.tensors_named(path, keys)
+    flat = _pytorch_tensors(path)
 
     def read(keys: Iterable[str]) -> dict[str, Array]:
         return {key: _checks.foreign_array(key, flat[key]) for key in keys}
 
-    return _module_of(name, prefix, shapes, read, options)
+    return {key: tuple(tensor.shape) for key, tensor in flat.items()}, read
 
 
 def _pytorch_tensors(path: str) -> dict[str, Any]:
-    try:
-        torch: Any = importlib.import_module("torch")
-    except ImportError as error:
-        raise ImportError(f"{path}: a file that is not safetensors needs PyTorch to be read") from error
+    torch = required("torch", f"{path}: a file that is not safetensors")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # pickle, zip and torch have many, of many classes; it could be opened before
@@ -145,11 +152,14 @@ def _is_parameter(name: str) -> bool:
     return (found is not None and not found["prefix"]) or name in ("h_0", "c_0")
 
 
+def _prefixes(shapes: Mapping[str, Shape]) -> set[str]:
+    matches = filter(None, map(_NAME.fullmatch, shapes))
+    return {match["prefix"] for match in matches if match["name"] == "weight_hh"}
+
+
 def _found_prefix(path: str, prefix: str, shapes: Mapping[str, Shape]) -> str:
     """Return the prefix of the module that is meant; without one, of the only one that there is."""
-    found = {
-        match["prefix"] for key in shapes if (match := _NAME.fullmatch(key)) and "weight_hh" in match["name"]
-    }
+    found = _prefixes(shapes)
     candidates = [p for p in (prefix, f"{prefix}.") if p in found]
     if candidates:
         return candidates[0]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib
 import sys
 import warnings
 from typing import Any
@@ -13,6 +12,7 @@ import numpy as np
 from gatedrnn import _checks
 from gatedrnn._cells import GRUCell, LSTMCell, RNNCell
 from gatedrnn._modules import GRU, LSTM, RNN
+from gatedrnn._optional import required
 from gatedrnn.convert import _verify
 
 _Module = Any  # one of ours
@@ -126,7 +126,7 @@ def to_torch(module: _Module) -> Any:
                 f"module: expected what torch.nn.{name} can compute, got {option}={value!r}; "
                 f"gatedrnn.torch.{name} has that"
             )
-    torch: Any = importlib.import_module("torch")
+    torch = required("torch", "to_torch")
     arguments = {key: module._options[key] for key in _ARGUMENTS if key in module._options}
     dtype = getattr(torch, module.dtype.name)
     sizes = (module.input_size, module.hidden_size)

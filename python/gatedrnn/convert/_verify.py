@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     import numpy.typing as npt
 
@@ -117,3 +117,24 @@ def _torch_step(
     c = _sigmoid(f) * c + _sigmoid(i) * np.tanh(g)
     h = _sigmoid(o) * np.tanh(c)
     return (h @ p["weight_hr"].T if "weight_hr" in p else h), c
+
+
+def function(plain: str | Sequence[Any]) -> Callable[[Array], Array]:
+    """Return one of `activations=` in plain form: its name, or a tuple of that and its parameters."""
+    name, *numbers = (plain,) if isinstance(plain, str) else tuple(plain)
+    alpha, beta = [*numbers, 0.0, 0.0][:2]
+    functions: Mapping[str, Callable[[Array], Array]] = {
+        "sigmoid": _sigmoid,
+        "tanh": np.tanh,
+        "relu": lambda x: np.maximum(x, 0),
+        "hard_sigmoid": lambda x: np.clip(alpha * x + beta, 0, 1),
+        "leaky_relu": lambda x: np.where(x < 0, alpha * x, x),
+        "elu": lambda x: np.where(x < 0, alpha * np.expm1(np.minimum(x, 0)), x),
+        "softsign": lambda x: x / (1 + np.abs(x)),
+        "softplus": lambda x: np.logaddexp(x, 0),
+        "scaled_tanh": lambda x: alpha * np.tanh(beta * x),
+        "affine": lambda x: alpha * x + beta,
+        "linear": lambda x: x,
+        "thresholded_relu": lambda x: np.where(x > alpha, x, 0),
+    }
+    return functions[name]
