@@ -188,6 +188,25 @@ def test_weights_that_other_nodes_compute():
     agree(gr.from_onnx(model)["rnn"], model, normal((6, 3, I)))
 
 
+@pytest.mark.parametrize("per_channel", [False, True])
+def test_quantized_nodes(per_channel, tmp_path):
+    """ONNX Runtime's, whose weights have 8 bits; it rounds inputs and states as it runs, too."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    onnx.save(model_of("LSTM", node_arrays("LSTM", 2), direction="bidirectional"), tmp_path / "m.onnx")
+    quantize_dynamic(
+        tmp_path / "m.onnx", tmp_path / "q.onnx", weight_type=QuantType.QInt8, per_channel=per_channel
+    )
+    model = onnx.load(tmp_path / "q.onnx")
+    assert [node.op_type for node in model.graph.node] == ["DynamicQuantizeLSTM"]
+    (module,) = gr.from_onnx(tmp_path / "q.onnx").values()
+    exact = gr.from_onnx(tmp_path / "m.onnx")["rnn"]
+    error = np.abs(module.weight_hh_l0 - exact.weight_hh_l0).max()
+    assert 0 < error < 0.005
+    x = normal((6, 3, I))
+    np.testing.assert_allclose(module(x)[0], run(model, x)[0], rtol=0, atol=0.02)
+
+
 def test_a_file_and_nodes_without_names(tmp_path):
     onnx.save(model_of("RNN", node_arrays("RNN", 1), name=""), tmp_path / "m.onnx")
     assert list(gr.from_onnx(tmp_path / "m.onnx")) == ["Y"]

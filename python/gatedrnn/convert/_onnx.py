@@ -6,7 +6,7 @@ import importlib
 import os
 import re
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -18,11 +18,13 @@ from gatedrnn.convert._reorder import reorder
 from gatedrnn.convert._torch import check_finite
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     import numpy.typing as npt
 
     Array = npt.NDArray[Any]
+
+_T = TypeVar("_T")
 
 _GATES = {"LSTM": "iofc", "GRU": "zrh", "RNN": "h"}
 _CLASSES: dict[str, Any] = {"LSTM": LSTM, "GRU": GRU, "RNN": RNN}
@@ -45,7 +47,7 @@ _PARAMETERS: dict[str, tuple[float, ...]] = {
 
 
 def from_onnx(model: Any, *, linear_before_reset: bool | None = None) -> dict[str, Any]:
-    """Make a module of each LSTM, GRU and RNN node of an ONNX model.
+    """Make a module of each LSTM, GRU and RNN node of an ONNX model, DynamicQuantizeLSTM included.
 
     Weights may be initialisers or constants, or computed from these by other nodes, as exporters write them.
     A module's output has the directions side by side, (T, B, D*H), where the node's Y is (T, D, B, H); a node
@@ -75,6 +77,8 @@ def from_onnx(model: Any, *, linear_before_reset: bool | None = None) -> dict[st
         _checks.flag("linear_before_reset", linear_before_reset)
     onnx = required("onnx", "from_onnx")
     proto = _loaded(onnx, model)
+    if any(isinstance(text, bytes) for text in (proto.producer_name, *_names_in(proto.graph))):
+        raise ValueError("model: expected names in UTF-8, got others")  # what protobuf gives as bytes
     by_pytorch = "pytorch" in proto.producer_name.lower()
     modules: dict[str, Any] = {}
     for node, constants in _recurrent_nodes(onnx, proto.graph, _Constants(onnx, proto.graph)):
@@ -101,6 +105,17 @@ def _loaded(onnx: Any, model: Any) -> Any:
     except Exception as error:  # protobuf's and onnx' own classes
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"{path}: expected an ONNX model: {first}") from error
+
+
+def _names_in(graph: Any) -> Iterator[Any]:
+    """Give all names that are looked at."""
+    yield from (tensor.name for tensor in graph.initializer)
+    for node in graph.node:
+        yield from (node.name, node.op_type, node.domain, *node.input, *node.output)
+        for attribute in node.attribute:
+            yield attribute.name
+            for subgraph in (attribute.g, *attribute.graphs):
+                yield from _names_in(subgraph)
 
 
 class _Constants:
@@ -146,7 +161,7 @@ class _Constants:
 def _recurrent_nodes(onnx: Any, graph: Any, constants: _Constants) -> list[tuple[Any, _Constants]]:
     found: list[tuple[Any, _Constants]] = []
     for node in graph.node:
-        if node.op_type in _GATES and node.domain in ("", "ai.onnx"):
+        if (node.op_type in _GATES and node.domain in ("", "ai.onnx")) or _is_quantized(node):
             found.append((node, constants))
         for attribute in node.attribute:
             inner = [attribute.g] if attribute.type == attribute.GRAPH else attribute.graphs
@@ -155,13 +170,18 @@ def _recurrent_nodes(onnx: Any, graph: Any, constants: _Constants) -> list[tuple
     return found
 
 
+def _is_quantized(node: Any) -> bool:
+    return bool(node.domain == "com.microsoft" and node.op_type == "DynamicQuantizeLSTM")
+
+
 class _Node:
     """One recurrent node: its attributes and constant inputs."""
 
     def __init__(self, onnx: Any, name: str, node: Any, constants: _Constants) -> None:
-        self.name, self.kind = name, node.op_type
-        self.attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
-        self.inputs = [*node.input, *[""] * 8]
+        self.quantized = _is_quantized(node)
+        self.name, self.kind = name, "LSTM" if self.quantized else node.op_type
+        self._attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+        self.inputs = [*node.input, *[""] * 12]
         self._constants = constants
         direction = self._text("direction", "forward")
         self.directions = 2 if direction == "bidirectional" else 1
@@ -169,26 +189,35 @@ class _Node:
         if direction not in ("forward", "reverse", "bidirectional"):
             raise ValueError(f"expected a direction forward, reverse or bidirectional, got {direction!r}")
         gates = len(_GATES[self.kind])
-        self.W = self._weights(1, "W", 3)
-        self.R = self._weights(2, "R", 3)
+        self.W = self._dequantized(1, "W", 8) if self.quantized else self._weights(1, "W", 3)
+        self.R = self._dequantized(2, "R", 10) if self.quantized else self._weights(2, "R", 3)
         self.hidden_size = self.R.shape[2]
         rows = gates * self.hidden_size
         if self.W.shape[:2] != (self.directions, rows) or self.R.shape[:2] != (self.directions, rows):
             expected = f"W of ({self.directions}, {rows}, I) and R of ({self.directions}, {rows}, H)"
             raise ValueError(f"expected {expected}, got {self.W.shape} and {self.R.shape}")
-        if self.attributes.get("hidden_size", self.hidden_size) != self.hidden_size:
-            raise ValueError(f"expected hidden_size {self.hidden_size}, got {self.attributes['hidden_size']}")
+        said = self._attribute("hidden_size", self.hidden_size)
+        if said != self.hidden_size:
+            raise ValueError(f"expected hidden_size {self.hidden_size}, got {said}")
         self.B = self._weights(3, "B", 2, (self.directions, 2 * rows)) if self.inputs[3] else None
         peepholes = (self.directions, 3 * self.hidden_size)
         has_peepholes = self.kind == "LSTM" and bool(self.inputs[7])
         self.P = self._weights(7, "P", 2, peepholes) if has_peepholes else None
-        self.coupled = self.kind == "LSTM" and bool(self.attributes.get("input_forget", 0))
-        self.clip: float | None = self.attributes.get("clip")
+        self.coupled = self.kind == "LSTM" and bool(self._attribute("input_forget", 0))
+        self.clip: float | None = self._attribute("clip", 0.0) if "clip" in self._attributes else None
         self.functions = self._functions()
 
+    def _attribute(self, name: str, default: _T) -> _T:
+        """Return an attribute of the type, and if it is a list of the type of items, of its default."""
+        value = self._attributes.get(name, default)
+        items = value if isinstance(value, list) else [value]
+        wanted = default if isinstance(default, list) else [default]
+        if type(value) is not type(default) or any(type(item) is not type(wanted[0]) for item in items):
+            raise ValueError(f"expected {name} of the type of {default!r}, got {_checks.shortened(value)}")
+        return value
+
     def _text(self, name: str, default: str) -> str:
-        value = self.attributes.get(name, default)
-        return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+        return self._attribute(name, default.encode()).decode("utf-8", "replace")
 
     def _weights(self, at: int, name: str, dims: int, shape: tuple[int, ...] | None = None) -> Array:
         value = self._constants.get(self.inputs[at])
@@ -201,16 +230,36 @@ class _Node:
         check_finite({name: value})
         return value
 
+    def _dequantized(self, at: int, name: str, scale_at: int) -> Array:
+        """Return weights of 8 bits, (D, I, 4 H), as the numbers that they stand for, with rows for gates."""
+        value, zero = self._constants.get(self.inputs[at]), self._constants.get(self.inputs[scale_at + 1])
+        if value is None or value.ndim != 3 or value.dtype.kind not in "iu" or zero is None:
+            raise ValueError(f"expected constant {name} of 8 bits, of 3 dimensions, with a zero point")
+        scale = self._weights(scale_at, f"{name}_scale", 1 if zero.ndim == 1 else 2)
+        if scale.shape != zero.shape or scale.shape not in (
+            value.shape[:1],
+            (value.shape[0], value.shape[2]),
+        ):
+            raise ValueError(
+                f"expected scales of {name} that match its shape {value.shape}, got {scale.shape}"
+            )
+        shape = (value.shape[0], 1, -1)
+        exact = (value.astype(np.float32) - zero.astype(np.float32).reshape(shape)) * scale.reshape(shape)
+        return np.ascontiguousarray(exact.swapaxes(1, 2))
+
+    def _numbers(self, name: str) -> list[float]:
+        return list(self._attribute(name, [0.0])) if name in self._attributes else []
+
     def _functions(self) -> list[Any]:
         """Return the functions of one direction, in plain form; both directions have to have the same."""
         usual = _FUNCTIONS[self.kind]
-        given = self.attributes.get("activations") or [name.encode() for name in usual * self.directions]
+        given = self._attribute("activations", [name.encode() for name in usual * self.directions])
         if len(given) != len(usual) * self.directions:
             raise ValueError(f"expected {len(usual) * self.directions} activations, got {len(given)}")
-        alphas, betas = (list(self.attributes.get(f"activation_{p}", [])) for p in ("alpha", "beta"))
+        alphas, betas = (self._numbers(f"activation_{letter}") for letter in ("alpha", "beta"))
         plain: list[Any] = []
         for raw in given:
-            written = raw.decode("utf-8", "replace") if isinstance(raw, bytes) else str(raw)
+            written = raw.decode("utf-8", "replace")
             name = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", written).lower()
             name = {n.replace("_", ""): n for n in _PARAMETERS}.get(name.replace("_", ""), name)
             if name not in _PARAMETERS:
@@ -234,7 +283,7 @@ class _Node:
         after = self._reset_after(by_pytorch, linear_before_reset)
         options: dict[str, Any] = {
             "bias": self.B is not None,
-            "batch_first": bool(self.attributes.get("layout", 0)),
+            "batch_first": bool(self._attribute("layout", 0)),
             "bidirectional": self.directions == 2,
             "direction": self.direction,
             "clip": self.clip,
@@ -257,7 +306,7 @@ class _Node:
         return made
 
     def _reset_after(self, by_pytorch: bool, given: bool | None) -> bool:
-        said = bool(self.attributes.get("linear_before_reset", 0))
+        said = bool(self._attribute("linear_before_reset", 0))
         if self.kind != "GRU" or said or not by_pytorch:
             return said
         if given is None:
@@ -298,7 +347,7 @@ class _Node:
             value = self._constants.get(self.inputs[at]) if self.inputs[at] else np.zeros(())
             if value is None:
                 return {}  # the caller passes states
-            rows = value if not self.attributes.get("layout", 0) or value.ndim != 3 else value.swapaxes(0, 1)
+            rows = value if not self._attribute("layout", 0) or value.ndim != 3 else value.swapaxes(0, 1)
             same = rows.ndim == 3 and rows.size and (rows == rows[:, :1]).all()
             if value.any() and not same:
                 return {}
