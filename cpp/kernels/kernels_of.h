@@ -38,7 +38,8 @@ template <class Product>
 struct BackStepOf {
   template <class Stage>
   static constexpr auto of() {
-    return back_step<Product, typename Stage::Plain>;
+    // A general cell's leaves the mathematics, and may be any stage's.
+    return back_step<Product, std::conditional_t<Stage::is_general, LinearStage, Stage>>;
   }
 };
 

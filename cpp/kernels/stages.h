@@ -16,7 +16,7 @@ struct CellStage {
   static constexpr bool is_normalized = Mathematics<cell>::description.is_normalized();
   static constexpr StageDescription description = Mathematics<cell>::description.stages[index];
   static constexpr bool is_first = index == 0, is_last = index + 1 == Mathematics<cell>::description.stage_count;
-  static constexpr bool keeps = Mathematics<cell>::description.kept > 0;
+  static constexpr bool keeps = !is_normalized && Mathematics<cell>::description.kept > 0;
   static constexpr int peepholes = Mathematics<cell>::description.peephole_count;
 
   // A normalised cell's are a kernel of its own (layer_norm.h).
