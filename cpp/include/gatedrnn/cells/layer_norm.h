@@ -16,8 +16,8 @@
 //     d_sum(slot)                       going back: the gradient of that
 //     set_d_a(i, v)                     likewise, of a finished pre-activation
 //
-// Of pre-activations nothing is kept: they are computed again from the slots, and so the first thing that a cell keeps itself
-// is what `own_kept` says. `last_pass` delivers h, and going back takes its gradient.
+// What is kept are the slots, and one value more, which `own_kept` names by its number among what general cells keep: their
+// pre-activations are computed again from the slots. `last_pass` delivers h, and going back takes its gradient.
 #pragma once
 
 #include "gatedrnn/cells/general.h"
