@@ -241,6 +241,8 @@ def test_broken_files(tmp_path):
     content = good.read_bytes()
     bad = tmp_path / "bad.safetensors"
     for broken in (
+        b"",
+        b"text",
         content[:100],
         content[:-1],
         content + b"0",

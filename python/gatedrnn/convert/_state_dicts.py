@@ -81,7 +81,7 @@ def _tensors_of(path: str) -> tuple[dict[str, Shape], Callable[[Iterable[str]], 
     """Return the shapes of all tensors by name, and what reads some of them."""
     with open(path, "rb") as file:
         start = file.read(9)
-    if start[8:] == b"{":
+    if start[8:] == b"{" or path.endswith(".safetensors"):
         return _files.shapes_of(path), lambda keys: _files.tensors_named(path, keys)
     flat = _pytorch_tensors(path)
 
