@@ -136,7 +136,7 @@ class _Constants:
 
     def _computed(self, name: str) -> Array | None:
         if name in self._tensors:
-            return self._array(self._onnx.numpy_helper.to_array(self._tensors[name]))
+            return self._array(self._read(self._tensors[name]))
         node = self._makers.get(name)
         if node is None:
             return self._outer.get(name) if self._outer is not None else None
@@ -151,6 +151,15 @@ class _Constants:
         except Exception:  # one that it has not, or cannot compute; so nothing is known of the value
             return None
         return dict(zip(node.output, results, strict=False)).get(name)
+
+    def _read(self, tensor: Any) -> Any:
+        try:
+            return self._onnx.numpy_helper.to_array(tensor)
+        except Exception as error:  # of a damaged one; onnx has many
+            message = (
+                f"expected a tensor {tensor.name!r} that can be read, got {type(error).__name__}: {error}"
+            )
+            raise ValueError(message) from error
 
     @staticmethod
     def _array(array: Any) -> Array:
