@@ -110,9 +110,9 @@ struct CellDescription {
   }
   constexpr int normalized_slots() const { return is_normalized() ? slots + normalizes_c() : 0; }
 
-  // A step's gradients are those of its slots and, where these are normalised, of the pre-activations and of the slots' weights. Those
-  // whose sums are gradients of parameters, as they are, begin here.
+  // A step's gradients are those of its slots and, where these are normalised, of the pre-activations and of the slots' weights.
   constexpr int gradient_slots() const { return slots + pre_activations + normalized_slots(); }
+  // From here on their sums over steps and rows are gradients of parameters.
   constexpr int first_summed_slot() const { return is_normalized() ? slots : 0; }
 
   // The slots of W_ih are the first `gates`; those of W_hh as it multiplies h[t-1] are the first stage's.

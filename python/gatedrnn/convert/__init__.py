@@ -1,7 +1,8 @@
 """Models of other libraries as ours, and the one function on which all of it stands, `reorder`.
 
 Each conversion proves itself: a small random batch goes through the new module in float64 and through the
-source's own equations, written plainly, and an error is raised where the two disagree.
+source's own equations, written plainly, and an error is raised where the two disagree. Sources of ours, and
+parameters with options that only ours have, are compared by names and shapes alone.
 """
 
 from __future__ import annotations

@@ -310,8 +310,7 @@ class _Node:
         options["learn_state"] = bool(states)
         made = _CLASSES[self.kind](self.W.shape[2], self.hidden_size, **options)
         made.load_state_dict(self._parameters() | states)
-        if not states:
-            _verify.verify(f"{self.kind} {self.name!r}", made, self._equations(after))
+        _verify.verify(f"{self.kind} {self.name!r}", made, self._equations(after, states))
         return made
 
     def _reset_after(self, by_pytorch: bool, given: bool | None) -> bool:
@@ -365,12 +364,14 @@ class _Node:
 
     # ---- its own equations, for the proof ----
 
-    def _equations(self, linear_before_reset: bool) -> Callable[[Array], Array]:
+    def _equations(self, linear_before_reset: bool, states: dict[str, Array]) -> Callable[[Array], Array]:
+        zeros = np.zeros((self.directions, self.hidden_size))
+
         def output(x: Array) -> Array:
             outputs = []
             for number in range(self.directions):
                 backwards = self.direction == "reverse" or number == 1
-                h = c = np.zeros((x.shape[1], self.hidden_size))
+                h, c = (np.tile(states.get(name, zeros)[number], (x.shape[1], 1)) for name in ("h_0", "c_0"))
                 steps = []
                 for step in x[::-1] if backwards else x:
                     h, c = self._step(number, step, h, c, linear_before_reset)
