@@ -194,15 +194,15 @@ def test_quantized_nodes(per_channel, tmp_path):
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     onnx.save(model_of("LSTM", node_arrays("LSTM", 2), direction="bidirectional"), tmp_path / "m.onnx")
-    quantize_dynamic(
-        tmp_path / "m.onnx", tmp_path / "q.onnx", weight_type=QuantType.QInt8, per_channel=per_channel
-    )
+    # In 7 bits: with 8 its sums of two products overflow 16 bits on processors without VNNI.
+    options = dict(weight_type=QuantType.QInt8, per_channel=per_channel, reduce_range=True)
+    quantize_dynamic(tmp_path / "m.onnx", tmp_path / "q.onnx", **options)
     model = onnx.load(tmp_path / "q.onnx")
     assert [node.op_type for node in model.graph.node] == ["DynamicQuantizeLSTM"]
     (module,) = gr.from_onnx(tmp_path / "q.onnx").values()
     exact = gr.from_onnx(tmp_path / "m.onnx")["rnn"]
     error = np.abs(module.weight_hh_l0 - exact.weight_hh_l0).max()
-    assert 0 < error < 0.005
+    assert 0 < error < 0.01
     x = normal((6, 3, I))
     np.testing.assert_allclose(module(x)[0], run(model, x)[0], rtol=0, atol=0.02)
 
@@ -285,7 +285,7 @@ def test_other_functions_in_the_other_direction():
 
 
 def test_broken_files(tmp_path):
-    with pytest.raises(TypeError, match=r"model: expected a path or an onnx\.ModelProto, got 3"):
+    with pytest.raises(TypeError, match=r"model: expected a path, .* or an onnx\.ModelProto, got 3"):
         gr.from_onnx(3)
     with pytest.raises(FileNotFoundError):
         gr.from_onnx(tmp_path / "none.onnx")
