@@ -8,7 +8,8 @@ import functools
 import importlib
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -39,9 +40,20 @@ SPINNING_MS = 60.0  # so long others' threads may spin after a call: those of ON
 class Benchmark:
     """One run of the command."""
 
-    def __init__(self, options: argparse.Namespace) -> None:
-        """Import the peers and measure the machine."""
-        self.options = options
+    def __init__(
+        self,
+        options: argparse.Namespace,
+        chosen: Mapping[str, Sequence[Shape]],
+        weights: Mapping[str, dict[str, Any]],
+    ) -> None:
+        """Import the peers and measure the machine.
+
+        Args:
+            options: Those of the command.
+            chosen: The shapes of each set.
+            weights: Those of a file's layers, by name.
+        """
+        self.options, self.chosen, self.weights = options, chosen, weights
         self.threads: int = options.threads
         self.dtype = np.dtype(options.dtype)
         self.disagreement = False
@@ -66,7 +78,7 @@ class Benchmark:
     def run(self) -> int:
         """Everything that was asked for; returns the exit status."""
         content = self._heading()
-        content["sets"] = [self._set(name) for name in self.options.set]
+        content["sets"] = [self._set(name) for name in self.chosen]
         rows = [row for part in content["sets"] for row in part.pop("_rows")]
         if self.options.json:
             report.write_json(self.options.json, content)
@@ -118,28 +130,29 @@ class Benchmark:
 
     # -- one set ------------------------------------------------------------
     def _set(self, name: str) -> dict[str, Any]:
-        chosen = shapes.select(name, self.options.cells, self.options.only, train=self.options.train)
-        columns = self._columns(name)
+        chosen = self.chosen[name]
+        columns = self._columns(name, chosen)
+        width = max(report.LABEL_WIDTH, *(len(shape.label) for shape in chosen))
         rows = []
         self.write(f"\n{name}" + (", forward and backward" if self.options.train else ""))
-        self.write(report.header(columns))
+        self.write(report.header(columns, width))
         for shape in progress(chosen, desc=name, unit="shape"):
             row = self._row(name, shape)
             rows.append(row)
-            self.write(report.line(row, columns))
+            self.write(report.line(row, columns, width))
         result = report.summary(rows, columns, limit=math.isfinite(self.roofline.flops))
         self.write(f"\n{report.summary_text(result)}")
         if reasons := report.details(rows):
             self.write(reasons)
         return {"set": name, "summary": result, "rows": [row.as_dict() for row in rows], "_rows": rows}
 
-    def _columns(self, set_name: str) -> list[str]:
+    def _columns(self, set_name: str, chosen: Sequence[Shape]) -> list[str]:
         names = []
         for peer in self.peers:
             names.append(peer.name)
             if set_name == "ragged" and peer.name == "PyTorch" and not self.options.train:
                 names.append("PyTorch packed")
-        ours = [f"{Ours.name} m(x)"] if set_name == "streaming" else []
+        ours = [f"{Ours.name} m(x)"] if any(shape.stream for shape in chosen) else []
         return ours + ([Ours.name_in_float32] if self.options.precision else []) + names
 
     # -- one shape ------------------------------------------------------------
@@ -151,7 +164,10 @@ class Benchmark:
         if least > budget:
             row.skipped = f"needs at least {least:.0f} s (--max-seconds-per-shape)"
             return row
-        problem = shapes.problem(shape, self.dtype, precision=self.options.precision)
+        weights = self.weights.get(shape.layer)
+        problem = shapes.problem(shape, self.dtype, precision=self.options.precision, weights=weights)
+        if weights is not None:
+            problem = replace(problem, measured_error=self._measured_error(problem))
         contenders = Ours.contenders(problem)
         row.entries = [Entry(contender.name, is_peer=False, note=contender.note) for contender in contenders]
         for peer in self.peers:
@@ -212,6 +228,13 @@ class Benchmark:
                     raise
                 entry.problem, entry.detail = "fails", _sentence(error)
         return agreeing, estimates
+
+    def _measured_error(self, problem: Problem) -> float:
+        """How far ours are from float64."""
+        ours = self._outcome(problem, Ours.contenders(problem)[0])
+        exact = self._outcome(problem, Ours.contenders(problem.in_float64())[0])
+        pairs = zip(ours, exact, strict=True)
+        return max((float(np.abs(a - b).max() / max(1.0, np.abs(b).max())) for a, b in pairs), default=0.0)
 
     def _outcome(self, problem: Problem, contender: Contender) -> list[Any]:
         if self.options.no_check:

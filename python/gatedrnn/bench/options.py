@@ -53,3 +53,8 @@ def positive(kind: type[int] | type[float]) -> Callable[[str], Any]:
         return value
 
     return number
+
+
+def sizes(text: str) -> list[int]:
+    """Parse comma-separated numbers above 0."""
+    return [positive(int)(part) for part in text.split(",")]

@@ -24,6 +24,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 import gatedrnn as gr
+from gatedrnn import _core
 from gatedrnn._optional import installed
 from gatedrnn.bench.shapes import Array, Problem
 from gatedrnn.bench.timing import Contender, faster
@@ -92,6 +93,12 @@ def _in_turns(requests: Sequence[tuple[Callable[[], Any], Any]]) -> Callable[[],
 
 def _noted(contender: Contender, note: str) -> Contender:
     return replace(contender, note=", ".join(filter(None, (note, contender.note))))
+
+
+def _has_vnni() -> bool:
+    """Without it ONNX Runtime adds products in pairs in 16 bits, which weights of 7 bits cannot overflow."""
+    missing = _core.machine()["missing"]
+    return any(not missing.get(isa, [isa]) for isa in ("avx_vnni", "avx512_vnni", "neon_dot"))
 
 
 # Class and arguments, in torch.nn too but for the GRU that it has not.
@@ -397,7 +404,7 @@ class OnnxRuntime(Peer):
         self.onnx.helper.set_model_props(model, {"onnx.quant.pre_process": "onnxruntime.quant"})
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "layer.onnx"
-            quantize(model, file)
+            quantize(model, file, reduce_range=not _has_vnni())
             return self.onnx.load(file)
 
     def _model(self, problem: Problem) -> Any:

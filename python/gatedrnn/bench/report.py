@@ -11,7 +11,7 @@ from typing import Any
 
 from gatedrnn.bench.shapes import Shape
 
-_LABEL_WIDTH = 30
+LABEL_WIDTH = 30  # at least
 
 
 @dataclass
@@ -74,16 +74,16 @@ class Row:
 
 
 # ----------------------------------------------------------------------------------------------------
-def header(names: Sequence[str]) -> str:
-    """The table's two head lines for ours and these other columns."""
-    first = f"{'':{_LABEL_WIDTH}} {'gatedrnn':>10}" + "".join(f" | {name:^18}" for name in names)
-    second = f"{'':{_LABEL_WIDTH}} {'us':>10}" + f" | {'us':>10} {'ratio':>7}" * len(names)
+def header(names: Sequence[str], width: int) -> str:
+    """The table's two head lines for labels of a width, ours, and these other columns."""
+    first = f"{'':{width}} {'gatedrnn':>10}" + "".join(f" | {name:^18}" for name in names)
+    second = f"{'':{width}} {'us':>10}" + f" | {'us':>10} {'ratio':>7}" * len(names)
     return f"{first} | {'fastest':>7} {'limit':>6}\n{second} | {'ratio':>7} {'share':>6}"
 
 
-def line(row: Row, names: Sequence[str]) -> str:
+def line(row: Row, names: Sequence[str], width: int) -> str:
     """A shape's line of the table, and a second one for errors where they are known."""
-    text = f"{row.shape.label:{_LABEL_WIDTH}}"
+    text = f"{row.shape.label:{width}}"
     if row.skipped:
         return f"{text} skipped: {row.skipped}"
     entries = {entry.name: entry for entry in row.entries[1:]}
@@ -94,9 +94,8 @@ def line(row: Row, names: Sequence[str]) -> str:
     text += f" {'-' if share is None else f'{share:.0%}':>6}"
     if row.ours.error is None:
         return text
-    width = _LABEL_WIDTH + 11
     errors = "".join(f" | {_error(entries.get(name)):>18}" for name in names)
-    return f"{text}\n{'  error: max, rms' + _error(row.ours).rjust(18):>{width}}{errors}"
+    return f"{text}\n{'  error: max, rms' + _error(row.ours).rjust(18):>{width + 11}}{errors}"
 
 
 def _error(entry: Entry | None) -> str:

@@ -17,14 +17,14 @@ from gatedrnn import _parameters
 Array = npt.NDArray[Any]
 
 # With the engine's names for them.
-_ENGINES = {
+ENGINES = {
     "LSTM": "lstm",
     "GRU": "gru",
     "GRU_BEFORE": "gru_reset_before",
     "RNN": "rnn_tanh",
     "RNN_RELU": "rnn_relu",
 }
-CELLS = tuple(_ENGINES)
+CELLS = tuple(ENGINES)
 
 # (activations, other roundings) from the pre-activations to the new state.
 _POINTWISE = {"LSTM": (5, 4), "GRU": (3, 4), "GRU_BEFORE": (3, 4), "RNN": (1, 0), "RNN_RELU": (0, 0)}
@@ -33,6 +33,7 @@ _MEMORY_STEPS = 16  # random weights of order 1 / sqrt(H) let an old error fade 
 
 # The unit roundoff of an operand: of bfloat16's 8 bits, of the 16 that two pieces hold, of the 7 that some
 # use of int8. The last is a usual number's, a fourth of the largest, which sets the scale.
+_MEASURED_MARGIN = 8  # how many times our measured error another library's may be
 _ROUNDOFF = {"bfloat16": 2.0**-9, "bfloat16x3": 2.0**-17, "int8": 4 * 2.0**-7}
 PRECISIONS = tuple(_ROUNDOFF)
 
@@ -43,7 +44,7 @@ class Shape:
 
     `shortest` None means that every row has T steps; otherwise lengths are log-uniform from `shortest` to T.
     `stream` asks for single steps with the state carried over, instead of whole sequences; `train` for
-    forward and backward with all gradients.
+    forward and backward with all gradients. `layer` names one of a file's, whose weights it has.
     """
 
     cell: str
@@ -54,6 +55,7 @@ class Shape:
     shortest: int | None = None
     stream: bool = False
     train: bool = False
+    layer: str = ""
 
     @property
     def label(self) -> str:
@@ -62,12 +64,12 @@ class Shape:
         sizes = f"H={self.H} B={self.B} {steps}"
         if self.I != self.H:
             sizes = f"I={self.I} {sizes}"
-        return f"{self.cell} {sizes}" + (" stream" if self.stream else "")
+        return f"{self.layer} {self.cell} {sizes}".lstrip() + (" stream" if self.stream else "")
 
     @property
     def gates(self) -> int:
         """How many gates the cell has."""
-        return _parameters.CELLS[_ENGINES[self.cell]].gates
+        return _parameters.CELLS[ENGINES[self.cell]].gates
 
     def lengths(self) -> Array | None:
         """(B,) int64, the same at every call; None where all rows are full."""
@@ -95,6 +97,8 @@ class Problem:
     """A shape with its numbers: torch-ordered weights and x (T, B, I), C-contiguous.
 
     `d_output` (T, B, H) is the gradient that training starts from. `precision` is a lower one to compute in.
+    `measured_error` is how far we are from float64 with trained weights, which may make more of errors than
+    random ones do.
     """
 
     shape: Shape
@@ -103,6 +107,7 @@ class Problem:
     lengths: Array | None
     d_output: Array
     precision: str | None = None
+    measured_error: float = 0.0
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -126,6 +131,9 @@ class Problem:
         what counts. It is random, so variances add up: in roundoffs those of n products with weights of order
         1 / sqrt(H) to n / H, in bfloat16 one more for each activation and operation, as some round them all.
         """
+        return max(self._expected_error(steps), _MEASURED_MARGIN * self.measured_error)
+
+    def _expected_error(self, steps: int) -> float:
         shape = self.shape
         if self.precision:
             return self._tolerance_of_operands(_ROUNDOFF[self.precision], steps)
@@ -146,8 +154,14 @@ class Problem:
         return float(roundoff * np.sqrt(variance))
 
 
-def problem(shape: Shape, dtype: npt.DTypeLike, seed: int = 0, precision: str | None = None) -> Problem:
-    """Draw weights as torch.nn does (uniform within 1 / sqrt(H)) and normal inputs."""
+def problem(
+    shape: Shape,
+    dtype: npt.DTypeLike,
+    seed: int = 0,
+    precision: str | None = None,
+    weights: dict[str, Array] | None = None,
+) -> Problem:
+    """Draw normal inputs, and weights as torch.nn does (uniform within 1 / sqrt(H)) where none are given."""
     rng = np.random.default_rng(seed)
     rows = shape.gates * shape.H
     sizes = {
@@ -158,7 +172,10 @@ def problem(shape: Shape, dtype: npt.DTypeLike, seed: int = 0, precision: str | 
     }
     bound = 1 / np.sqrt(shape.H)
     draw: Any = np.dtype(dtype).type
-    weights = {name: (rng.random(size, draw) * 2 - 1) * draw(bound) for name, size in sizes.items()}
+    if weights is None:
+        weights = {name: (rng.random(size, draw) * 2 - 1) * draw(bound) for name, size in sizes.items()}
+    else:
+        weights = {name: value.astype(dtype) for name, value in weights.items()}
     x = rng.standard_normal((shape.T, shape.B, shape.I), draw)
     d_output = rng.standard_normal((shape.T, shape.B, shape.H) if shape.train else 0, draw)
     lengths = shape.lengths()

@@ -13,7 +13,7 @@ from gatedrnn.convert._any_file import modules_in
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_FILE = "an ONNX, Keras (.keras, .h5), safetensors or PyTorch (.pt, .pth, .bin) file"
+MODEL_FILES = "an ONNX, Keras (.keras, .h5), safetensors or PyTorch (.pt, .pth, .bin) file"
 
 
 def inspect(arguments: Sequence[str]) -> int:
@@ -22,9 +22,9 @@ def inspect(arguments: Sequence[str]) -> int:
         prog="gatedrnn inspect",
         description="List a file's recurrent layers, and what gatedrnn makes of them.",
     )
-    parser.add_argument("file", help=_FILE)
+    parser.add_argument("file", help=MODEL_FILES)
     options = parser.parse_args(arguments)
-    modules = _read(parser, options.file)
+    modules = read_modules(parser, options.file)
     rows = [(name or "-", repr(module), f"{_parameters(module):,}") for name, module in modules.items()]
     head = ("name", "module", "parameters")
     widths = [max(len(row[i]) for row in (head, *rows)) for i in range(3)]
@@ -38,13 +38,13 @@ def convert(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="gatedrnn convert", description="Save a file's recurrent layer for gatedrnn.load."
     )
-    parser.add_argument("file", help=_FILE)
+    parser.add_argument("file", help=MODEL_FILES)
     parser.add_argument("out", help="the safetensors file to write")
     parser.add_argument(
         "--name", help="of the layer, as 'gatedrnn inspect' lists them; needed if there are several"
     )
     options = parser.parse_args(arguments)
-    modules = _read(parser, options.file)
+    modules = read_modules(parser, options.file)
     name = next(iter(modules)) if options.name is None and len(modules) == 1 else options.name
     if name not in modules:
         names = ", ".join(map(repr, modules))
@@ -60,7 +60,8 @@ def convert(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _read(parser: argparse.ArgumentParser, path: str) -> dict[str, Any]:
+def read_modules(parser: argparse.ArgumentParser, path: str) -> dict[str, Any]:
+    """Return the modules of a file by name, or end with one line and status 2."""
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
