@@ -226,6 +226,35 @@ def test_cudnn_gru(tmp_path):
     np.testing.assert_allclose(module(x.astype(np.float32))[0][:, -1], h, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize(("gates", "kind"), [(4, "LSTM"), (3, "GRU")])
+def test_weights_alone_of_cudnn(gates, kind, tmp_path):
+    """They say by their layout what they are."""
+    weights = weights_of(gates, 2 * gates * H)
+    write_hdf5(tmp_path / "whole.h5", [(f"CuDNN{kind}", "rnn_1", {"units": H}, weights)])
+    with h5py.File(tmp_path / "alone.h5", "w") as file:
+        file.attrs["keras_version"] = "2.1.5"
+        file["embedding/embedding/embeddings:0"] = normal((3, I))
+        for key, value in weights.items():
+            file[f"rnn_1/rnn_1/{key}"] = value
+    (module,) = gr.from_keras(tmp_path / "whole.h5").values()
+    alone = gr.from_keras(tmp_path / "alone.h5")
+    assert list(alone) == ["rnn_1"]
+    x = normal((3, 6, I))
+    np.testing.assert_array_equal(alone["rnn_1"](x)[0], module(x)[0])
+
+
+@pytest.mark.parametrize("group", ["rnn_1/rnn_1", "bidirectional_1/forward_lstm_1"])
+def test_weights_alone_that_do_not_say_what_they_are(group, tmp_path):
+    weights = weights_of(4, 8 * H if "forward" in group else 4 * H)
+    with h5py.File(tmp_path / "alone.h5", "w") as file:
+        for key, value in weights.items():
+            file[f"{group}/{key}"] = value
+    name = group.split("/")[0]
+    expected = f"expected a whole model, with its configuration, .* got the weights alone of '{name}'"
+    with pytest.raises(ValueError, match=expected):
+        gr.from_keras(tmp_path / "alone.h5")
+
+
 # --- what cannot be read --------------------------------------------------------------------------
 
 
@@ -257,7 +286,7 @@ def bad_file(tmp_path, config=(), change=None, kind="LSTM", **shapes):
             "expected a kernel, a recurrent kernel, perhaps a bias, got 1 weights",
         ),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else "-".join(value),
 )
 def test_layers_that_do_not_fit(options, message, tmp_path):
     with pytest.raises(ValueError, match=message) as raised:
@@ -360,5 +389,5 @@ def test_sizes_that_are_not_there(tmp_path):
         gr.from_keras(path)
     with h5py.File(path, "a") as file:
         file.attrs.pop("model_config")
-    with pytest.raises(ValueError, match="expected a whole model, with its configuration, got weights alone"):
+    with pytest.raises(ValueError, match="expected weights that are stored"):
         gr.from_keras(path)

@@ -55,15 +55,16 @@ def from_keras(source: Any) -> dict[str, Any]:
 
     Args:
         source: A layer or model of Keras 3 or ``tf.keras``, or the path of a ``.keras`` file or of an HDF5
-            file of a whole model (``.h5``, ``.hdf5``), which are read without Keras, by ``h5py``.
+            file (``.h5``, ``.hdf5``), which are read without Keras, by ``h5py``. An HDF5 file has to have the
+            whole model, or weights of CuDNN's layers, which say by their layout what they are.
 
     Returns:
         Modules by layer name, in float64 where a layer's weights are, else in float32.
 
     Raises:
         TypeError: `source` is none of these.
-        ValueError: The file is damaged, has links that lead out of it, or weights alone; or a layer has what
-            modules cannot represent, which the error names.
+        ValueError: The file is damaged, has links that lead out of it, or weights alone that do not say what
+            they are; or a layer has what modules cannot represent, which the error names.
         OSError: The file cannot be read.
         ImportError: A path is given, and ``h5py`` is not installed.
         RuntimeError: A module does not compute what its layer does, which would be our mistake.
@@ -352,7 +353,7 @@ def _layers_of_archive(h5py: Any, path: str) -> list[_Layer]:
 
 def _layers_of_hdf5(path: str, file: Any) -> list[_Layer]:
     if "model_config" not in file.attrs:
-        raise ValueError(f"{path}: expected a whole model, with its configuration, got weights alone")
+        return list(_layers_of_weights(path, file))
     config = _json(path, file.attrs["model_config"])
     raw = file.attrs.get("keras_version", "2")
     version = raw.decode() if isinstance(raw, bytes) else str(raw)
@@ -368,6 +369,28 @@ def _layers_of_hdf5(path: str, file: Any) -> list[_Layer]:
             ]
         layers.append(_Layer(name, kind, of_kind, merge, [_kernels(side) for side in sides], version))
     return layers
+
+
+def _layers_of_weights(path: str, file: Any) -> Iterator[_Layer]:
+    """Give the layers of a file of weights alone, if they are CuDNN's, which have one form.
+
+    Of other layers the functions, and of bidirectional ones the merge mode, would have to be guessed.
+    """
+    groups: dict[tuple[str, ...], list[tuple[tuple[str, ...], Any]]] = {}
+    for parts, dataset in _datasets(path, file, ()):
+        groups.setdefault(parts[:-1], []).append((parts, dataset))
+    for parts, found in groups.items():
+        weights = _kernels(found)
+        if len(weights) < 2 or weights[1].ndim != 2:
+            continue  # is not recurrent
+        units, columns = weights[1].shape
+        kind = {3: "CuDNNGRU", 4: "CuDNNLSTM"}.get(columns // units if units else 0)
+        doubled = len(weights) == 3 and weights[2].shape == (2 * columns,)
+        sided = any(part.startswith(("forward_", "backward_")) for part in parts)
+        if kind is None or not doubled or sided:
+            expected = "a whole model, with its configuration, or layers of CuDNN"
+            raise ValueError(f"{path}: expected {expected}, got the weights alone of {parts[0]!r}")
+        yield _Layer(parts[0], kind, {"units": units}, None, [weights], "2")
 
 
 def _kernels(found: list[tuple[tuple[str, ...], Any]]) -> list[Array]:

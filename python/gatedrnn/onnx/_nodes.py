@@ -144,7 +144,15 @@ def _squeeze(attributes: dict[str, Any], numbers: list[int] | None) -> Callable[
 
 def _unsqueeze(attributes: dict[str, Any], numbers: list[int] | None) -> Callable[[Array], Array] | None:
     axes = attributes.get("axes", numbers)
-    return None if axes is None else lambda array: np.expand_dims(array, tuple(axes))
+    if axes is None:
+        return None
+
+    def view(array: Array) -> Array:
+        dimensions = array.ndim + len(axes)
+        new = {axis % dimensions for axis in axes}
+        return array[tuple(None if axis in new else slice(None) for axis in range(dimensions))]
+
+    return view
 
 
 def _reshape(attributes: dict[str, Any], numbers: list[int] | None) -> Callable[[Array], Array] | None:

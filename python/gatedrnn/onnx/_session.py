@@ -183,9 +183,9 @@ class InferenceSession:
     def _checked(self, input_feed: Mapping[str, Any]) -> dict[str, Any]:
         if not hasattr(input_feed, "keys"):
             raise TypeError(f"input_feed: expected a dict, got {_checks.described(input_feed)}")
-        missing = [name for name in self._inputs if name not in input_feed]
-        unknown = [name for name in input_feed if name not in self._inputs]
-        if missing or unknown:
+        if input_feed.keys() != self._inputs.keys():
+            missing = [name for name in self._inputs if name not in input_feed]
+            unknown = [name for name in input_feed if name not in self._inputs]
             wrong = f"{missing[0]!r} is missing" if missing else f"got {_checks.shortened(unknown[0])}"
             raise ValueError(f"input_feed: expected {', '.join(self._inputs)}; {wrong}")
         return {name: argument.checked(input_feed[name]) for name, argument in self._inputs.items()}
@@ -200,7 +200,8 @@ class _Argument:
         has_shape = of_tensor and tensor.HasField("shape")
         shape = [_size(dimension) for dimension in tensor.shape.dim] if has_shape else []
         self.described = NodeArg(info.name, _type_text(onnx, info.type), shape)
-        self._shape = shape if has_shape else None
+        self._dimensions = len(shape) if has_shape else None
+        self._sizes = [(axis, size) for axis, size in enumerate(shape) if isinstance(size, int)]
         self._dtype: Any = None
         if of_tensor and tensor.elem_type not in (onnx.TensorProto.UNDEFINED, onnx.TensorProto.STRING):
             self._dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)
@@ -212,14 +213,12 @@ class _Argument:
         array = value if isinstance(value, np.ndarray) else np.asarray(value, self._dtype)
         if array.dtype != self._dtype:
             raise ValueError(f"{self.described.name}: expected dtype {self._dtype}, got {array.dtype}")
-        if self._shape is not None and not _fits(array.shape, self._shape):
-            raise ValueError(f"{self.described.name}: expected shape {tuple(self._shape)}, got {array.shape}")
+        shape = array.shape
+        fits = self._dimensions is None or len(shape) == self._dimensions
+        if not fits or any(shape[axis] != size for axis, size in self._sizes):
+            said = tuple(self.described.shape)
+            raise ValueError(f"{self.described.name}: expected shape {said}, got {shape}")
         return array
-
-
-def _fits(shape: tuple[int, ...], said: Sequence[int | str | None]) -> bool:
-    sizes = zip(shape, said, strict=False)
-    return len(shape) == len(said) and all(not isinstance(b, int) or a == b for a, b in sizes)
 
 
 def _size(dimension: Any) -> int | str | None:
