@@ -3,13 +3,19 @@
 import statistics
 import time
 
+PAUSE = (
+    0.1  # seconds: so long the threads of others may go on spinning, after 50 ms those of ONNX Runtime stop
+)
 
-def beside(what, theirs, ours, rounds=7):
+
+def beside(what, theirs, ours, rounds=9):
     """Time both in turns, print the medians, and return what each gave."""
-    answers = theirs(), ours()  # and warm up
+    answers = theirs(), ours()
     seconds = {theirs: [], ours: []}
     for _ in range(rounds):
         for way, taken in seconds.items():
+            time.sleep(PAUSE)
+            way()  # wakes threads and fills caches again
             start = time.perf_counter()
             way()
             taken.append(time.perf_counter() - start)

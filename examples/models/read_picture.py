@@ -38,7 +38,7 @@ def main(texts=TEXTS):
     def read(ocr):
         return [ocr.classification(image) for image in pictures]
 
-    theirs, ours = beside(f"{len(texts)} pictures", lambda: read(before), lambda: read(now), rounds=3)
+    theirs, ours = beside(f"{len(texts)} pictures", lambda: read(before), lambda: read(now))
     for text, found in zip(texts, ours, strict=True):
         print(f"{text}: {found}")
     print(f"the same: {sum(a == b for a, b in zip(theirs, ours, strict=True))} of {len(texts)}")

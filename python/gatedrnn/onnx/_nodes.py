@@ -59,8 +59,10 @@ class RecurrentStep:
     def outputs(self, x: Array, lengths: Array | None, states: list[Array | None]) -> list[Array]:
         """Return Y, Y_h and for LSTM Y_c; arguments and results in ONNX' layout."""
         batch = x.shape[0] if self._batch_first else x.shape[1]
-        given = None if all(state is None for state in states) else [self._given(s, batch) for s in states]
-        state = given[0] if given is not None and len(given) == 1 else given and tuple(given)
+        state: Any = None
+        if any(part is not None for part in states):
+            given = tuple(self._given(part, batch) for part in states)
+            state = given if len(given) == 2 else given[0]
         output, final = self.module(x, state, lengths=lengths)
         finals = final if isinstance(final, tuple) else (final,)
         if lengths is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 from gatedrnn.onnx._cut import reads
@@ -10,6 +11,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from gatedrnn.onnx._cut import Fixed, Part
+
+# Weights of a part whose work is soon done: waking a thread for it would take longer (measured on a decoder's
+# step, 0.18 ms with two threads and 0.13 ms with one; voice activity with 175 000 weights gains by a second).
+_SMALL = 1 << 17
 
 
 class RuntimePart:
@@ -36,8 +41,11 @@ class RuntimePart:
         session_arguments: Mapping[str, Any],
     ) -> None:
         model = _model_of(onnx, proto, part, fixed, known)
+        arguments = dict(session_arguments)
+        if arguments["sess_options"] is None:
+            arguments["sess_options"] = _options_for(runtime, model)
         try:
-            self._session = runtime.InferenceSession(model.SerializeToString(), **session_arguments)
+            self._session = runtime.InferenceSession(model.SerializeToString(), **arguments)
         except Exception as error:  # ONNX Runtime's own classes, and protobuf's for more than 2 GB
             raise ValueError(f"model: ONNX Runtime refuses it: {error}") from error
         self._inputs, self._outputs = part.inputs, part.outputs
@@ -47,6 +55,14 @@ class RuntimePart:
         """Compute the outputs from values by name, and add them."""
         results = self._session.run(self._outputs, {name: values[name] for name in self._inputs}, run_options)
         values.update(zip(self._outputs, results, strict=True))
+
+
+def _options_for(runtime: Any, model: Any) -> Any:
+    options = runtime.SessionOptions()
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    if sum(math.prod(tensor.dims) for tensor in model.graph.initializer) < _SMALL:
+        options.intra_op_num_threads = 1
+    return options
 
 
 def _model_of(onnx: Any, proto: Any, part: Part, fixed: Fixed, known: Mapping[str, Any]) -> Any:

@@ -51,8 +51,8 @@ class InferenceSession:
             say, in their type, or in "int8" where they are quantised.
         linear_before_reset: What is meant where a GRU node says 0 in a file that PyTorch wrote; see
             `from_onnx`.
-        sess_options: For ONNX Runtime. None: its defaults, but for threads that wait without spinning,
-            since they would take the processors from ours.
+        sess_options: For ONNX Runtime. None: its defaults, but that its threads stop spinning at the end of a
+            part, since they would take the processors from ours, and that a small part has one thread.
         providers: For ONNX Runtime; None for ["CPUExecutionProvider"].
         provider_options: For ONNX Runtime.
 
@@ -104,8 +104,7 @@ class InferenceSession:
                     self._steps[-1].describe(onnx, known)
                 continue
             runtime = required("onnxruntime", "gatedrnn.onnx")
-            options = _session_options(runtime, sess_options)
-            arguments = dict(sess_options=options, provider_options=provider_options)
+            arguments = dict(sess_options=sess_options, provider_options=provider_options)
             arguments["providers"] = providers or ["CPUExecutionProvider"]
             self._steps.append(RuntimePart(onnx, runtime, proto, part, fixed, known, arguments))
 
@@ -237,14 +236,6 @@ def _type_text(onnx: Any, of_value: Any) -> str:
         inner = _type_text(onnx, getattr(of_value, kind).elem_type)
         return f"{'seq' if kind == 'sequence_type' else 'optional'}({inner})"
     return str(kind or "")
-
-
-def _session_options(runtime: Any, given: Any) -> Any:
-    if given is not None:
-        return given
-    options = runtime.SessionOptions()
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    return options
 
 
 def _of_its_own(value: Any) -> Any:
