@@ -135,8 +135,8 @@ def test_voice_activity_of_a_file(example, tmp_path):
 
 
 def test_romanize_thai(example, calls):
-    before, now = example("romanize_thai", "pythainlp").main()
-    assert now == before
+    before, now, together = example("romanize_thai", "pythainlp").main()
+    assert now == together == before
     assert now[:3] == ["phasathai", "maeo", "krungthep"]
     check_exactness(calls)
 

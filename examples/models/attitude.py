@@ -7,9 +7,11 @@ import importlib.resources
 import sys
 
 import numpy as np
+import onnx
 from beside import beside
 from riann.riann import RIANN
 
+import gatedrnn as gr
 import gatedrnn.onnx
 
 
@@ -29,6 +31,32 @@ def inclination(quaternion):
     return np.degrees(np.arccos(np.clip(1 - 2 * (x**2 + y**2), -1, 1)))
 
 
+class Stepwise:
+    """RIANN, one step at a time: its two GRUs as streams, and what stands before and after them in NumPy."""
+
+    def __init__(self, model, rate=200.0):
+        graph = onnx.load(model).graph
+        made = [node.attribute[0].t for node in graph.node if node.op_type == "Constant"]
+        constants = [onnx.numpy_helper.to_array(tensor) for tensor in made]
+        self.mean, self.scale = (constant.ravel() for constant in constants[:2])
+        by_name = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
+        self.weight, self.bias = by_name["final.lin.weight"][:, :, 0].T, by_name["final.lin.bias"]
+        self.layers = [gru.stream() for gru in gr.from_onnx(model).values()]
+        self.x = np.full(7, 1 / rate, np.float32)
+
+    def reset_state(self):
+        for layer in self.layers:
+            layer.reset()
+
+    def predict_step(self, acc, gyr):
+        self.x[:3], self.x[3:6] = acc, gyr
+        h = ((self.x - self.mean) / self.scale)[None]
+        for layer in self.layers:
+            h = layer.step(h)
+        quaternion = (h @ self.weight + self.bias)[0]
+        return quaternion / np.sqrt(quaternion @ quaternion)
+
+
 def main(steps=1000):
     model = str(importlib.resources.files("riann") / "riann.onnx")
     acc, gyr = recording(steps)
@@ -37,11 +65,14 @@ def main(steps=1000):
     now = RIANN(model)
     now.session = gatedrnn.onnx.InferenceSession(model)
 
-    def stepwise(riann):
-        return riann.predict_sequence(acc[:100], gyr[:100])[0]
+    stepwise = Stepwise(model)
+
+    def single_steps(riann):
+        riann.reset_state()
+        return np.array([riann.predict_step(a, g) for a, g in zip(acc[:100], gyr[:100], strict=True)])
 
     whole = beside("whole", lambda: before.predict(acc, gyr), lambda: now.predict(acc, gyr))
-    steps = beside("100 single steps", lambda: stepwise(before), lambda: stepwise(now))
+    steps = beside("100 single steps", lambda: single_steps(before), lambda: single_steps(stepwise))
     angles = [inclination(quaternion) for quaternion in whole]
     print(f"largest difference: {np.abs(angles[0] - angles[1]).max():.5f} degrees")
     for precision in ("bfloat16", "int8"):

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import ddddocr
+import onnxruntime
 from beside import beside
 from PIL import Image, ImageDraw, ImageFont
 
@@ -27,6 +28,7 @@ def picture(text):
 
 
 def main(texts=TEXTS):
+    onnxruntime.set_default_logger_severity(3)  # of outputs whose shape is not the one that the file says
     before = ddddocr.DdddOcr(beta=True, show_ad=False)
     model = Path(ddddocr.__file__).with_name("common.onnx")
 
