@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save as serialized
 
 import gatedrnn as gr
+from gatedrnn.onnx import InferenceSession
 from helpers import build
+from onnx_loops import loop_model
 from test_convert_onnx import model_of, node_arrays
+from test_onnx_session import stacked
 
 ONNX = model_of(
     "LSTM",
@@ -26,6 +31,10 @@ ONNX = model_of(
 SAFETENSORS = serialized(
     {f"a.{name}": value for name, value in build("gru", num_layers=2).state_dict().items()}
 )
+RUNTIMES_OWN = [
+    getattr(onnxruntime.capi.onnxruntime_pybind11_state, name)
+    for name in ("Fail", "InvalidArgument", "InvalidGraph", "NotImplemented", "RuntimeException")
+]
 HEADER = 8 + int.from_bytes(SAFETENSORS[:8], "little")
 
 fuzzed = settings(
@@ -68,6 +77,24 @@ def test_onnx(data, tmp_path):
     # What names, shapes and attributes are is at both ends; between them are the weights.
     content = data.draw(st.one_of(damaged(ONNX, 400), damaged(ONNX[::-1], 200).map(lambda b: b[::-1])))
     is_read_or_refused(gr.from_onnx, tmp_path / "m.onnx", content)
+
+
+@pytest.mark.parametrize("which", ["stack", "loop"])
+@fuzzed
+@given(data=st.data())
+def test_session(which, data):
+    """A whole model: refused by us, or by ONNX Runtime as it runs, or run."""
+    model = stacked(3, 3) if which == "stack" else loop_model("lstm", 2, 3, masked=True)[0]
+    shapes = {"x": (4, 2, 3), "h": (1, 2, 3)} if which == "stack" else {"x": (2, 4, 2)}
+    feeds = {name: np.ones(shape, np.float32) for name, shape in shapes.items()}
+    feeds |= {} if which == "stack" else {"mask": np.ones((2, 4), bool)}
+    content = model.SerializeToString()
+    content = data.draw(damaged(content, len(content)))
+    onnxruntime.set_default_logger_severity(4)
+    with warnings.catch_warnings(), np.errstate(all="ignore"), contextlib.suppress(ValueError, *RUNTIMES_OWN):
+        warnings.simplefilter("ignore")
+        InferenceSession(content).run(None, feeds)
+    onnxruntime.set_default_logger_severity(2)
 
 
 @fuzzed

@@ -60,7 +60,11 @@ def _first_line(error: Exception) -> str:
 
 def _names_in(graph: Any) -> Iterator[Any]:
     """Give all names that are looked at."""
+    yield graph.name
     yield from (tensor.name for tensor in graph.initializer)
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        yield value.name
+        yield from (dimension.dim_param for dimension in value.type.tensor_type.shape.dim)
     for node in graph.node:
         yield from (node.name, node.op_type, node.domain, *node.input, *node.output)
         for attribute in node.attribute:

@@ -45,6 +45,9 @@ def cut(graph: Any, fixed: Fixed, recurrent: Collection[int], views: Collection[
         parts.setdefault(number, Part(ours)).nodes[place] = node
         number_of |= {name: number for name in node.output if name}
     wanted = [output.name for output in graph.output]
+    unknown = [name for name in wanted if name not in fixed and name not in number_of]
+    if unknown:
+        raise ValueError(f"model: expected a node that makes the output {unknown[0]!r}, got none")
     if any(name in fixed for name in wanted):  # a constant that the model gives back
         parts.setdefault(0, Part(ours=False))
     in_order = [part for _, part in sorted(parts.items())]

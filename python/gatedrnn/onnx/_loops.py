@@ -41,7 +41,10 @@ def loop_step(onnx: Any, proto: Any, node: Any, constants: Constants) -> LoopSte
     Raises:
         ValueError: It looks like one, and none of our cells computes what it does.
     """
-    loop = _Loop(onnx, proto, node, constants)
+    try:
+        loop = _Loop(onnx, proto, node, constants)
+    except LookupError:
+        return None  # it lacks what a Loop has
     if not loop.looks_recurrent():
         return None
     for module in loop.candidates():
@@ -113,13 +116,15 @@ class _Loop:
     def __init__(self, onnx: Any, proto: Any, node: Any, constants: Constants) -> None:
         self.node = node
         self._onnx, self._proto = onnx, proto
-        self.body = next(a.g for a in node.attribute if a.name == "body")
+        self.body = {a.name: a.g for a in node.attribute}["body"]
         self._constants = Constants(onnx, self.body, constants)
         self._outer = constants
         self._makers = {output: maker for maker in self.body.node for output in maker.output}
         self._carried = [given.name for given in self.body.input[2:]]
         count = len(self._carried)
         self.initial = list(node.input[2:])
+        if len(self.initial) != count or len(node.output) != len(self.body.output) - 1:
+            raise LookupError("a Loop has an initial value and a result for each that it carries")
         self._results = [output.name for output in self.body.output]
         places = range(min(count, len(self._results) - 1))
         self._scans = self._results[1 + count :]
@@ -132,7 +137,9 @@ class _Loop:
         self._products = [
             maker
             for maker in self.body.node
-            if maker.op_type == "MatMul" and self._origin(maker.input[0]) in self._gathers
+            if maker.op_type == "MatMul"
+            and len(maker.input) == 2
+            and self._origin(maker.input[0]) in self._gathers
         ]
         self.x = self._gathers[self._origin(self._products[0].input[0])] if len(self._products) == 1 else ""
         masks = [name for name in self._gathers.values() if name != self.x]
@@ -234,9 +241,10 @@ class _Loop:
         except Exception:  # the evaluator's, of a body that takes other sizes
             return False
         expected = run_steps(module, x, mask, states)
-        theirs = [found[-1][None], *(found[1 + at] for at in order)]
+        theirs = [np.asarray(found[at]) for at in (-1, *(1 + at for at in order))]
+        theirs[0] = theirs[0][None]
         return all(
-            a.shape == b.shape and bool(np.all(np.abs(a - b) <= _TOLERANCE * (1 + np.abs(b))))
+            a.dtype == b.dtype and a.shape == b.shape and np.allclose(a, b, _TOLERANCE, _TOLERANCE)
             for a, b in zip(theirs, expected, strict=True)
         )
 

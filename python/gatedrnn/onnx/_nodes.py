@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from gatedrnn import _checks
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
@@ -50,7 +52,7 @@ class RecurrentStep:
         x, lengths = self._x.value(values), self._lengths.value(values)
         try:
             y, *states = self.outputs(x, lengths, [state.value(values) for state in self._states])
-        except ValueError as error:
+        except (ValueError, TypeError) as error:
             raise ValueError(f"{self._name}: {error}") from error
         for name, result in zip(self._outputs, (y, *states), strict=False):
             if name:
@@ -95,7 +97,14 @@ class Operand:
         """Return the type of its numbers."""
         if self._fixed is not None:
             return int(onnx.helper.np_dtype_to_tensor_dtype(self._fixed.dtype))
-        return int(known[self._name].type.tensor_type.elem_type)
+        return element_type(known, self._name)
+
+
+def element_type(known: Mapping[str, Any], name: str) -> int:
+    """Return the type of a value's numbers."""
+    if name not in known:
+        raise ValueError(f"model: expected to know what {_checks.shortened(name)} is, got no type for it")
+    return int(known[name].type.tensor_type.elem_type)
 
 
 def tensor_info(onnx: Any, name: str, element_type: int, shape: list[int | None] | None = None) -> Any:
@@ -111,7 +120,7 @@ class ViewStep:
 
     def describe(self, onnx: Any, known: dict[str, Any]) -> None:
         """Add what is known of the output to what is known of values, ValueInfoProto by name."""
-        known[self._output] = tensor_info(onnx, self._output, known[self._input].type.tensor_type.elem_type)
+        known[self._output] = tensor_info(onnx, self._output, element_type(known, self._input))
 
     def run(self, values: dict[str, Any], run_options: Any) -> None:
         """Compute the output from values by name, and add it."""
@@ -120,8 +129,10 @@ class ViewStep:
 
 def view_of(onnx: Any, node: Any, constants: Constants) -> Callable[[Array], Array] | None:
     """Return what a node does, if it is one that only renames or reshapes an array; else None."""
-    if node.domain not in ("", "ai.onnx") or node.op_type not in _VIEWS or not node.input:
+    if node.domain not in ("", "ai.onnx") or node.op_type not in _VIEWS:
         return None
+    if not (node.input and node.input[0]) or len(node.output) != 1:
+        return None  # which ONNX Runtime will refuse
     attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
     second = constants.get(node.input[1]) if len(node.input) > 1 and node.input[1] else None
     if len(node.input) > 1 and node.input[1] and second is None:

@@ -45,7 +45,9 @@ class RuntimePart:
         if arguments["sess_options"] is None:
             arguments["sess_options"] = _options_for(runtime, model)
         try:
-            self._session = runtime.InferenceSession(model.SerializeToString(), **arguments)
+            self._session = runtime.InferenceSession(
+                model.SerializeToString(), enable_fallback=0, **arguments
+            )
         except Exception as error:  # ONNX Runtime's own classes, and protobuf's for more than 2 GB
             raise ValueError(f"model: ONNX Runtime refuses it: {error}") from error
         self._inputs, self._outputs = part.inputs, part.outputs
