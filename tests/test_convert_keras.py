@@ -84,6 +84,18 @@ def test_both_directions(name, merge):
     agree(module, layer, normal((3, 6, I)))
 
 
+def test_directions_that_are_not_merged():
+    """Keras gives two outputs; ours stand side by side."""
+    inner = keras.layers.GRU(H, return_sequences=True)
+    layer = keras.layers.Bidirectional(inner, merge_mode=None, name="both")
+    layer.build((None, None, I))
+    randomized(layer)
+    x = normal((3, 6, I))
+    outputs = [np.asarray(keras.ops.convert_to_numpy(y)) for y in layer(x)]
+    (module,) = gr.from_keras(layer).values()
+    np.testing.assert_allclose(module(x)[0], np.concatenate(outputs, axis=2), rtol=0, atol=2e-6)
+
+
 def model():
     x = inputs = keras.Input((None, I))
     x = keras.layers.Masking()(x)
@@ -297,9 +309,10 @@ def test_layers_that_do_not_fit(options, message, tmp_path):
 def test_what_is_none_of_these():
     with pytest.raises(TypeError, match="source: expected a layer or model of Keras, or a path, got 3"):
         gr.from_keras(3)
-    layer = keras.layers.Bidirectional(keras.layers.LSTM(H, return_sequences=True), merge_mode=None)
+    layer = keras.layers.Bidirectional(keras.layers.LSTM(H, return_sequences=True))
     layer.build((None, None, I))
-    with pytest.raises(ValueError, match="expected a merge_mode of 'concat', 'sum', 'mul', 'ave', got None"):
+    layer.merge_mode = "max"
+    with pytest.raises(ValueError, match="expected a merge_mode of 'concat', 'sum', 'mul', 'ave', got 'max'"):
         gr.from_keras(layer)
     other = keras.layers.Bidirectional(
         keras.layers.LSTM(H), backward_layer=keras.layers.LSTM(H, activation="relu", go_backwards=True)

@@ -49,9 +49,10 @@ def from_keras(source: Any) -> dict[str, Any]:
     """Make a module of each LSTM, GRU and SimpleRNN layer of a Keras layer, model or file.
 
     Modules are `batch_first`, as Keras is. Bidirectional layers become bidirectional modules of Keras' merge
-    mode; `go_backwards` becomes `direction` "reverse", whose output stands at its own time, where Keras'
-    stands in the order of computation. Layers of CuDNN, whose weights have another layout, are recognised.
-    Other layers, those of `RNN` with cells among them, are passed over.
+    mode, or where that is None, with both outputs side by side; `go_backwards` becomes `direction` "reverse",
+    whose output stands at its own time, where Keras' stands in the order of computation. Layers of CuDNN,
+    whose weights have another layout, are recognised. Other layers, those of `RNN` with cells among them, are
+    passed over.
 
     Args:
         source: A layer or model of Keras 3 or ``tf.keras``, or the path of a ``.keras`` file or of an HDF5
@@ -282,6 +283,7 @@ def _bidirectional(name: str, config: Mapping[str, Any]) -> tuple[str, Any, str]
     kind, inner = forward.get("class_name"), forward.get("config") or {}
     if kind not in _KINDS and kind not in _CUDNN:
         raise ValueError(f"Bidirectional {name!r}: expected an LSTM, GRU or SimpleRNN in it, got {kind!r}")
+    merge = "concat" if merge is None else merge  # two outputs, which stand side by side here
     if merge not in _MERGES:
         known = ", ".join(map(repr, _MERGES))
         raise ValueError(f"Bidirectional {name!r}: expected a merge_mode of {known}, got {merge!r}")
