@@ -84,6 +84,25 @@ def test_both_directions(name, merge):
     agree(module, layer, normal((3, 6, I)))
 
 
+@pytest.mark.parametrize("source", ["model", "m.keras", "m.h5"])
+@pytest.mark.parametrize("name", ["LSTM", "GRU", "SimpleRNN"])
+def test_layers_made_of_a_cell(name, source, tmp_path):
+    cell = getattr(keras.layers, f"{name}Cell")
+    one = keras.layers.RNN(cell(H), return_sequences=True, go_backwards=True, name="one")
+    both = keras.layers.Bidirectional(keras.layers.RNN(cell(4), return_sequences=True), name="both")
+    stacked = keras.layers.RNN([cell(4), cell(5)], name="stacked")
+    whole = randomized(keras.Sequential([keras.Input((None, I)), one, both, stacked]))
+    given = whole
+    if source != "model":
+        given = tmp_path / source
+        whole.save(given)
+    modules = gr.from_keras(given)
+    assert list(modules) == ["one", "both"]
+    for layer in (one, both):
+        module = modules[layer.name]
+        agree(module, layer, normal((3, 6, module.input_size)))
+
+
 def test_directions_that_are_not_merged():
     """Keras gives two outputs; ours stand side by side."""
     inner = keras.layers.GRU(H, return_sequences=True)

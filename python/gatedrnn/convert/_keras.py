@@ -51,8 +51,8 @@ def from_keras(source: Any) -> dict[str, Any]:
     Modules are `batch_first`, as Keras is. Bidirectional layers become bidirectional modules of Keras' merge
     mode, or where that is None, with both outputs side by side; `go_backwards` becomes `direction` "reverse",
     whose output stands at its own time, where Keras' stands in the order of computation. Layers of CuDNN,
-    whose weights have another layout, are recognised. Other layers, those of `RNN` with cells among them, are
-    passed over.
+    whose weights have another layout, are recognised, and an `RNN` with a cell is that cell's layer. Other
+    layers, such as an `RNN` with stacked cells or with one's own, are passed over.
 
     Args:
         source: A layer or model of Keras 3 or ``tf.keras``, or the path of a ``.keras`` file or of an HDF5
@@ -271,16 +271,26 @@ def _layers_of_config(
     name: str, class_name: str, config: Mapping[str, Any]
 ) -> Iterator[tuple[str, str, Any, Any]]:
     """Give name, kind, config and merge mode of what a layer holds that is recurrent."""
-    if class_name in _KINDS or class_name in _CUDNN:
-        yield name, class_name, config, None
+    kind, of_kind = _unwrapped(class_name, config)
+    if kind in _KINDS or kind in _CUDNN:
+        yield name, kind, of_kind, None
     elif class_name == "Bidirectional":
         yield name, *_bidirectional(name, config)
+
+
+def _unwrapped(class_name: str, config: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
+    """Return an RNN with a cell as the layer that computes the same; others as they are."""
+    cell = config.get("cell") if class_name == "RNN" else None
+    if not isinstance(cell, dict) or not isinstance(cell.get("config"), dict):
+        return class_name, config
+    kind = str(cell.get("class_name")).removesuffix("Cell")
+    return kind, {**cell["config"], "go_backwards": config.get("go_backwards")}
 
 
 def _bidirectional(name: str, config: Mapping[str, Any]) -> tuple[str, Any, str]:
     forward = config.get("layer") or {}
     backward, merge = config.get("backward_layer"), config.get("merge_mode", "concat")
-    kind, inner = forward.get("class_name"), forward.get("config") or {}
+    kind, inner = _unwrapped(str(forward.get("class_name")), forward.get("config") or {})
     if kind not in _KINDS and kind not in _CUDNN:
         raise ValueError(f"Bidirectional {name!r}: expected an LSTM, GRU or SimpleRNN in it, got {kind!r}")
     merge = "concat" if merge is None else merge  # two outputs, which stand side by side here
@@ -290,7 +300,8 @@ def _bidirectional(name: str, config: Mapping[str, Any]) -> tuple[str, Any, str]
     if inner.get("go_backwards"):
         raise ValueError(f"Bidirectional {name!r}: expected a forward layer that does not go backwards")
     told = ("units", "activation", "recurrent_activation", "reset_after", "use_bias")
-    other = (backward or {}).get("config") or inner
+    other = (backward or {}).get("config")
+    other = _unwrapped(str(forward.get("class_name")), other)[1] if other else inner
     if any(other.get(key) != inner.get(key) for key in told):
         raise ValueError(f"Bidirectional {name!r}: expected layers of the same kind in both directions")
     return kind, inner, merge
