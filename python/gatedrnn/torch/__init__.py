@@ -9,7 +9,8 @@
     output.sum().backward()
 
 Constructors, parameters, state dictionaries, calls and results are those of ``torch.nn``. In addition there
-are ``lengths=`` for padded batches, ``GRU(reset_after=False)`` and ``LSTM(peephole=True, coupled=True)``. See
+are ``lengths=`` for padded batches, ``GRU(reset_after=False)`` and ``LSTM(peephole=True, coupled=True)``.
+`accelerate` replaces torch.nn's modules within a whole model, and `restore` puts them back. See
 docs/pytorch.md.
 """
 
@@ -21,9 +22,10 @@ except ImportError as error:
     raise ImportError(f"gatedrnn.torch needs PyTorch ({error}): 'pip install torch'") from error
 
 from gatedrnn.torch import _threads
+from gatedrnn.torch._accelerate import accelerate, inspect, restore
 from gatedrnn.torch._cells import GRUCell, LSTMCell, RNNCell
 from gatedrnn.torch._modules import GRU, LSTM, RNN
 
 _threads.borrow()
 
-__all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell"]
+__all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell", "accelerate", "inspect", "restore"]
