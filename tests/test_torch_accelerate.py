@@ -305,3 +305,30 @@ def test_autocast(model):
         result = outputs(fast)
     assert result.dtype == torch.bfloat16
     torch.testing.assert_close(result.float(), outputs(model), atol=0.05, rtol=0.05)
+
+
+# ---- two processes ----
+
+
+def _gradients_of_half(rank, file, results):
+    """Train one step on half of a batch, with a second process that has the other half."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
+    torch.manual_seed(0)
+    model = gt.accelerate(nn.Sequential(nn.GRU(3, 4, num_layers=2, bidirectional=True)))
+    parallel = nn.parallel.DistributedDataParallel(model)
+    x = torch.linspace(-1, 1, 6 * 4 * 3).reshape(6, 4, 3)[:, 2 * rank : 2 * rank + 2]
+    parallel(x)[0].square().mean().backward()
+    if rank == 0:
+        torch.save([parameter.grad for parameter in model.parameters()], results)
+    torch.distributed.destroy_process_group()
+
+
+def test_gradients_of_two_processes_are_those_of_one(tmp_path):
+    results = tmp_path / "gradients.pt"
+    torch.multiprocessing.spawn(_gradients_of_half, (str(tmp_path / "meeting"), str(results)), nprocs=2)
+    torch.manual_seed(0)
+    model = gt.accelerate(nn.Sequential(nn.GRU(3, 4, num_layers=2, bidirectional=True)))
+    model(torch.linspace(-1, 1, 6 * 4 * 3).reshape(6, 4, 3))[0].square().mean().backward()
+    for ours, parameter in zip(torch.load(results), model.parameters(), strict=True):
+        torch.testing.assert_close(ours, parameter.grad)
