@@ -24,8 +24,10 @@ except ImportError as error:
 from gatedrnn.torch import _threads
 from gatedrnn.torch._accelerate import accelerate, inspect, restore
 from gatedrnn.torch._cells import GRUCell, LSTMCell, RNNCell
+from gatedrnn.torch._fixed import fixed
 from gatedrnn.torch._modules import GRU, LSTM, RNN
 
 _threads.borrow()
 
-__all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell", "accelerate", "inspect", "restore"]
+__all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell"]
+__all__ += ["accelerate", "fixed", "inspect", "restore"]

@@ -98,8 +98,8 @@ class CachedNetwork(NamedTuple):
         flat = _core.aligned_array(self.places[-1][1].stop, self.dtype)
         return {name: flat[place].reshape(shape) for name, place, shape in self.places}
 
-    def is_of(self, stack: Stack, weights: Sequence[Tensor]) -> bool:
-        """Compare everything that tells a change.
+    def is_of(self, stack: Stack, weights: Sequence[Tensor], look: bool = True) -> bool:
+        """Compare everything that tells a change, or without `look` all but the numbers.
 
         torch's version counters do not: writes through ``p.data`` or a NumPy view, by another process or by
         its fused optimizers are not counted. So the numbers are looked at.
@@ -108,8 +108,12 @@ class CachedNetwork(NamedTuple):
             self.addresses == [w.data_ptr() for w in weights]
             and self.stack == stack
             and all([w.is_contiguous() for w in weights])  # or `arrays` are copies
-            and self.fingerprint == _core.fingerprint(self.arrays)
+            and not (look and self.is_written())
         )
+
+    def is_written(self) -> bool:
+        """Tell whether a number in the weights' memory is another than it was."""
+        return self.fingerprint != _core.fingerprint(self.arrays)
 
     def is_like(self, stack: Stack, dtype: np.dtype[Any], arrays: Sequence[npt.NDArray[Any]]) -> bool:
         """Compare everything but the numbers."""
@@ -123,11 +127,14 @@ class NetworkCache:
     Threads that find it outdated at the same time each pack, and each uses what it made.
     """
 
-    __slots__ = ("__weakref__", "_cached", "number")
+    __slots__ = ("__weakref__", "_cached", "_looked_at", "_written", "fixed", "number")
 
     def __init__(self) -> None:
         self.number = next(_numbers)
         self._cached: CachedNetwork | None = None
+        self._looked_at: CachedNetwork | None = None  # since `fix`, for which numbers stay
+        self._written = False  # since then
+        self.fixed = 0
         _caches[self.number] = self
 
     def get(self, stack: Stack, weights: Sequence[Tensor], for_backward: bool) -> CachedNetwork:
@@ -138,16 +145,35 @@ class NetworkCache:
             ValueError: One is not on the CPU, or of the wrong shape, or the precision is not for them.
         """
         cached = self._cached
-        if cached is None or not cached.is_of(stack, weights):
+        look = not self.fixed or cached is not self._looked_at
+        if cached is None or not cached.is_of(stack, weights, look):
             cached = self._cached = _pack(stack, weights, cached, for_backward)
         elif for_backward and not cached.network.packed_for_backward:
             # Both packs anew: the weights may have been written since they were compared.
             cached = self._cached = _pack(stack, weights, None, for_backward)
+        if self.fixed:
+            self._looked_at = cached
         return cached
+
+    def fix(self) -> None:
+        """Look at the numbers once more, and then not until `release`."""
+        self._written = self._was_written() if self.fixed else False
+        self._looked_at = None
+        self.fixed += 1
+
+    def release(self) -> bool:
+        """Look at the numbers in every call again; tell whether any was written since `fix`."""
+        self.fixed -= 1
+        self._written = self._was_written()
+        return self._written
+
+    def _was_written(self) -> bool:
+        return self._written or (self._looked_at is not None and self._looked_at.is_written())
 
     def forget(self) -> None:
         """Let go of the weights."""
-        self._cached = None
+        self._written = self._was_written()
+        self._cached = self._looked_at = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Copies of a module, and those read from a file, pack for themselves."""
