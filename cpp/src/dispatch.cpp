@@ -32,7 +32,8 @@ const KernelTable* fastest(const std::vector<const KernelTable*>& available) {
 const KernelTable* choose_table() {
   const std::vector<const KernelTable*> available = available_tables();
   if (available.empty())
-    throw std::runtime_error("this build of gatedrnn is for " + names(compiled_tables()) + ", which this processor has not");
+    throw std::runtime_error("this build of gatedrnn is for " + names(compiled_tables()) +
+                             ", which this processor has not");
   const char* wanted = std::getenv("GATEDRNN_ISA");
   if (!wanted || !*wanted) return fastest(available);
   for (const KernelTable* table : available)
