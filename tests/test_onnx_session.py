@@ -204,6 +204,44 @@ def test_outputs_that_are_constants_or_inputs():
     same(model_of(text, {"fixed": np.array([1, 2], np.float32)}), {"x": normal(3)})
 
 
+def test_outputs_share_no_memory_and_keep_their_shape():
+    results = "float[T, 1, B, 9] y, float[T, B, 9] flat, float total, float[T, B, 5] same"
+    text = (
+        f"layer (float[T, B, 5] x) => ({results})"
+        + """ {
+        y = LSTM <hidden_size: int = 9> (x, W, R, B)
+        flat = Squeeze (y, one)
+        total = ReduceSum <keepdims: int = 0> (flat)
+        same = Identity (x)
+    }"""
+    )
+    model = model_of(text, weights_of("LSTM", "", 5, 9) | {"one": np.array([1])})
+    x = normal(4, 2, 5)
+    y, flat, total, given_back = InferenceSession(model).run(None, {"x": x})
+    assert np.shape(total) == ()
+    assert not any(np.shares_memory(a, b) for a, b in ((y, flat), (x, given_back)))
+
+
+def test_outputs_that_hand_a_loops_weights_on_are_copies():
+    model, weights = loop_model("gru", 6, 5)
+    model.graph.output.append(helper.make_tensor_value_info("final_K", TensorProto.FLOAT, [6, 15]))
+    session, feeds = InferenceSession(model), {"x": normal(2, 3, 6)}
+    session.run(None, feeds)[-1].fill(0)
+    np.testing.assert_array_equal(session.run(None, feeds)[-1], weights["K"])
+
+
+def test_a_recurrent_node_of_constants_is_one():
+    text = """layer (float[N] x) => (float[N] y) {
+        fixed = RNN <hidden_size: int = 9> (c, W, R, B)
+        last = ReduceMax (fixed)
+        y = Add (x, last)
+    }"""
+    model = model_of(text, weights_of("RNN", "", 5, 9) | {"c": normal(3, 1, 5)})
+    graph = model.graph  # ReduceMax keeps four dimensions, and the sum has them, too
+    graph.output[0].CopyFrom(helper.make_tensor_value_info("y", TensorProto.FLOAT, None))
+    assert same(model, {"x": normal(4)}).modules == {}
+
+
 def test_a_model_without_recurrent_nodes():
     model = model_of("plain (float[N] x) => (float[N] y) { y = Tanh (x) }", {})
     assert same(model, {"x": normal(3)}).modules == {}

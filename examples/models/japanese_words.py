@@ -36,7 +36,7 @@ def module_of(birnn):
 class Recurrent:
     """What nagisa calls, on a module."""
 
-    layers = ()
+    layers = ()  # so that nagisa calls `transduce` for words, too, and no shortcut of its own for one layer
 
     def __init__(self, birnn):
         self.module = module_of(birnn)

@@ -89,7 +89,7 @@ class InferenceSession:
             given.name: _Argument(onnx, given) for given in proto.graph.input if given.name not in fixed
         }
         self._outputs = {output.name: _Argument(onnx, output) for output in proto.graph.output}
-        recurrent = self._recurrent_steps(onnx, proto, constants, linear_before_reset)
+        recurrent = self._recurrent_steps(onnx, proto, fixed, constants, linear_before_reset)
         views = {
             place: ViewStep(node, view)
             for place, node in enumerate(proto.graph.node)
@@ -109,11 +109,18 @@ class InferenceSession:
             self._steps.append(RuntimePart(onnx, runtime, proto, part, fixed, known, arguments))
 
     def _recurrent_steps(
-        self, onnx: Any, proto: Any, constants: Constants, linear_before_reset: bool | None
+        self,
+        onnx: Any,
+        proto: Any,
+        fixed: Fixed,
+        constants: Constants,
+        linear_before_reset: bool | None,
     ) -> dict[int, RecurrentStep | LoopStep]:
         """Return what runs here, by place in the graph; report the rest."""
         steps: dict[int, RecurrentStep | LoopStep] = {}
         for place, node in enumerate(proto.graph.node):
+            if fixed.is_fixed(node):
+                continue  # which ONNX Runtime computes once, as it loads
             step: RecurrentStep | LoopStep | None = None
             try:
                 if is_recurrent(node):
@@ -239,5 +246,5 @@ def _type_text(onnx: Any, of_value: Any) -> str:
 
 
 def _of_its_own(value: Any) -> Any:
-    """Return an array as ONNX Runtime would: in C order, and its own memory."""
-    return np.ascontiguousarray(value) if isinstance(value, np.ndarray) else value
+    """Return an array as ONNX Runtime would: in C order, in memory that nothing else has."""
+    return np.array(value, order="C") if isinstance(value, np.ndarray) else value
