@@ -111,16 +111,16 @@ def test_packed_sequences_and_single_rows(cell, options):
 
 @every_option
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
-def test_through_operators(cell, options):
+def test_through_operators(cell, options, compiled):
     """As torch.compile goes."""
     module = with_random_states(ours(cell, **options))
-    compiled = torch.compile(module, backend="aot_eager", fullgraph=True)
+    through = compiled(module)
     x = random(4, 3, module.input_size)
     expected = module(x)[0]
     expected.sum().backward()
     gradients = {name: p.grad.clone() for name, p in module.named_parameters()}
     module.zero_grad()
-    output = compiled(x)[0]
+    output = through(x)[0]
     assert torch.equal(output, expected)
     output.sum().backward()
     for name, parameter in module.named_parameters():

@@ -118,13 +118,12 @@ def test_the_same_bits_and_gradients(cell, form):
 
 
 @forms
-def test_copies_files_and_graphs(cell, form, tmp_path):
+def test_copies_files_and_graphs(cell, form, tmp_path, compiled):
     module, _ = module_of(cell, form)
     x = torch.from_numpy(normal((6, 3, 5)))
     assert f"layer_norm={form!r}" in repr(module)
     torch.save(module, tmp_path / "m.pt")
-    compiled = torch.compile(module, backend="eager", fullgraph=True)
-    for other in (copy.deepcopy(module), torch.load(tmp_path / "m.pt", weights_only=False), compiled):
+    for other in (copy.deepcopy(module), torch.load(tmp_path / "m.pt", weights_only=False), compiled(module)):
         assert torch.equal(other(x)[0], module(x)[0])
 
 

@@ -70,13 +70,13 @@ def test_one_step(cell):
     assert_same_bits(h_of(one(x)).detach().numpy(), ours(x.numpy()[None])[0][0])
 
 
-def test_through_the_dispatcher():
+def test_through_the_dispatcher(compiled):
     """As graphs call it: options travel as text."""
     _, module = pair("lstm_peephole")
-    compiled = torch.compile(module, backend="aot_eager", fullgraph=True)
+    through = compiled(module)
     x = torch.from_numpy(normal((6, 3, 5))).requires_grad_()
     expected, _ = module(x)
-    output, _ = compiled(x)
+    output, _ = through(x)
     assert torch.equal(output, expected)
     (by_graph,) = torch.autograd.grad(output.sum(), x)
     (direct,) = torch.autograd.grad(expected.sum(), x)

@@ -98,7 +98,11 @@ gr.set_num_threads(2)
 expected = module(x)[0].tobytes()
 child = os.fork()
 if child == 0:
-    os._exit(0 if module(x)[0].tobytes() == expected and threads() == 2 else 1)
+    for _ in range(300):  # on a busy machine a call may do without the second thread
+        right = module(x)[0].tobytes() == expected
+        if not right or threads() == 2:
+            break
+    os._exit(0 if right and threads() == 2 else 1)
 code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 print(json.dumps([code, module(x)[0].tobytes() == expected]))
 """

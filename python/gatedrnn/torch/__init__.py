@@ -21,13 +21,16 @@ try:
 except ImportError as error:
     raise ImportError(f"gatedrnn.torch needs PyTorch ({error}): 'pip install torch'") from error
 
-from gatedrnn.torch import _threads
+from gatedrnn.torch import _dynamo, _threads
 from gatedrnn.torch._accelerate import accelerate, inspect, restore
 from gatedrnn.torch._cells import GRUCell, LSTMCell, RNNCell
 from gatedrnn.torch._fixed import fixed
 from gatedrnn.torch._modules import GRU, LSTM, RNN
 
 _threads.borrow()
+_dynamo.let_dynamo_in()
+for _cls in (GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell):
+    _cls.__module__ = __name__  # so that pickles go on if files here do not
 
 __all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell"]
 __all__ += ["accelerate", "fixed", "inspect", "restore"]

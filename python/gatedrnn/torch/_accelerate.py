@@ -11,8 +11,11 @@ from torch import nn
 
 from gatedrnn import _checks
 from gatedrnn._options import checked_precision
-from gatedrnn.torch import _cells, _modules
 from gatedrnn.torch._cache import DTYPE_NAMES, DTYPES
+from gatedrnn.torch._cells import GRUCell, LSTMCell, RNNCell
+from gatedrnn.torch._drop_in import nn_module, with_all_of
+from gatedrnn.torch._modules import GRU, LSTM, RNN
+from gatedrnn.torch._recurrent import _Recurrent
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -23,12 +26,8 @@ if TYPE_CHECKING:
 
 _M = TypeVar("_M", bound=nn.Module)
 
-_THEIRS: dict[str, Any] = {
-    name: getattr(nn, name) for name in ("LSTM", "GRU", "RNN", "LSTMCell", "GRUCell", "RNNCell")
-}
-_OURS: dict[str, Any] = {name: getattr(_cells if "Cell" in name else _modules, name) for name in _THEIRS}
-# Arguments that constructors share, beside sizes and bias.
-_ARGUMENTS = ("num_layers", "batch_first", "dropout", "bidirectional", "proj_size", "nonlinearity")
+_OURS: dict[str, Any] = {cls.__name__: cls for cls in (LSTM, GRU, RNN, LSTMCell, GRUCell, RNNCell)}
+_THEIRS: dict[str, Any] = {name: ours._nn_class for name, ours in _OURS.items()}
 # How far outputs may be apart, of the largest or of 1; in less than float32 errors are those of operands.
 _ALLOWED = {None: 1e-4, "bfloat16x3": 1e-3, "bfloat16": 0.1, "int8": 0.2}
 
@@ -101,7 +100,7 @@ def inspect(model: nn.Module) -> dict[str, str]:
     _check_module(model)
     found: dict[str, str] = {}
     for name, module in model.named_modules():
-        if type(module) in _OURS.values():
+        if isinstance(module, _Recurrent):
             found[name] = f"gatedrnn.torch.{module}"
         elif _is_recurrent(module):
             reason = _reason_to_leave(module)
@@ -113,7 +112,8 @@ def inspect(model: nn.Module) -> dict[str, str]:
 
 
 def _is_recurrent(module: nn.Module) -> bool:
-    return isinstance(module, (nn.RNNBase, nn.RNNCellBase))
+    """Tell whether a module is torch.nn's, and not ours."""
+    return isinstance(module, (nn.RNNBase, nn.RNNCellBase)) and not isinstance(module, _Recurrent)
 
 
 def _reason_to_leave(module: nn.Module) -> str:
@@ -140,57 +140,20 @@ def _ours(module: nn.Module, precision: str | None) -> _Made:
         return None, ""
     if reason := _reason_to_leave(module):
         return None, reason
-    source: Any = module
+    cls = _OURS[type(module).__name__]
     dtype = next(module.parameters()).dtype
-    options = _arguments(source) | {
-        "precision": precision if DTYPES[dtype] == DTYPES[torch.float32] else None
-    }
-    return _with_what_it_has(_OURS[type(module).__name__], source, dtype, options), ""
+    low = precision if DTYPES[dtype] == DTYPES[torch.float32] else None
+    return with_all_of(module, cls, dtype, cls._nn_options, {"precision": low}), ""
 
 
 def _of_torch(module: nn.Module) -> _Made:
-    if type(module) not in _OURS.values():
+    if not isinstance(module, _Recurrent):
         return None, ""
-    source: Any = module
-    name = type(module).__name__
-    usual = source._numpy_class._defaults
-    for option in usual.keys() - {"bias", "dtype", *_ARGUMENTS}:
-        if getattr(source, option) != usual[option]:
-            return None, f"torch.nn.{name} has no {option}={getattr(source, option)!r}"
-    dtype = next(module.parameters()).dtype
-    return _with_what_it_has(_THEIRS[name], source, dtype, _arguments(source)), ""
-
-
-def _arguments(source: Any) -> dict[str, Any]:
-    wanted = _ARGUMENTS if "Cell" not in type(source).__name__ else ("nonlinearity",)
-    return {name: getattr(source, name) for name in wanted if _takes(source, name)}
-
-
-def _takes(source: Any, name: str) -> bool:
-    kind = type(source).__name__
-    if name == "nonlinearity":
-        return kind in ("RNN", "RNNCell")
-    return name != "proj_size" or kind == "LSTM"
-
-
-def _with_what_it_has(cls: Any, source: Any, dtype: torch.dtype, options: dict[str, Any]) -> nn.Module:
-    """Make a module of a class with another's parameters, hooks and mode."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of dropout, which has been said when the source was made
-        made: nn.Module = cls(
-            source.input_size,
-            source.hidden_size,
-            bias=bool(source.bias),
-            device="meta",
-            dtype=dtype,
-            **options,
-        )
-    for name, parameter in source.named_parameters(recurse=False):
-        setattr(made, name, parameter)
-    for name, value in vars(source).items():
-        if name.endswith("_hooks") or name.endswith("_hooks_with_kwargs") or name.endswith("_always_called"):
-            setattr(made, name, value)
-    return made.train(source.training)
+    if type(module) not in _OURS.values():
+        return None, f"{type(module).__name__} is a class of its own"
+    if option := module._beyond_nn():
+        return None, f"torch.nn.{type(module).__name__} has no {option}"
+    return nn_module(module), ""
 
 
 # ---- a model ----

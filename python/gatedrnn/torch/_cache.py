@@ -16,6 +16,7 @@ from torch import Tensor
 
 from gatedrnn import _core
 from gatedrnn._parameters import CELLS, parameter_shapes
+from gatedrnn.torch._errors import DtypeError, ShapeError
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -245,10 +246,10 @@ def _memory(weight: Tensor) -> npt.NDArray[Any]:
 
 def _check_weight(name: str, shape: tuple[int, ...], weight: Tensor, dtype: torch.dtype) -> None:
     if weight.device.type != "cpu":
-        raise ValueError(f"{name}: expected a tensor on the CPU, got one on {weight.device}")
+        raise ShapeError(f"{name}: expected a tensor on the CPU, got one on {weight.device}")
     if weight.dtype not in DTYPES:
-        raise TypeError(f"{name}: expected {DTYPE_NAMES}, got {weight.dtype}")
+        raise DtypeError(f"{name}: expected {DTYPE_NAMES}, got {weight.dtype}")
     if weight.dtype != dtype:
-        raise TypeError(f"{name}: expected {dtype} like the first parameter, got {weight.dtype}")
+        raise DtypeError(f"{name}: expected {dtype} like the first parameter, got {weight.dtype}")
     if tuple(weight.shape) != shape:
-        raise ValueError(f"{name}: expected shape {shape}, got {tuple(weight.shape)}")
+        raise ShapeError(f"{name}: expected shape {shape}, got {tuple(weight.shape)}")

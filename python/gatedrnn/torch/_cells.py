@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
+from torch import nn
+from torch.fx import Proxy
 
 import gatedrnn
 from gatedrnn import _checks
-from gatedrnn.torch._modules import EVERY_STEP, _Recurrent
+from gatedrnn.torch._drop_in import _DropIn, fx_node
+from gatedrnn.torch._errors import ShapeError
+from gatedrnn.torch._recurrent import EVERY_STEP
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,10 +22,15 @@ if TYPE_CHECKING:
 __all__ = ["GRUCell", "LSTMCell", "RNNCell"]
 
 
-class _Cell(_Recurrent):
+class _Cell(_DropIn):
     """What all cells share."""
 
     _engine_suffix = "_l0"
+    _nn_options: ClassVar[tuple[str, ...]] = ()
+    num_layers = 1  # here and below: of torch.nn's pickles, which have none
+    batch_first = False
+    dropout = 0.0
+    bidirectional = False
 
     def __init__(
         self,
@@ -35,15 +44,18 @@ class _Cell(_Recurrent):
 
     def _step(self, input: Tensor, h: Tensor | None, c: Tensor | None) -> tuple[Tensor, ...]:
         """Return h and, for LSTMCell, c after the step."""
+        if self._gives_way():
+            state = self._nn_class.forward(self, input, h if c is None else (h, c))
+            return state if self._stack.has_c else (state,)
         features, axes = self.input_size, _axes("input", input)
         if len(axes) not in (1, 2) or axes[-1] != features:
-            raise ValueError(f"input: expected (B, {features}) or ({features},), got {axes}")
+            raise ShapeError(f"input: expected (B, {features}) or ({features},), got {axes}")
         expected = (*axes[:-1], self.hidden_size)
         before: list[Tensor | None] = []
-        for name, state in (("hx: h", h), ("hx: c", c)) if self._stack.has_c else (("hx", h), ("hx", None)):
-            if state is not None and _axes(name, state) != expected:
-                raise ValueError(f"{name}: expected {expected}, got {tuple(state.shape)}")
-            before.append(None if state is None else state.unsqueeze(0))
+        for name, given in (("hx: h", h), ("hx: c", c)) if self._stack.has_c else (("hx", h), ("hx", None)):
+            if given is not None and _axes(name, given) != expected:
+                raise ShapeError(f"{name}: expected {expected}, got {tuple(given.shape)}")
+            before.append(None if given is None else given.unsqueeze(0))
         results = self._compute(input.unsqueeze(0), before[0], before[1], EVERY_STEP)
         return tuple([state.squeeze(0) for state in results[1:]])
 
@@ -54,7 +66,7 @@ def _axes(name: str, tensor: Any) -> tuple[int, ...]:
     return tuple(tensor.shape)
 
 
-class LSTMCell(_Cell):
+class LSTMCell(_Cell, nn.LSTMCell):
     """``torch.nn.LSTMCell``, computed by this package's engine on the CPU.
 
     Constructor, parameters, state dictionary, call and results are torch.nn's; `gatedrnn.LSTM` has the
@@ -75,10 +87,11 @@ class LSTMCell(_Cell):
     """
 
     _numpy_class = gatedrnn.LSTM
+    _nn_class = nn.LSTMCell
     _own_options = ("peephole", "coupled", "cell_clip", "layer_norm", "layer_norm_eps")
-    peephole: bool
-    coupled: bool
-    cell_clip: float | None
+    peephole: bool = False
+    coupled: bool = False
+    cell_clip: float | None = None
     layer_norm: str | None = None
     layer_norm_eps: float = 1e-5
 
@@ -119,6 +132,8 @@ class LSTMCell(_Cell):
             TypeError: An argument has the wrong type or dtype.
             ValueError: An argument has the wrong shape, or is not on the CPU.
         """
+        if isinstance(input, Proxy):
+            return fx_node(self, input, hx)
         h = c = None
         if hx is not None:
             if not isinstance(hx, (tuple, list)) or len(hx) != 2 or hx[0] is None:
@@ -141,10 +156,10 @@ class _SingleState(_Cell):
         Returns:
             The state after. Errors are those of `LSTMCell.forward`.
         """
-        return self._step(input, hx, None)[0]
+        return fx_node(self, input, hx) if isinstance(input, Proxy) else self._step(input, hx, None)[0]
 
 
-class GRUCell(_SingleState):
+class GRUCell(_SingleState, nn.GRUCell):
     """``torch.nn.GRUCell``, computed by this package's engine on the CPU, in both forms of the unit.
 
     As `LSTMCell` is to ``torch.nn.LSTMCell``, with the same errors.
@@ -155,8 +170,9 @@ class GRUCell(_SingleState):
     """
 
     _numpy_class = gatedrnn.GRU
+    _nn_class = nn.GRUCell
     _own_options = ("reset_after", "layer_norm", "layer_norm_eps")
-    reset_after: bool
+    reset_after: bool = True
     layer_norm: str | None = None
     layer_norm_eps: float = 1e-5
 
@@ -181,7 +197,7 @@ class GRUCell(_SingleState):
         super().__init__(device, dtype, precision, **sizes, **rest, **norm)
 
 
-class RNNCell(_SingleState):
+class RNNCell(_SingleState, nn.RNNCell):
     """``torch.nn.RNNCell``, computed by this package's engine on the CPU.
 
     As `LSTMCell` is to ``torch.nn.LSTMCell``, with the same errors.
@@ -191,8 +207,10 @@ class RNNCell(_SingleState):
     """
 
     _numpy_class = gatedrnn.RNN
+    _nn_class = nn.RNNCell
+    _nn_options = ("nonlinearity",)
     _own_options = ("nonlinearity",)
-    nonlinearity: str
+    nonlinearity: str = "tanh"
 
     def __init__(
         self,

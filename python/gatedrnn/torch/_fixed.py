@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 from torch import nn
 
 from gatedrnn import _checks
-from gatedrnn.torch._modules import _Recurrent
+from gatedrnn.torch._recurrent import _Recurrent
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
