@@ -202,7 +202,8 @@ def _sum_up(tables: dict[str, list[Times | Numbers] | None]) -> int:
         print(f"did not run: {', '.join(absent)}")
     if differ:
         print(f"differ by more than rounding: {', '.join(differ)}")
-    print(f"slower than torch.nn, of {len(times)} times: {', '.join(slower) or 'none'}")
+    if times:
+        print(f"slower than torch.nn, of {len(times)} times: {', '.join(slower) or 'none'}")
     return 1 if absent or differ else 0
 
 

@@ -11,7 +11,7 @@ from darts.models import BlockRNNModel, RNNModel
 from client_programs.side import Report
 
 ROUNDS = 2  # epochs of the larger model
-_TOLERANCE = 1e-6  # float64, through hundreds of updates
+_TOLERANCE = 1e-9  # float64, through hundreds of updates
 _PREDICTIONS = 10
 _TRAINER = {"accelerator": "cpu", "enable_progress_bar": False, "enable_model_summary": False}
 _COMMON = {"dropout": 0, "optimizer_kwargs": {"lr": 1e-3}, "random_state": 0, "pl_trainer_kwargs": _TRAINER}

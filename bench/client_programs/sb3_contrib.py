@@ -12,7 +12,7 @@ from client_programs.side import Report
 ROUNDS = 10  # of 128 steps in the environment and ten updates
 # Actions are drawn, and where a rounding changes one, all that follow are others. In so few rounds there is
 # about one chance in a thousand of that.
-_TOLERANCE = 1e-3
+_TOLERANCE = 1e-4
 _LOSSES = ("train/loss", "train/value_loss", "train/entropy_loss")
 _STEPS = 500
 

@@ -20,7 +20,7 @@ def replace_classes() -> None:
     import gatedrnn.torch
 
     for name in ("LSTM", "GRU", "RNN"):
-        for module in (torch.nn, torch.nn.modules, torch.nn.modules.rnn):
+        for module in (torch.nn, torch.nn.modules):
             setattr(module, name, getattr(gatedrnn.torch, name))
 
 
