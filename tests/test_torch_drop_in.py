@@ -313,34 +313,38 @@ def test_torchscript_of_what_torch_has_not():
     assert torch.equal(traced(x)[0], module(x)[0])
 
 
+class Packed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.rnn = gt.LSTM(INPUT, HIDDEN, bidirectional=True)
+
+    def forward(self, x, lengths):
+        packed = nn.utils.rnn.pack_padded_sequence(x, lengths)
+        return nn.utils.rnn.pad_packed_sequence(self.rnn(packed)[0])[0]
+
+
 @pytest.mark.filterwarnings(
-    "ignore::DeprecationWarning", "ignore::UserWarning", "ignore::torch.jit.TracerWarning"
+    "ignore::DeprecationWarning",
+    "ignore::FutureWarning",
+    "ignore::UserWarning",
+    "ignore::torch.jit.TracerWarning",
 )
-@pytest.mark.parametrize("form", ["padded", "packed"])
-def test_the_older_onnx_exporter(form, tmp_path):
-    onnx, runtime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
-
-    class Packed(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.rnn = gt.LSTM(INPUT, HIDDEN, bidirectional=True)
-
-        def forward(self, x, lengths):
-            packed = nn.utils.rnn.pack_padded_sequence(x, lengths)
-            return nn.utils.rnn.pad_packed_sequence(self.rnn(packed)[0])[0]
-
-    x = random(4, 3, INPUT)
-    if form == "padded":
-        model, arguments = nn.Sequential(gt.GRU(INPUT, HIDDEN, num_layers=2)), (x,)
-    else:
+@pytest.mark.parametrize("form", ["padded", "packed", "by torch.export"])
+def test_exporters_to_onnx(form, tmp_path):
+    runtime = pytest.importorskip("onnxruntime")
+    x, dynamo = random(4, 3, INPUT), form == "by torch.export"
+    if form == "packed":
         model, arguments = Packed(), (x, torch.tensor([4, 2, 1]))
-    expected = tensors(model(*arguments))
-    torch.onnx.export(model.eval(), arguments, tmp_path / "model.onnx", dynamo=False)
-    loaded = onnx.load(tmp_path / "model.onnx")
-    assert {"GRU", "LSTM"} & {node.op_type for node in loaded.graph.node}
-    session = runtime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    else:
+        model, arguments = nn.Sequential(gt.LSTM(INPUT, HIDDEN, num_layers=2)), (x,)
+    model.eval()
+    expected = [e.detach() for e in tensors(model(*arguments))]
+    file = tmp_path / "model.onnx"
+    torch.onnx.export(model, arguments, file, dynamo=dynamo, **({"verbose": False} if dynamo else {}))
+    assert b"LSTM" in file.read_bytes()
+    session = runtime.InferenceSession(file, providers=["CPUExecutionProvider"])
     inputs = {i.name: a.numpy() for i, a in zip(session.get_inputs(), arguments, strict=True)}
-    assert_close([torch.from_numpy(a) for a in session.run(None, inputs)], [e.detach() for e in expected])
+    assert_close([torch.from_numpy(a) for a in session.run(None, inputs)], expected)
 
 
 def test_fx_keeps_modules_as_nodes():

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
     from gatedrnn.torch._recurrent import _Steps
 
+# Whether torch.export is at work. (A torch without this name exports to ONNX by `restore` alone.)
+_exporting = getattr(torch.compiler, "is_exporting", lambda: False)
+
 
 class _DropIn(_Recurrent):
     """A layer or cell that gives way to torch.nn's where only that is understood."""
@@ -46,13 +49,13 @@ class _DropIn(_Recurrent):
         return nn_module(self)
 
     def _gives_way(self, steps: _Steps = EVERY_STEP) -> bool:
-        """Tell whether torch.nn is to compute this call: within a trace, which has its operators then."""
-        if not _tracing():
+        """Tell whether torch.nn is to compute this call: where it is written down with torch's operators."""
+        if not (_tracing() or (_exporting() and torch.onnx.is_in_onnx_export())):
             return False
         option = self._beyond_nn() or ("" if steps is EVERY_STEP else "lengths=, mask= or resets=")
         if option:
             warnings.warn(
-                f"gatedrnn.torch: torch.nn has no {option}, so what is traced can be loaded only where "
+                f"gatedrnn.torch: torch.nn has no {option}, so what is written can be loaded only where "
                 "gatedrnn.torch is imported",
                 category=cast(Any, torch.jit).TracerWarning,
                 stacklevel=5,
