@@ -173,30 +173,15 @@ def test_single_result_used(used):
 # ---- what autograd asks for ----
 
 
-def test_second_derivatives_are_refused():
+def test_second_derivatives_of_compiled_calls_are_refused():
     module = ours("gru")
     x = leaves(random(4, 3, INPUT))
-    direct = module(x)[0]
-    through_operator = torch.ops.gatedrnn.forward(*operator_arguments(module, x, state=False), 0.0, None)[0]
+    output = torch.ops.gatedrnn.forward(*operator_arguments(module, x, state=False), 0.0, None)[0]
     first = torch.autograd.grad(module(x)[0].sum(), x)[0]
-    for output in (direct, through_operator):
-        (gradient,) = torch.autograd.grad(output.sum(), x, create_graph=True)
-        assert torch.equal(gradient, first)
-        with pytest.raises(NotImplementedError, match="has first derivatives only"):
-            gradient.sum().backward()
-
-
-@pytest.mark.parametrize("chosen", ["x", "h", "parameters", "d_output"])
-def test_second_derivatives_are_refused_by_whatever_they_are_asked(chosen):
-    """autograd.grad goes only where the chosen tensors can be reached; the rest it takes for 0."""
-    module = ours("gru")
-    x, h, d_output = leaves(random(4, 3, INPUT)), leaves(state_of(module, 3)), leaves(random(4, 3, HIDDEN))
-    output = module(x, h)[0]
-    (gradient,) = torch.autograd.grad(output, x, d_output, create_graph=True)
-    total = output.sum() + gradient.square().sum()
-    inputs = {"x": x, "h": h, "parameters": list(module.parameters()), "d_output": d_output}[chosen]
-    with pytest.raises(NotImplementedError, match="has first derivatives only"):
-        torch.autograd.grad(total, inputs)
+    (gradient,) = torch.autograd.grad(output.sum(), x, create_graph=True)
+    assert torch.equal(gradient, first)
+    with pytest.raises(NotImplementedError, match="a compiled gradient was differentiated again"):
+        gradient.sum().backward()
 
 
 def test_gradients_of_a_graph_may_be_changed_in_place():
@@ -211,7 +196,7 @@ def test_a_graph_after_a_backward_that_kept_none_is_refused():
     module, x = ours("gru"), leaves(random(4, 3, INPUT))
     output = module(x)[0].sum()
     torch.autograd.grad(output, x, retain_graph=True)
-    with pytest.raises(NotImplementedError, match="has first derivatives only"):
+    with pytest.raises(NotImplementedError, match="create_graph=True was asked for after a backward without"):
         torch.autograd.grad(output, x, create_graph=True)
 
 
@@ -242,16 +227,11 @@ def test_tensors_that_stand_for_the_negative_of_their_memory():
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning")  # torch's own use of it
-def test_transforms_and_forward_mode_are_refused():
+def test_forward_mode_is_refused():
     module = ours("gru")
     x = random(4, 3, INPUT)
-    for transformed in (
-        torch.func.grad(lambda x: module(x)[0].sum()),
-        torch.func.vmap(lambda x: module(x)[0]),
-        lambda x: torch.func.jvp(lambda x: module(x)[0], (x,), (x,)),
-    ):
-        with pytest.raises(NotImplementedError, match=r"transforms of torch\.func"):
-            transformed(x)
+    with pytest.raises(NotImplementedError, match="jvp"):
+        torch.func.jvp(lambda x: module(x)[0], (x,), (x,))
     forward_ad = torch.autograd.forward_ad
     with torch.no_grad(), forward_ad.dual_level(), pytest.raises(NotImplementedError, match="jvp"):
         module(forward_ad.make_dual(x, x))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import itertools
 import json
 import math
 import weakref
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -87,8 +88,9 @@ class CachedNetwork(NamedTuple):
     stack: Stack
     places: list[tuple[str, slice, tuple[int, ...]]]  # of all parameters, side by side
     dtype: np.dtype[Any]
-    arrays: list[npt.NDArray[Any]]  # the weights' memory
-    addresses: list[int]  # of the weights, which have no other memory while `arrays` keep it
+    tensors: list[Tensor]  # the weights
+    arrays: list[npt.NDArray[Any]]  # their memory, as long as they have it
+    addresses: list[int]
     fingerprint: int
 
     def new_gradients(self) -> dict[str, Array]:
@@ -108,13 +110,17 @@ class CachedNetwork(NamedTuple):
         return (
             self.addresses == [w.data_ptr() for w in weights]
             and self.stack == stack
-            and all([w.is_contiguous() for w in weights])  # or `arrays` are copies
+            and all([w.is_contiguous() for w in weights])  # or `tensors` are copies
             and not (look and self.is_written())
         )
 
     def is_written(self) -> bool:
-        """Tell whether a number in the weights' memory is another than it was."""
-        return self.fingerprint != _core.fingerprint(self.arrays)
+        """Tell whether a number in the weights' memory is another than it was, or the memory itself.
+
+        FSDP takes the memory away after a call, and gives another for the next.
+        """
+        moved = self.addresses != [tensor.data_ptr() for tensor in self.tensors]
+        return moved or self.fingerprint != _core.fingerprint(self.arrays)
 
     def is_like(self, stack: Stack, dtype: np.dtype[Any], arrays: Sequence[npt.NDArray[Any]]) -> bool:
         """Compare everything but the numbers."""
@@ -203,11 +209,12 @@ def _pack(
     shapes = shapes_of(stack, input_size, hidden_size, state_size)
     for (name, shape), weight in zip(shapes.items(), weights, strict=True):
         _check_weight(name, shape, weight, weights[0].dtype)
-    arrays = [_memory(w) for w in weights]
+    tensors = [w.detach().contiguous() for w in weights]
+    arrays = [_memory(tensor) for tensor in tensors]
     fingerprint = _core.fingerprint(arrays)  # before the packing, in case of a write meanwhile
     dtype = DTYPES[weights[0].dtype]
     low = weights[0].dtype in LOW_PRECISIONS
-    values = [w.detach().float().contiguous().numpy() for w in weights] if low else arrays
+    values = [tensor.float().numpy() for tensor in tensors] if low else arrays
     parameters = dict(zip(shapes, values, strict=True))
     if before is not None and before.is_like(stack, dtype, arrays):
         network = before.network.renewed(parameters)
@@ -234,14 +241,22 @@ def _pack(
         (name, slice(end - math.prod(shape), end), shape)
         for (name, shape), end in zip(shapes.items(), ends, strict=True)
     ]
-    return CachedNetwork(network, stack, places, dtype, arrays, [w.data_ptr() for w in weights], fingerprint)
+    addresses = [tensor.data_ptr() for tensor in tensors]
+    return CachedNetwork(network, stack, places, dtype, tensors, arrays, addresses, fingerprint)
 
 
 def _memory(weight: Tensor) -> npt.NDArray[Any]:
-    """Share the memory of a weight where it is contiguous; of bfloat16, which NumPy has not, as integers."""
-    weight = weight.detach().contiguous()
-    array: npt.NDArray[Any] = (weight.view(torch.int16) if weight.dtype in LOW_PRECISIONS else weight).numpy()
-    return array
+    """Return the memory of a contiguous weight; of bfloat16, which NumPy has not, as integers.
+
+    It is not kept by what is returned, and not asked of ``weight.numpy()``, after which torch would refuse to
+    change its size, as FSDP does.
+    """
+    dtype = np.dtype(np.int16) if weight.dtype in LOW_PRECISIONS else DTYPES[weight.dtype]
+    if not weight.numel():
+        return np.empty(weight.shape, dtype)
+    memory = (ctypes.c_byte * weight.nbytes).from_address(weight.data_ptr())
+    array: npt.NDArray[Any] = np.frombuffer(cast(Any, memory), dtype)
+    return array.reshape(weight.shape)
 
 
 def _check_weight(name: str, shape: tuple[int, ...], weight: Tensor, dtype: torch.dtype) -> None:

@@ -12,13 +12,17 @@ keeps the tape, and nobody else does. Its address is how backward finds it.
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
+from gatedrnn._parameters import CELLS
 from gatedrnn.torch._cache import CachedNetwork, Stack, cache_numbered
 
 if TYPE_CHECKING:
@@ -28,6 +32,10 @@ if TYPE_CHECKING:
     from gatedrnn.torch._cache import Array
 
     Places = npt.NDArray[np.intp]
+
+_BATCHED: Any = torch._C._parse_dispatch_key("Batched")
+# Whether a transform of torch.func is at work. (A torch without this name refuses on its own.)
+_transforming = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
 
 _Lengths = Any  # None, or integers as a list or array
 _Flags = Any  # None, or booleans as a list or array
@@ -79,21 +87,34 @@ _recorded: dict[int, _Recorded] = {}  # by address of the token
 
 
 class _Token(np.ndarray[Any, np.dtype[np.uint8]]):
-    """The owner of a byte of memory, alive as long as any tensor of that memory."""
+    """The owner of some bytes of memory, alive as long as any tensor of that memory."""
 
-    address = 0
+    addresses = range(0)
 
     def __del__(self, forget: Callable[[int, None], object] = _recorded.pop) -> None:
-        forget(self.address, None)
+        for address in self.addresses:
+            forget(address, None)
 
 
-def _new_token(recorded: _Recorded) -> Tensor:
-    owner = _Token(1, np.uint8)
-    owner[0] = 0  # so that equal calls give equal tensors
+def _new_token(*recorded: _Recorded) -> Tensor:
+    """Make a token with a byte for each tape."""
+    owner = _Token(len(recorded), np.uint8)
+    owner[:] = 0  # so that equal calls give equal tensors
     tensor = torch.from_numpy(owner)
-    owner.address = address = tensor.data_ptr()
-    _recorded[address] = recorded
+    start = tensor.data_ptr()
+    owner.addresses = range(start, start + len(recorded))
+    _recorded.update(zip(owner.addresses, recorded, strict=True))
     return tensor
+
+
+def joined_tokens(tokens: Sequence[Tensor]) -> Tensor:
+    """Make one token of those of some examples: each element of it has the address by which a tape is found.
+
+    Within further transforms there are no addresses; a backward that needs them says that it has no tape.
+    """
+    if any([torch._C._functorch.is_functorch_wrapped_tensor(token) for token in tokens]):
+        return torch.stack(list(tokens))
+    return _new_token(*[_recorded_with(token) for token in tokens]).unsqueeze(1)
 
 
 def _recorded_with(token: Tensor) -> _Recorded:
@@ -171,8 +192,8 @@ def _forward(call: Call, x: Tensor, state: Any) -> tuple[Array, Any, Tensor]:
 
 def _differentiate(
     token: Tensor, d_output: Tensor | None, d_h_n: Tensor | None, d_c_n: Tensor | None, input_gradient: bool
-) -> tuple[Array | None, Any, dict[str, Array]]:
-    """Return the gradients by x, by the initial state, and by the parameters."""
+) -> tuple[Array | None, Array, Array | None, dict[str, Array]]:
+    """Return the gradients by x, h and c, and those by the parameters."""
     cached, tape, padding = _recorded_with(token)
     gradients = cached.new_gradients()
     d_y = None if d_output is None else _array(d_output)
@@ -184,7 +205,45 @@ def _differentiate(
     d_x, d_state_0 = cached.network.backward(tape, d_y, d_state, gradients, False, input_gradient)
     if d_x is not None and padding is not None:
         d_x = padding.removed(d_x)
-    return d_x, d_state_0, gradients
+    d_h, d_c = d_state_0 if type(d_state_0) is tuple else (d_state_0, None)
+    return d_x, d_h, d_c, gradients
+
+
+def gradients(
+    token: Tensor, d_output: Tensor | None, d_h_n: Tensor | None, d_c_n: Tensor | None, input_gradient: bool
+) -> list[Tensor | None]:
+    """Return the gradients by x, h, c and each parameter."""
+    if _is_batched(d_output) or _is_batched(d_h_n) or _is_batched(d_c_n):
+        return _gradients_of_each(token, d_output, d_h_n, d_c_n, input_gradient)
+    d_x, d_h, d_c, by_weights = _differentiate(token, d_output, d_h_n, d_c_n, input_gradient)
+    return [
+        None if array is None else torch.from_numpy(array) for array in (d_x, d_h, d_c, *by_weights.values())
+    ]
+
+
+def _is_batched(tensor: Tensor | None) -> bool:
+    """Tell whether this stands for one of several, as with ``is_grads_batched=True``."""
+    return tensor is not None and torch._C._dispatch_keys(tensor).has(_BATCHED)
+
+
+def _gradients_of_each(token: Tensor, *rest: Any) -> list[Tensor | None]:
+    """Return them for each of several; torch goes through operators whose arguments are plain tensors."""
+    *d_results, input_gradient = rest
+    nothing = torch.empty(0)
+    given = [nothing if tensor is None else tensor for tensor in d_results]
+    d_x, d_h, d_c, flat = torch.ops.gatedrnn.backward_of_each(token, *given, input_gradient)
+    cached = _recorded_with(token).cached
+    by_weights = [flat[place].reshape(shape) for _, place, shape in cached.places]
+    return [d_x if input_gradient else None, d_h, d_c if cached.stack.has_c else None, *by_weights]
+
+
+def _backward_of_each(token: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    *d_results, input_gradient = rest
+    given = [tensor if tensor.numel() else None for tensor in d_results]
+    d_x, d_h, d_c, by_weights = _differentiate(token, given[0], given[1], given[2], input_gradient)
+    flat = np.concatenate([array.ravel() for array in by_weights.values()])
+    nothing = np.empty(0, d_h.dtype)
+    return tuple([torch.from_numpy(nothing if array is None else array) for array in (d_x, d_h, d_c, flat)])
 
 
 # ---- directly, for eager mode ----
@@ -192,6 +251,9 @@ def _differentiate(
 
 def run(call: Call, x: Tensor, h: Tensor | None, c: Tensor | None) -> tuple[Tensor, ...]:
     """Compute output, h_n and, for LSTM, c_n, without gradients."""
+    if torch.autograd.profiler._is_profiler_enabled:
+        with torch.autograd.profiler.record_function(f"gatedrnn::{call.cached.stack.cell}"):
+            return _tensors(*_run(call, x, _state(h, c)))
     return _tensors(*_run(call, x, _state(h, c)))
 
 
@@ -205,7 +267,7 @@ def forward(
     call: Call, x: Tensor, h: Tensor | None, c: Tensor | None, weights: Sequence[Tensor]
 ) -> tuple[Tensor, ...]:
     """Compute the same with gradients. `weights` are those of ``call.cached``."""
-    results: tuple[Tensor, ...] = cast(Any, _Recurrence).apply(call, x, h, c, *weights)
+    results: tuple[Tensor, ...] = _function_of(call.cached.stack.cell).apply(call, x, h, c, *weights)
     return results
 
 
@@ -219,7 +281,9 @@ class _Recurrence(torch.autograd.Function):
         # x is saved so that torch refuses a backward after a write into it. The weights need not be: the
         # tape has those that it was made with.
         ctx.save_for_backward(x, token)
-        ctx.others = h, c, *weights  # for `_final` alone, until a backward that needs no graph
+        ctx.call = call
+        ctx.others = h, c, *weights  # for `_with_graph` alone, until a backward that needs no graph
+        ctx.versions = _versions(h, c)
         return _tensors(output, state_n)
 
     @staticmethod
@@ -227,46 +291,42 @@ class _Recurrence(torch.autograd.Function):
         x, token = ctx.saved_tensors
         d_output, d_h_n, d_c_n = d_results if len(d_results) == 3 else (*d_results, None)
         needed = ctx.needs_input_grad
-        d_x, d_state, d_weights = _differentiate(token, d_output, d_h_n, d_c_n, needed[1])
-        d_h, d_c = d_state if type(d_state) is tuple else (d_state, None)
-        arrays = (d_x, d_h, d_c, *d_weights.values())
-        gradients = tuple(
-            [
-                torch.from_numpy(array) if wanted else None
-                for array, wanted in zip(arrays, needed[1:], strict=True)
-            ]
+        if torch.is_grad_enabled() or _transforming():
+            return None, *_with_graph(ctx, token, d_output, d_h_n, d_c_n, x)
+        ctx.others = ctx.call = None  # or they would live as long as the results, also after this backward
+        found = gradients(token, d_output, d_h_n, d_c_n, needed[1])
+        return None, *[g if wanted else None for g, wanted in zip(found, needed[1:], strict=True)]
+
+
+@functools.cache
+def _function_of(cell: str) -> Any:
+    """Return `_Recurrence` under the name that profilers and graphs show."""
+    return type(f"gatedrnn::{cell}", (_Recurrence,), {})
+
+
+def _with_graph(ctx: Any, token: Tensor, *tensors: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Compute the gradients with create_graph=True, or under a transform."""
+    from gatedrnn.torch import _formulas, _transforms
+
+    if ctx.others is None:
+        raise NotImplementedError(
+            "gatedrnn.torch: create_graph=True was asked for after a backward without it; ask both times"
         )
-        if not torch.is_grad_enabled():
-            ctx.others = None  # or they would live as long as the results, also after this backward
-        elif ctx.others is None:
-            raise NotImplementedError(_NO_SECOND_DERIVATIVES)
-        else:  # with create_graph=True
-            sources = [t for t in (x, *ctx.others, *d_results) if t is not None and t.requires_grad]
-            gradients = tuple([_final(gradient, sources) for gradient in gradients])
-        return None, *gradients
+    if ctx.call.cached.is_written() or ctx.versions != _versions(*ctx.others[:2]):
+        raise RuntimeError(
+            "gatedrnn.torch: create_graph=True was asked for, but weights or states were written to since"
+        )
+    options = _formulas.Options.of(ctx.call)
+    return _transforms.gradients(options, ctx.needs_input_grad[1], token, *tensors, *ctx.others)
 
 
-def _final(gradient: Tensor | None, sources: Sequence[Tensor]) -> Tensor | None:
-    """Mark a gradient as one that depends on its sources, but has no derivative by them, and says so."""
-    if gradient is None:
-        return None
-    marked: Tensor = cast(Any, _Final).apply(gradient, *sources)
-    return marked
-
-
-class _Final(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, gradient: Tensor, *sources: Tensor) -> Tensor:
-        return gradient.clone()  # that may be changed in place
-
-    @staticmethod
-    def backward(ctx: Any, *_: Tensor) -> tuple[Tensor, ...]:
-        raise NotImplementedError(_NO_SECOND_DERIVATIVES)
+def _versions(*states: Tensor | None) -> list[int]:
+    return [s._version for s in states if s is not None and not s.is_inference()]
 
 
 _NO_SECOND_DERIVATIVES = (
-    "gatedrnn.torch: has first derivatives only, but a gradient was differentiated again; use torch.nn's "
-    "module where second derivatives are needed"
+    "gatedrnn.torch: a compiled gradient was differentiated again; second derivatives are for calls that are "
+    "not compiled"
 )
 
 # ---- through the dispatcher ----
@@ -366,14 +426,10 @@ def _backward_kernel(
     d_output, d_h_n, d_c_n, input_gradient = rest[:4]
     if d_c_n is not None and not d_c_n.numel():  # by the empty c_n, or of no rows
         d_c_n = None
-    d_x, d_state, d_weights = _differentiate(token, d_output, d_h_n, d_c_n, input_gradient)
-    gradients = [
-        torch.from_numpy(gradient).to(weight.dtype)
-        for gradient, weight in zip(d_weights.values(), weights, strict=True)
-    ]
-    d_h, d_c = d_state if type(d_state) is tuple else (d_state, np.empty(0, d_state.dtype))
-    by_x = x.new_empty(0) if d_x is None else torch.from_numpy(d_x)
-    return by_x, torch.from_numpy(d_h), torch.from_numpy(d_c), gradients
+    d_x, d_h, d_c, *by_weights = gradients(token, d_output, d_h_n, d_c_n, input_gradient)
+    by_state = [x.new_empty(0) if g is None else g for g in (d_x, d_h, d_c)]
+    by_weights = [cast(Tensor, g).to(weight.dtype) for g, weight in zip(by_weights, weights, strict=True)]
+    return by_state[0], by_state[1], by_state[2], cast("list[Tensor]", by_weights)
 
 
 def _backward_fake(
@@ -412,6 +468,11 @@ def _refuse(ctx: Any, *_: Any) -> None:
     raise NotImplementedError(_NO_SECOND_DERIVATIVES)
 
 
+_library.define(
+    "backward_of_each(Tensor tape, Tensor d_output, Tensor d_h_n, Tensor d_c_n, bool input_gradient) "
+    "-> (Tensor, Tensor, Tensor, Tensor)"
+)
+_library.impl("backward_of_each", _backward_of_each, "CPU")
 _define("run", f"({_ARGUMENTS}) -> (Tensor, Tensor, Tensor)", _run_kernel, _run_fake)
 _define(
     "forward",
@@ -427,5 +488,26 @@ _define(
     _backward_kernel,
     _backward_fake,
 )
+
+
+def _flops(x: Sequence[int], weights: Sequence[Sequence[int]]) -> int:
+    """Count multiplications and additions in products, from shapes, as `torch.utils.flop_counter` does."""
+    return 2 * math.prod(x[:-1]) * sum([math.prod(w) for w in weights if len(w) == 2])
+
+
+def _forward_flops(x: Any, h: Any, c: Any, weights: Any, *rest: Any, **_: Any) -> int:
+    cell, learn_state = rest[6], rest[13]
+    return _flops(x, weights[: -1 - CELLS[cell].has_c] if learn_state else weights)
+
+
+def _backward_flops(token: Any, x: Any, weights: Any, *rest: Any, **_: Any) -> int:
+    """Count those by weights, and as many by inputs and states; those by x only where it is asked for."""
+    input_gradient, _, _, _, bidirectional = rest[3:]
+    by_x = 0 if input_gradient else (1 + bidirectional) * _flops(x, weights[:1])
+    return 2 * _flops(x, weights) - by_x
+
+
 torch.library.register_autograd("gatedrnn::forward", _gradients, setup_context=_keep, lib=_library)
 torch.library.register_autograd("gatedrnn::backward", _refuse, lib=_library)
+register_flop_formula([torch.ops.gatedrnn.run, torch.ops.gatedrnn.forward])(_forward_flops)
+register_flop_formula(torch.ops.gatedrnn.backward)(_backward_flops)

@@ -17,9 +17,10 @@ from gatedrnn._cell_options import engine_options
 from gatedrnn._merge import merged
 from gatedrnn._options import checked_precision
 from gatedrnn._parameters import fixed_start
-from gatedrnn.torch import _ops
+from gatedrnn.torch import _ops, _transforms
 from gatedrnn.torch._cache import DTYPE_NAMES, DTYPES, LOW_PRECISIONS, NetworkCache, Stack, shapes_of
 from gatedrnn.torch._errors import DtypeError, ShapeError
+from gatedrnn.torch._formulas import Options
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
 # What tells whether something watches torch's operators. A torch without these names is always asked to tell.
 _dispatch_modes = getattr(torch._C, "_len_torch_dispatch_stack", lambda: True)
 _tracing = getattr(torch._C, "_get_tracing_state", lambda: True)
-# Whether a transform of torch.func is at work. (A torch without this name refuses on its own.)
-_transforming = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
 
 # Arguments of all modules, in the order in which they are written.
 _COMMON_OPTIONS = (
@@ -309,11 +308,9 @@ class _Recurrent(nn.Module):
         ):
             arguments = (x, h, c, weights, *steps.tensors(), batch_first, packed, *stack, self._cache.number)
             return self._through_operators(arguments, dropout, seed, keep)
-        if _transforming():
-            raise NotImplementedError(
-                "gatedrnn.torch: the transforms of torch.func are not implemented; use torch.autograd, or "
-                "torch.nn's module"
-            )
+        if _ops._transforming():
+            options = Options(stack, *steps.arrays(), batch_first, packed, dropout)
+            return _transforms.transformed(self._cache, options, seed, x, h, c, weights)
         cached = self._cache.get(stack, weights, keep)
         dropout_seed = 0 if seed is None else int(seed)
         call = _ops.Call(cached, *steps.arrays(), batch_first, packed, dropout, dropout_seed)
