@@ -404,3 +404,44 @@ print(json.dumps([model(torch.zeros(5, 2, 3))[0].shape[-1], late]))
 """
     assert run_python(code.format(before="")) == [4, True]
     assert run_python(code.format(before="import torch._dynamo.variables.builder")) == [4, False]
+
+
+# ---- what surrounds modules ----
+
+
+@every_class
+def test_hooks(name):
+    """As training libraries set them, before and after both ways."""
+    seen = {}
+    for module in both(name, INPUT, HIDDEN):
+        calls = seen[type(module).__module__.partition(".")[0]] = []
+        module.register_forward_pre_hook(
+            lambda m, arguments, options, calls=calls: calls.append(
+                ("before", len(arguments), list(options))
+            ),
+            with_kwargs=True,
+        )
+        module.register_forward_hook(lambda m, a, result, calls=calls: calls.append(len(tensors(result))))
+        module.register_full_backward_pre_hook(lambda m, g, calls=calls: calls.append(("back", len(g))))
+        module.register_full_backward_hook(
+            lambda m, by_inputs, by_outputs, calls=calls: calls.append([g is not None for g in by_inputs])
+        )
+        x = random(4, INPUT).requires_grad_()
+        tensors(module(x))[0].sum().backward()
+        calls.append(x.grad is not None)
+    assert seen["gatedrnn"] == seen["torch"]
+    assert len(seen["torch"]) >= 3
+
+
+@every_class
+def test_replicas_share_parameters(name):
+    """As torch.nn.DataParallel makes them."""
+    _, module = both(name, INPUT, HIDDEN)
+    replica = module._replicate_for_data_parallel()
+    for key in list(module._parameters):
+        setattr(replica, key, module._parameters[key] * 1)
+    x = random(4, INPUT)
+    result = tensors(replica(x))[0]
+    assert torch.equal(result, tensors(module(x))[0])
+    result.sum().backward()
+    assert all(p.grad is not None for n, p in module.named_parameters() if "ih" in n)
