@@ -13,6 +13,7 @@ torch = pytest.importorskip("torch")
 
 from torch import nn  # noqa: E402
 from torch.nn.utils import rnn  # noqa: E402
+from torch.utils._pytree import tree_leaves  # noqa: E402
 
 import gatedrnn.torch as gt  # noqa: E402
 
@@ -210,7 +211,6 @@ def half_left():
     return nn.ModuleDict(
         {
             "own": Own(3, 4),
-            "parametrised": nn.utils.parametrizations.weight_norm(nn.GRU(3, 4), "weight_hh_l0"),
             "meta": nn.RNN(3, 4, device="meta"),
             "usual": nn.LSTM(3, 4),
         }
@@ -219,18 +219,43 @@ def half_left():
 
 def test_what_is_left_is_said():
     model = half_left()
-    with pytest.warns(
-        UserWarning, match="accelerate left own: Own is a class of its own; parametrised: its "
-    ):
+    with pytest.warns(UserWarning, match="accelerate left own: Own is a class of its own; meta: its "):
         fast = gt.accelerate(model)
     assert [type(fast[name]) for name in ("own", "meta", "usual")] == [Own, nn.RNN, gt.LSTM]
     assert gt.inspect(fast) == {
         "own": "torch.nn.Own(3, 4), left: Own is a class of its own",
-        "parametrised": f"torch.nn.{fast['parametrised']}, left: its weights are parametrised",
         "meta": "torch.nn.RNN(3, 4), left: its parameters are on meta",
         "usual": "gatedrnn.torch.LSTM(3, 4)",
     }
     assert gt.inspect(model)["usual"] == "torch.nn.LSTM(3, 4), not accelerated"
+
+
+@pytest.mark.parametrize("cell", ["LSTM", "GRUCell"])
+def test_parametrizations_are_kept(cell):
+    parametrize, module = nn.utils.parametrize, getattr(nn, cell)(3, 4)
+    name = "weight_hh" if "Cell" in cell else "weight_hh_l0"
+    nn.utils.parametrizations.weight_norm(module, name)
+    nn.utils.parametrizations.orthogonal(module, name.replace("hh", "ih"))
+    model, x = nn.ModuleDict({"rnn": module}), torch.linspace(-1, 1, 15).reshape(5, 3)
+    expected = module(x)
+    fast = gt.accelerate(model, inplace=True)["rnn"]
+    assert isinstance(fast, getattr(gt, cell))
+    assert parametrize.is_parametrized(fast, name)
+    assert fast.parametrizations is module.parametrizations
+    for made in (fast, copy.deepcopy(fast), gt.restore(model)["rnn"]):
+        for a, b in zip(tree_leaves(made(x)), tree_leaves(expected), strict=True):
+            torch.testing.assert_close(a, b)
+    tree_leaves(fast(x))[0].sum().backward()
+    ours = [p.grad.clone() for p in module.parameters()]
+    module.zero_grad()
+    tree_leaves(module(x))[0].sum().backward()
+    for a, b in zip(ours, [p.grad for p in module.parameters()], strict=True):
+        torch.testing.assert_close(a, b)
+    parametrize.remove_parametrizations(fast, name)
+    assert type(gt.restore(model)["rnn"]).__name__ == f"Parametrized{cell}"
+    parametrize.remove_parametrizations(fast, name.replace("hh", "ih"))
+    assert type(fast) is getattr(gt, cell)
+    torch.testing.assert_close(tree_leaves(fast(x))[0], tree_leaves(expected)[0])
 
 
 def test_the_older_weight_norm_is_left():

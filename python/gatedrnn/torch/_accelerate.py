@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 import warnings
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 import torch
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizations
 
 from gatedrnn import _checks
 from gatedrnn._options import checked_precision
@@ -37,8 +38,8 @@ def accelerate(model: _M, *, precision: str | None = None, verify: Any = None, i
 
     Parameters are kept, the very tensors where `inplace`, so optimisers and state dictionaries go on; hooks
     and the mode (train or eval) go along. A module that stands in several places stays one. What is left,
-    with the reason, is in a warning: subclasses, whose equations nobody knows; parametrised modules; those on
-    other devices than the CPU. `inspect` lists everything.
+    with the reason, is in a warning: subclasses, whose equations nobody knows, and modules on other devices
+    than the CPU. Parametrizations are kept. `inspect` lists everything.
 
     Args:
         model: Any module; itself an LSTM, it becomes ours.
@@ -118,11 +119,13 @@ def _is_recurrent(module: nn.Module) -> bool:
 
 def _reason_to_leave(module: nn.Module) -> str:
     """Say why a module of torch.nn's cannot be one of ours, or nothing."""
-    if nn.utils.parametrize.is_parametrized(module):
-        return "its weights are parametrised"
-    if type(module) not in _THEIRS.values():
-        return f"{type(module).__name__} is a class of its own"
+    cls = type_before_parametrizations(module)
+    if cls not in _THEIRS.values():
+        return f"{cls.__name__} is a class of its own"
     parameters = dict(module.named_parameters(recurse=False))
+    if is_parametrized(module):
+        parametrizations = cast(nn.ModuleDict, module.parametrizations)
+        parameters |= {name: getattr(module, name) for name in parametrizations}
     of_cell = ("weight_ih", "weight_hh", *(("bias_ih", "bias_hh") if module.bias else ()))
     if parameters.keys() != set(getattr(module, "_flat_weights_names", of_cell)):
         return "it has other parameters"
@@ -140,7 +143,7 @@ def _ours(module: nn.Module, precision: str | None) -> _Made:
         return None, ""
     if reason := _reason_to_leave(module):
         return None, reason
-    cls = _OURS[type(module).__name__]
+    cls = _OURS[type_before_parametrizations(module).__name__]
     dtype = next(module.parameters()).dtype
     low = precision if DTYPES[dtype] == DTYPES[torch.float32] else None
     return with_all_of(module, cls, dtype, cls._nn_options, {"precision": low}), ""
@@ -149,10 +152,11 @@ def _ours(module: nn.Module, precision: str | None) -> _Made:
 def _of_torch(module: nn.Module) -> _Made:
     if not isinstance(module, _Recurrent):
         return None, ""
-    if type(module) not in _OURS.values():
-        return None, f"{type(module).__name__} is a class of its own"
+    cls = type_before_parametrizations(module)
+    if cls not in _OURS.values():
+        return None, f"{cls.__name__} is a class of its own"
     if option := module._beyond_nn():
-        return None, f"torch.nn.{type(module).__name__} has no {option}"
+        return None, f"torch.nn.{cls.__name__} has no {option}"
     return nn_module(module), ""
 
 

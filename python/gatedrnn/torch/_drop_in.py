@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from gatedrnn._checks import ZEROS
 from gatedrnn._parameters import INITIAL_STATE
@@ -151,7 +152,18 @@ def with_all_of(
         made: nn.Module = cls(*sizes, bias=bool(source.bias), device="meta", dtype=dtype, **options)
     for name, parameter in source.named_parameters(recurse=False):
         setattr(made, name, parameter)
+    if parametrize.is_parametrized(source):
+        _take_parametrizations(source, made)
     for name, value in vars(source).items():
         if name.endswith(("_hooks", "_hooks_with_kwargs", "_always_called")):
             setattr(made, name, value)
     return made.train(source.training)
+
+
+def _take_parametrizations(source: Any, made: nn.Module) -> None:
+    """Let weights be made of parameters as they are in another module, by the very same modules."""
+    cast(Any, parametrize)._inject_new_class(made)
+    made.parametrizations = source.parametrizations
+    for name in source.parametrizations:
+        del made._parameters[name]
+        cast(Any, parametrize)._inject_property(made, name)
