@@ -55,8 +55,12 @@ def run(report: Report, rounds: int) -> None:
     report.add("validation loss", [loss], _TOLERANCE)
     with report.timed("generation, a step", _GENERATED):
         _generate(model)
+    with report.timed("of it, the LSTM", _GENERATED):
+        _step(model)
     with report.fixed(model), report.timed("generation, a step, fixed", _GENERATED):
         _generate(model)
+    with report.fixed(model), report.timed("of it, the LSTM, fixed", _GENERATED):
+        _step(model)
 
 
 def _train(model: Model, text: Tensor, updates: int) -> list[float]:
@@ -97,6 +101,14 @@ def _generate(model: Model) -> None:
     for _ in range(_GENERATED):
         scores, state = model(word, state)
         word.fill_(torch.multinomial(scores.squeeze().exp(), 1)[0])
+
+
+@torch.no_grad()
+def _step(model: Model) -> None:
+    """Take as many steps of the recurrent layers alone: the rest is the score of each word."""
+    x, state = torch.zeros(1, 1, _SIZE), model.start(1)
+    for _ in range(_GENERATED):
+        _, state = model.recurrent(x, state)
 
 
 @functools.cache
