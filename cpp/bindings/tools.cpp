@@ -98,8 +98,11 @@ std::uint64_t hash_of(const Bytes& bytes) {
   unsigned char rest[kHashBlock] = {};
   std::copy_n(bytes.data + bytes.size / kHashBlock * kHashBlock, bytes.size % kHashBlock, rest);
   active_table().whole().hash_blocks(rest, 1, lanes);
-  auto hash = static_cast<std::uint64_t>(bytes.size);
-  for (const std::uint32_t lane : lanes) hash = mixed(hash, lane);
+  // Side by side, since each step of a chain waits for the one before.
+  std::uint64_t chains[8] = {static_cast<std::uint64_t>(bytes.size)};
+  for (std::size_t i = 0; i < std::size(lanes); ++i) chains[i % 8] = mixed(chains[i % 8], lanes[i]);
+  std::uint64_t hash = 0;
+  for (const std::uint64_t chain : chains) hash = mixed(hash, chain);
   return hash;
 }
 
@@ -146,7 +149,7 @@ py::dict machine() {
 py::array aligned_array(py::ssize_t count, const py::dtype& dtype) { return new_aligned_array(dtype, {count}); }
 
 std::uint64_t fingerprint(const std::vector<py::array>& arrays) {
-  constexpr Index most = 64 << 10;
+  constexpr Index most = 256 << 10;  // of a piece; each costs as much beside as a few KB do
   std::vector<Bytes> pieces;
   Index total = 0;
   for (const py::array& array : arrays) {
