@@ -15,8 +15,6 @@
 namespace gatedrnn {
 namespace {
 
-constexpr unsigned kOsXsave = 1u << 27;  // of leaf 1, in c: xgetbv may be used
-
 unsigned basic_c(const CpuRegisters& r) { return r.basic.c; }
 unsigned structured_b(const CpuRegisters& r) { return r.structured.b; }
 unsigned structured_c(const CpuRegisters& r) { return r.structured.c; }
@@ -29,9 +27,11 @@ unsigned arm_more(const CpuRegisters& r) { return static_cast<unsigned>(r.arm_mo
 unsigned tiles_permitted(const CpuRegisters& r) { return r.tiles_permitted; }
 
 constexpr unsigned kAmxTile = 1u << 24;  // of leaf 7, in d
-constexpr unsigned kSavedTiles = 0x60000;
 
 #if defined(__x86_64__)
+constexpr unsigned kOsXsave = 1u << 27;  // of leaf 1, in c: xgetbv may be used
+constexpr unsigned kSavedTiles = 0x60000;
+
 CpuRegisters::Leaf leaf(unsigned number, unsigned sub = 0) {
   CpuRegisters::Leaf leaf;
   if (!__get_cpuid_count(number, sub, &leaf.a, &leaf.b, &leaf.c, &leaf.d)) return {};
