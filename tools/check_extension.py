@@ -1,9 +1,9 @@
 """Refuse a wheel whose extension modules say more than they must (needs pyelftools).
 
-    python tools/check_extension.py WHEEL
+    python tools/check_extension.py WHEEL [SUFFIX]
 
 auditwheel checks what an extension needs. This is about what it has: an exported symbol besides its entry,
-a path to search libraries in, symbols and lines for debuggers.
+a path to search libraries in, symbols and lines for debuggers, another suffix than Python looks for.
 """
 
 from __future__ import annotations
@@ -38,13 +38,16 @@ def problems_of(name: str, content: bytes) -> Iterator[str]:
         yield f"it is not stripped of {', '.join(kept)}"
 
 
-def main(path: str) -> int:
+def main(path: str, suffix: str = ".so") -> int:
     """Look at all modules of a wheel."""
     with zipfile.ZipFile(path) as wheel:
         modules = [name for name in wheel.namelist() if name.endswith(".so")]
         problems = [
             f"{name}: {problem}" for name in modules for problem in problems_of(name, wheel.read(name))
         ]
+    problems += [
+        f"{name}: expected a name that ends in {suffix}" for name in modules if not name.endswith(suffix)
+    ]
     if not modules:
         problems = ["it has no extension module"]
     for problem in problems:
@@ -53,4 +56,4 @@ def main(path: str) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main(sys.argv[1]))
+    raise SystemExit(main(*sys.argv[1:]))

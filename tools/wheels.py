@@ -213,11 +213,13 @@ def build_wheel(target: Target, environment: Environment, folder: Path) -> Path:
     for outcome in (raw, checked):
         shutil.rmtree(outcome, ignore_errors=True)
     toolchain = write_toolchain(folder / "toolchain", target, environment, build)
+    suffix = suffix_for(target)
     settings = {
         "build-dir": str(build),
         "cmake.define.CMAKE_TOOLCHAIN_FILE": str(toolchain),
         "cmake.define.Python_EXECUTABLE": str(environment.python),
         "cmake.define.Python_INCLUDE_DIR": str(write_headers(folder)),
+        "cmake.define.PYBIND11_USE_CROSSCOMPILING": "ON",  # the suffix is that of the variable below
         "install.strip": "false",
         "wheel.reproducible": "true",
     }
@@ -227,7 +229,7 @@ def build_wheel(target: Target, environment: Environment, folder: Path) -> Path:
         *(f"--config-settings={name}={value}" for name, value in settings.items()),
         str(SOURCE),
         SOURCE_DATE_EPOCH=epoch,
-        SETUPTOOLS_EXT_SUFFIX=suffix_for(target),
+        SETUPTOOLS_EXT_SUFFIX=suffix,
         _PYTHON_HOST_PLATFORM=f"linux-{target.processor}",
     )
     # It finds the tag that the extension deserves; only of its own machine does it know the names beforehand.
@@ -237,7 +239,7 @@ def build_wheel(target: Target, environment: Environment, folder: Path) -> Path:
     wheel = _only(checked)
     if target.wheel not in wheel.stem.split("-")[-1].split("."):
         raise BuildError(f"expected a wheel for {target.wheel}, got {wheel.name}")
-    environment.run("python", str(SOURCE / "tools" / "check_extension.py"), str(wheel))
+    environment.run("python", str(SOURCE / "tools" / "check_extension.py"), str(wheel), suffix)
     if wheel.stat().st_size >= MOST_BYTES:
         raise BuildError(f"{wheel.name}: expected less than {MOST_BYTES} bytes, got {wheel.stat().st_size}")
     return wheel
