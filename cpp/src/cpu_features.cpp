@@ -1,6 +1,7 @@
 #include "gatedrnn/cpu_features.h"
 
 #include <algorithm>
+#include <iterator>
 
 #if defined(__x86_64__)
 #include <cpuid.h>
@@ -72,6 +73,8 @@ CpuRegisters read_cpu_registers() {
 #elif defined(__aarch64__) && defined(__linux__)
   registers.arm = getauxval(AT_HWCAP);
   registers.arm_more = getauxval(AT_HWCAP2);
+  constexpr unsigned long has_model = 1u << 11;  // the system answers for the register
+  if (registers.arm & has_model) __asm__("mrs %0, MIDR_EL1" : "=r"(registers.arm_model));
 #endif
   return registers;
 }
@@ -160,6 +163,15 @@ bool is_amd(const CpuRegisters& registers) {
 bool is_zen_3_or_4(const CpuRegisters& registers) {
   const unsigned a = registers.basic.a, base = a >> 8 & 0xf, family = base == 0xf ? base + (a >> 20 & 0xff) : base;
   return is_amd(registers) && family == 0x19;
+}
+
+bool is_wide_arm(const CpuRegisters& registers) {
+  constexpr unsigned arm = 0x41, apple = 0x61;
+  // Neoverse V1, V2 and V3; Cortex-X1, -X1C, -X2, -X3, -X4 and -X925.
+  constexpr unsigned wide[] = {0xd40, 0xd4f, 0xd84, 0xd44, 0xd4c, 0xd48, 0xd4e, 0xd82, 0xd85};
+  const auto maker = static_cast<unsigned>(registers.arm_model >> 24 & 0xff);
+  const auto model = static_cast<unsigned>(registers.arm_model >> 4 & 0xfff);
+  return maker == apple || (maker == arm && std::find(std::begin(wide), std::end(wide), model) != std::end(wide));
 }
 
 }  // namespace gatedrnn
