@@ -12,6 +12,7 @@ import argparse
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import stat
 import subprocess
@@ -31,6 +32,7 @@ TOOLS = [
     "pyelftools>=0.31",
     "cmake>=3.25",
     "ninja>=1.11",
+    "scikit-build-core>=1.0",  # has reproducible wheels
 ]
 # Files in a wheel are as old as this says, unless SOURCE_DATE_EPOCH does.
 EPOCH = "1577836800"
@@ -118,7 +120,7 @@ def _build_requirements() -> list[str]:
     """Those of pyproject.toml, which Python 3.10 cannot parse."""
     for line in (SOURCE / "pyproject.toml").read_text().splitlines():
         if line.startswith("requires = ["):
-            return [part for part in line.split('"')[1::2]]
+            return line.split('"')[1::2]
     raise BuildError("pyproject.toml: expected a line with the build's requirements, found none")
 
 
@@ -134,10 +136,10 @@ for argument do
   esac
   set -- "$@" "$argument"
 done
-exec '{python}' -m ziglang c++ -target {zig} {prefixes} "$@"
+exec {python} -m ziglang c++ -target {zig} {prefixes} "$@"
 """
 TOOL = """#!/bin/sh
-exec '{python}' -m ziglang {name} "$@"
+exec {python} -m ziglang {name} "$@"
 """
 # -s, since the machine's own strip knows no other machine's files.
 TOOLCHAIN = """set(CMAKE_SYSTEM_NAME {system})
@@ -154,10 +156,11 @@ def write_toolchain(folder: Path, target: Target, environment: Environment, buil
     folder.mkdir(parents=True, exist_ok=True)
     # Paths of this machine stay out of what is compiled.
     prefixes = {SOURCE: "gatedrnn", build: "build", environment.folder: "environment"}
-    flags = " ".join(f"'-ffile-prefix-map={path}={name}'" for path, name in prefixes.items())
-    _write_program(folder / "c++", COMPILER.format(python=environment.python, zig=target.zig, prefixes=flags))
+    flags = shlex.join(f"-ffile-prefix-map={path}={name}" for path, name in prefixes.items())
+    python = shlex.quote(str(environment.python))
+    _write_program(folder / "c++", COMPILER.format(python=python, zig=target.zig, prefixes=flags))
     for name in ("ar", "ranlib"):
-        _write_program(folder / name, TOOL.format(python=environment.python, name=name))
+        _write_program(folder / name, TOOL.format(python=python, name=name))
     toolchain = folder / "toolchain.cmake"
     toolchain.write_text(TOOLCHAIN.format(system=target.system, processor=target.processor, folder=folder))
     return toolchain
@@ -197,10 +200,18 @@ def write_headers(folder: Path) -> Path:
     )
 
 
+def this_interpreter() -> str:
+    """Return the version and variant as extension modules have it, such as cpython-314t."""
+    return "-".join(str(sysconfig.get_config_var("SOABI")).split("-")[:2])
+
+
 def suffix_for(target: Target) -> str:
     """Return how the names of that machine's extension modules end."""
-    interpreter = "-".join(str(sysconfig.get_config_var("SOABI")).split("-")[:2])  # cpython-311
-    return f".{interpreter}-{target.abi}.so"
+    assert target.abi
+    abi = (
+        target.abi if sys.version_info >= (3, 11) else target.abi.replace("musl", "gnu")
+    )  # told apart since 3.11
+    return f".{this_interpreter()}-{abi}.so"
 
 
 # ---- Wheels --------------------------------------------------------------------------------------
@@ -317,7 +328,9 @@ def main() -> int:
             f"expected CPython on Linux, got {platform.python_implementation()} on {platform.system()}"
         )
     try:
-        for line in build_all(list(dict.fromkeys(options.target)), options.out, options.cache.resolve()):
+        for line in build_all(
+            list(dict.fromkeys(options.target)), options.out, options.cache.resolve() / this_interpreter()
+        ):
             print(line, flush=True)
     except BuildError as reason:
         print(f"wheels.py: {reason}", file=sys.stderr)
