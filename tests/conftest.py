@@ -11,6 +11,14 @@ if BORROWED:
     import gatedrnn.torch
 
 
+def pytest_addoption(parser):
+    parser.addoption("--every", type=int, default=1, metavar="N", help="run every Nth test only (emulators are slow)")
+
+
+def pytest_collection_modifyitems(config, items):
+    items[:] = items[:: config.getoption("--every")]
+
+
 @pytest.fixture(autouse=True)
 def _thread_count_restored():
     """A test may set the number of threads; the next one starts from what there was."""

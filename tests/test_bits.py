@@ -11,14 +11,12 @@ import gatedrnn as gr
 from helpers import (
     CELLS_AND_PROJECTION,
     DTYPES,
-    FMA_ISAS,
     HAS_FMA,
     assert_same_bits,
     build,
     flat,
     normal,
     rows_of,
-    run_python,
     state_of,
 )
 
@@ -186,26 +184,6 @@ def test_these_shapes_are_split_in_every_way(cell):
         plans = [plan(steps, batch, threads) for threads in (2, 3, 4)]
         splits |= {k for p in plans for k in p if k.endswith("_groups") and p[k] > 1}
     assert splits == {"layer_groups", "direction_groups", "row_groups", "unit_groups"}
-
-
-DIGESTS = "import digests, json; print(json.dumps(digests.digests()))"
-
-
-@pytest.fixture(scope="module")
-def best_digests():
-    return run_python(DIGESTS, isa=(FMA_ISAS or ["baseline"])[-1])
-
-
-@pytest.mark.parametrize("isa", FMA_ISAS or ["baseline"])
-def test_kernels_agree(isa, best_digests):
-    """Every FMA instruction set here has the bits of the best one, hence of all others; so does a second run.
-
-    That these are the bits of the plain scalar loops is what tests/cpp compares, on each instruction set. A
-    machine without FMA has only its baseline kernels, which must give the same numbers in a second run.
-    """
-    assert run_python(DIGESTS, isa=isa) == best_digests
-    assert len(set(best_digests.values())) == len(best_digests)
-    assert {name.split()[0] for name in best_digests} == set(CELLS_AND_PROJECTION)
 
 
 # --- time -----------------------------------------------------------------------------------------

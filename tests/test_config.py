@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import platform
+import re
 import subprocess
 import warnings
+from pathlib import Path
 
 import pytest
 
@@ -47,6 +50,41 @@ def test_features_decide_what_is_available(capsys):
         needed = {"avx2", "fma", "movbe", "lzcnt", "os-ymm"}
         assert "avx2" not in AVAILABLE or needed <= set(machine["features"])
     assert gr.show_config("dict")["processor features"] == machine["features"]
+
+
+# What each instruction set needs, as Linux names it: words of /proc/cpuinfo on x86-64, bits of AT_HWCAP and
+# AT_HWCAP2 on AArch64 (whose /proc/cpuinfo is the host's under an emulator).
+X86_64 = {
+    "avx2": "pni ssse3 cx16 sse4_1 sse4_2 movbe popcnt lahf_lm abm xsave avx f16c fma bmi1 bmi2 avx2",
+    "avx_vnni": "avx2 avx_vnni",
+    "avx512": "avx2 avx512f avx512dq avx512cd avx512bw avx512vl",
+    "avx512_vnni": "avx512f avx512_vnni",
+    "avx512_bf16": "avx512f avx512_vnni avx512_bf16",
+    "amx": "avx512f amx_tile amx_int8 amx_bf16",
+}
+AARCH64 = {"neon_dot": (1 << 7 | 1 << 8 | 1 << 12 | 1 << 20, 0), "neon_bf16": (1 << 20, 1 << 14)}
+
+
+def instruction_sets_of_this_processor():
+    if platform.machine() == "aarch64":
+        auxiliary = ctypes.CDLL(None).getauxval
+        auxiliary.restype = ctypes.c_ulong
+        has = auxiliary(16), auxiliary(26)
+        return {"neon"} | {
+            isa for isa, needs in AARCH64.items() if all(h & n == n for h, n in zip(has, needs, strict=True))
+        }
+    (flags, *_) = re.findall(r"^flags\s*:(.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    return {"baseline"} | {isa for isa, needs in X86_64.items() if set(needs.split()) <= set(flags.split())}
+
+
+@pytest.mark.skipif(platform.system() != "Linux", reason="asks Linux what the processor has")
+def test_every_instruction_set_of_this_processor_is_available():
+    """A build that overlooks one computes several times slower, without a word."""
+    expected = instruction_sets_of_this_processor()
+    if "os-tmm" in _core.machine()["missing"].get("amx", ()):  # the system keeps its tiles to itself
+        expected -= {"amx"}
+    assert set(AVAILABLE) == expected
+    assert set(gr.show_config("dict")["isa available"]) == expected
 
 
 def imported_on(monkeypatch, wanted="", **facts):

@@ -70,7 +70,7 @@ WRONG_ARRAYS = {
     "object": (object(), TypeError),
     "dictionary": ({}, TypeError),
     "integers": (X.astype(np.int64), TypeError),
-    "unsigned": (X.astype(np.uint8), TypeError),
+    "unsigned": (np.abs(X).astype(np.uint8), TypeError),
     "bool": (X > 0, TypeError),
     "complex": (X.astype(np.complex64), TypeError),
     "objects": (X.astype(object), TypeError),

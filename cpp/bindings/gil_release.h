@@ -3,11 +3,10 @@
 
 #include <pybind11/pybind11.h>
 
-#include <chrono>
 #include <optional>
-#include <thread>
 
 #include "gatedrnn/network.h"
+#include "restore_thread.h"
 
 #if defined(__linux__)
 #include <sys/syscall.h>
@@ -19,13 +18,11 @@ namespace gatedrnn::bindings {
 // A signal's handler has raised an exception, which Python has.
 struct SignalRaised {};
 
-// Unlike py::gil_scoped_release it survives the end of the interpreter: to a daemon thread that asks for the interpreter then,
-// CPython (before 3.14, which lets it hang) answers with pthread_exit, whose unwinding would end the process in the destructor, or
-// let go of Python objects without the interpreter. So the thread stays here, as in 3.14, until the process ends.
+// Unlike py::gil_scoped_release it survives the end of the interpreter.
 class GilRelease {
  public:
   GilRelease() : state_(PyEval_SaveThread()) {}
-  ~GilRelease() { take_back(); }
+  ~GilRelease() { restore_thread(state_); }
   GilRelease(const GilRelease&) = delete;
   GilRelease& operator=(const GilRelease&) = delete;
 
@@ -36,16 +33,8 @@ class GilRelease {
   }
 
  private:
-  void take_back() {
-    try {
-      PyEval_RestoreThread(state_);
-    } catch (...) {
-      for (;;) std::this_thread::sleep_for(std::chrono::hours(1));
-    }
-  }
-
   void answer_signals() {
-    take_back();
+    restore_thread(state_);
     const bool raised = PyErr_CheckSignals() != 0;
     state_ = PyEval_SaveThread();
     if (raised) throw SignalRaised();

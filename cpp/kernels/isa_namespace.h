@@ -14,6 +14,12 @@
 #define EIGEN_DONT_PARALLELIZE
 #define EIGEN_MPL2_ONLY
 #define EIGEN_NO_IO
+#if defined(__clang__) && defined(__MINGW32__)
+// Eigen 3.4 takes this Clang for a GCC of old, whose names did not tell vectors by their width, and wraps them.
+#include <Eigen/src/Core/util/Macros.h>
+#undef EIGEN_COMP_MINGW
+#define EIGEN_COMP_MINGW 0
+#endif
 #include <Eigen/Core>
 
 #define GATEDRNN_INLINE inline __attribute__((always_inline))

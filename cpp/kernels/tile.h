@@ -7,8 +7,13 @@
 
 namespace gatedrnn::GATEDRNN_ISA {
 
-// Registers left for accumulators when one operand of each product is held and the other streams.
+// Registers left for accumulators when one operand of each product is held and the other streams: AVX-512 and AArch64 have 32 in all,
+// the others 16.
+#if defined(__aarch64__)
+constexpr int kAccumulators = 24;
+#else
 constexpr int kAccumulators = sizeof(Simd<float>::V) == 64 ? 24 : 12;
+#endif
 
 // A block of vectors in memory: [panel][row][vectors][lanes].
 template <class T>

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cstdlib>
 #include <new>
 
 #if defined(__linux__)
@@ -38,10 +37,12 @@ Index rounded(Index bytes) {
 
 constexpr std::size_t kHugePage = std::size_t(2) << 20;
 
+std::align_val_t alignment_of(const Block& block) { return std::align_val_t(block.huge ? kHugePage : kAlignment); }
+
 // Null where there is no memory.
 void* allocated(const Block& block) {
-  const auto bytes = static_cast<std::size_t>(block.bytes), alignment = block.huge ? kHugePage : kAlignment;
-  void* const data = std::aligned_alloc(alignment, (bytes + alignment - 1) / alignment * alignment);
+  const auto bytes = static_cast<std::size_t>(block.bytes);
+  void* const data = ::operator new(bytes, alignment_of(block), std::nothrow);
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
   // Only whole pages, so that no more memory is taken than is used. A refusal costs nothing but time.
   if (data && block.huge) madvise(data, bytes / kHugePage * kHugePage, MADV_HUGEPAGE);
@@ -52,7 +53,7 @@ void* allocated(const Block& block) {
 // GNU's allocator keeps what is freed below something that is in use, unless it is told to look for it. (Blocks from the system
 // itself would go back at once, but calls were 4 to 8 % slower on weights and scratch that lay in such.)
 void release(const Block& block) {
-  std::free(block.data);
+  ::operator delete(block.data, alignment_of(block));
 #if defined(__GLIBC__)
   constexpr Index looked_for = 64 << 20;
   static std::atomic<Index> freed{0};

@@ -37,14 +37,32 @@ Index cache_size(int level) {
 Index cache_size(int) { return 0; }
 #endif
 
+// Vectors that a core multiplies and adds in a cycle, and their bytes.
+void set_rates(Core& core) {
+  const CpuRegisters registers = read_cpu_registers();
+#if defined(__aarch64__)
+  core.madd_vectors = is_wide_arm(registers) ? 4 : 2;
+  core.madd_bytes = 16 * core.madd_vectors;
+#else
+  constexpr Index two_widest_vectors = 128;
+  core.madd_bytes = is_zen_3_or_4(registers) ? two_widest_vectors / 2 : two_widest_vectors;
+#endif
+}
+
+// Where nobody tells.
+#if defined(__aarch64__)
+constexpr Index kUsualL1 = 64 << 10, kUsualL2 = 1 << 20, kUsualL3 = 32 << 20;
+#else
+constexpr Index kUsualL1 = 32 << 10, kUsualL2 = 512 << 10, kUsualL3 = 8 << 20;
+#endif
+
 Core read_core() {
   const auto cache = [](int level, Index otherwise) {
     const Index size = cache_size(level);
     return size > 0 ? size : otherwise;
   };
-  constexpr Index two_widest_vectors = 128;
-  Core core = {cache(1, 32 << 10), cache(2, 512 << 10), cache(3, 8 << 20),
-               is_zen_3_or_4(read_cpu_registers()) ? two_widest_vectors / 2 : two_widest_vectors};
+  Core core = {cache(1, kUsualL1), cache(2, kUsualL2), cache(3, kUsualL3), 0};
+  set_rates(core);
   core.l2 = std::max(core.l2, core.l1);
   core.l3 = std::max(core.l3, core.l2);
   return core;

@@ -1,6 +1,7 @@
 #include "gatedrnn/cpu_features.h"
 
 #include <algorithm>
+#include <iterator>
 
 #if defined(__x86_64__)
 #include <cpuid.h>
@@ -15,8 +16,6 @@
 namespace gatedrnn {
 namespace {
 
-constexpr unsigned kOsXsave = 1u << 27;  // of leaf 1, in c: xgetbv may be used
-
 unsigned basic_c(const CpuRegisters& r) { return r.basic.c; }
 unsigned structured_b(const CpuRegisters& r) { return r.structured.b; }
 unsigned structured_c(const CpuRegisters& r) { return r.structured.c; }
@@ -29,9 +28,11 @@ unsigned arm_more(const CpuRegisters& r) { return static_cast<unsigned>(r.arm_mo
 unsigned tiles_permitted(const CpuRegisters& r) { return r.tiles_permitted; }
 
 constexpr unsigned kAmxTile = 1u << 24;  // of leaf 7, in d
-constexpr unsigned kSavedTiles = 0x60000;
 
 #if defined(__x86_64__)
+constexpr unsigned kOsXsave = 1u << 27;  // of leaf 1, in c: xgetbv may be used
+constexpr unsigned kSavedTiles = 0x60000;
+
 CpuRegisters::Leaf leaf(unsigned number, unsigned sub = 0) {
   CpuRegisters::Leaf leaf;
   if (!__get_cpuid_count(number, sub, &leaf.a, &leaf.b, &leaf.c, &leaf.d)) return {};
@@ -72,6 +73,8 @@ CpuRegisters read_cpu_registers() {
 #elif defined(__aarch64__) && defined(__linux__)
   registers.arm = getauxval(AT_HWCAP);
   registers.arm_more = getauxval(AT_HWCAP2);
+  constexpr unsigned long has_model = 1u << 11;  // the system answers for the register
+  if (registers.arm & has_model) __asm__("mrs %0, MIDR_EL1" : "=r"(registers.arm_model));
 #endif
   return registers;
 }
@@ -160,6 +163,15 @@ bool is_amd(const CpuRegisters& registers) {
 bool is_zen_3_or_4(const CpuRegisters& registers) {
   const unsigned a = registers.basic.a, base = a >> 8 & 0xf, family = base == 0xf ? base + (a >> 20 & 0xff) : base;
   return is_amd(registers) && family == 0x19;
+}
+
+bool is_wide_arm(const CpuRegisters& registers) {
+  constexpr unsigned arm = 0x41, apple = 0x61;
+  // Neoverse V1, V2 and V3; Cortex-X1, -X1C, -X2, -X3, -X4 and -X925.
+  constexpr unsigned wide[] = {0xd40, 0xd4f, 0xd84, 0xd44, 0xd4c, 0xd48, 0xd4e, 0xd82, 0xd85};
+  const auto maker = static_cast<unsigned>(registers.arm_model >> 24 & 0xff);
+  const auto model = static_cast<unsigned>(registers.arm_model >> 4 & 0xfff);
+  return maker == apple || (maker == arm && std::find(std::begin(wide), std::end(wide), model) != std::end(wide));
 }
 
 }  // namespace gatedrnn

@@ -28,7 +28,7 @@ constexpr double kFarCycles = 800;   // of a meeting, for each thread: more than
 constexpr double kChangeover = 1.1;  // overlapping layers that go from thread to thread with their weights
 
 double bytes_per_cycle(double bytes, const Core& core) {
-  if (bytes <= 0.75 * core.l1) return 64;
+  if (bytes <= 0.75 * core.l1) return std::min(64.0, static_cast<double>(core.madd_bytes));
   if (bytes <= 0.75 * core.l2) return std::min(40.0, 0.5 * static_cast<double>(core.madd_bytes));
   if (bytes <= 0.75 * core.l3) return 12;
   return 5;
@@ -49,10 +49,10 @@ struct Machine {
 
 int stage_count(const Spec& spec) { return spec.description().stage_count + (spec.proj_size > 0 ? 1 : 0); }
 
-// Two vectors in a cycle, where the core can; in some formats more.
+// As many vectors in a cycle as the core can; in some formats more.
 double macs_per_cycle(const Workload& p, const Core& core) {
   return p.layout.pace *
-         std::min(2.0 * p.layout.lanes, static_cast<double>(core.madd_bytes) / static_cast<double>(p.layout.sum_bytes));
+         static_cast<double>(std::min(core.madd_vectors * p.layout.lanes, core.madd_bytes / p.layout.sum_bytes));
 }
 
 // Of one group of threads.

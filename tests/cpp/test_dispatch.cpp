@@ -159,6 +159,9 @@ void check_other_processors() {
   CpuRegisters graviton_2, graviton_3;
   graviton_2.arm = graviton_3.arm = 0x101180;
   graviton_3.arm_more = 0x4000;
+  graviton_2.arm_model = 0x413fd0c1;
+  graviton_3.arm_model = 0x411fd401;
+  CHECK(is_wide_arm(graviton_3) && !is_wide_arm(graviton_2) && !is_wide_arm(kZen4));
   CHECK_EQUAL("", joined(missing_features("neon_dot", graviton_2)));
   CHECK_EQUAL("bf16", joined(missing_features("neon_bf16", graviton_2)));
   CHECK_EQUAL("", joined(missing_features("neon_bf16", graviton_3)));
@@ -184,8 +187,11 @@ void check_names() {
 
 // What the compiler may use with a unit's flags is what we ask the processor for, neither less nor more.
 void check_against_the_compiler() {
-  // They say nothing that another one does not: __CRC32__ is a part of SSE 4.2, the two of Arm's of BF16.
-  const std::vector<std::string> no_features = {"__CRC32__", "__EVEX256__", "__EVEX512__",
+  // They say nothing that another one does not: __CRC32__ is a part of SSE 4.2, those of Arm's of BF16.
+  const std::vector<std::string> no_features = {"__CRC32__",
+                                                "__EVEX256__",
+                                                "__EVEX512__",
+                                                "__ARM_FEATURE_BF16",
                                                 "__ARM_FEATURE_BF16_SCALAR_ARITHMETIC",
                                                 "__ARM_BF16_FORMAT_ALTERNATIVE"};
   for (const auto& [isa, macros] : kImpliedMacros) {

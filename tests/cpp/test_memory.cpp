@@ -58,14 +58,21 @@ void* __wrap_mmap(void* address, std::size_t size, int protection, int flags, in
 }
 }
 
-// The other forms of new all come here. Not inlined, or the compiler takes the pairs for mismatched.
+// The other forms of new all come to these two. Not inlined, or the compiler takes the pairs for mismatched.
 [[gnu::noinline]] void* operator new(std::size_t size) {
   ++allocations;
   void* p = __real_malloc(size > 0 ? size : 1);
   if (!p) throw std::bad_alloc();
   return p;
 }
+[[gnu::noinline]] void* operator new(std::size_t size, std::align_val_t alignment) {
+  ++allocations;
+  void* p = nullptr;
+  if (__real_posix_memalign(&p, static_cast<std::size_t>(alignment), size) != 0) throw std::bad_alloc();
+  return p;
+}
 [[gnu::noinline]] void operator delete(void* p) noexcept { std::free(p); }
+[[gnu::noinline]] void operator delete(void* p, std::align_val_t) noexcept { std::free(p); }
 [[gnu::noinline]] void operator delete(void* p, std::size_t) noexcept { std::free(p); }
 
 namespace gatedrnn::test {

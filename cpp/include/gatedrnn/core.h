@@ -6,8 +6,9 @@
 namespace gatedrnn {
 
 struct Core {
-  Index l1, l2, l3;  // bytes of its first- and second-level data cache, and of the last level
-  Index madd_bytes;  // of vectors that it multiplies and adds in a cycle
+  Index l1, l2, l3;        // bytes of its first- and second-level data cache, and of the last level
+  Index madd_bytes;        // of vectors that it multiplies and adds in a cycle
+  Index madd_vectors = 2;  // so many of them at most
 
   // Whether one vector takes it a cycle and more, as Zen 4 takes for its widest.
   bool takes_a_cycle(Index vector_bytes) const { return madd_bytes <= vector_bytes; }

@@ -20,6 +20,7 @@ struct CpuRegisters {
   unsigned long long xcr0 = 0;          // which registers the operating system saves
   bool tiles_permitted = false;         // whether it lets this process use those of the matrix unit
   unsigned long arm = 0, arm_more = 0;  // what Linux says of an AArch64 processor: AT_HWCAP and AT_HWCAP2
+  unsigned long arm_model = 0;          // and its register MIDR_EL1: maker, model, revision
 };
 
 // This machine's; all zeros where it is neither. Asks for the matrix unit's registers.
@@ -52,5 +53,8 @@ bool is_amd(const CpuRegisters& registers);
 
 // Zen 3 and 4 have two units of 32 bytes: a vector of 64 takes both.
 bool is_zen_3_or_4(const CpuRegisters& registers);
+
+// Arm's larger cores multiply and add four vectors of 16 bytes in a cycle, the others two.
+bool is_wide_arm(const CpuRegisters& registers);
 
 }  // namespace gatedrnn

@@ -195,7 +195,7 @@ struct Int8BytesDot {
   static constexpr PanelLayout layout =
       PanelLayout{1, 2, sizeof(float), 4, S::lanes, kMostInt8Terms, true, true}.at_pace(2);
   static constexpr bool trains = false;
-  static constexpr int accumulators = kAccumulators;
+  static constexpr int accumulators = kAccumulators / 2;  // of two vectors each
 
   static GATEDRNN_INLINE Sum zero() { return {vdupq_n_s32(0), vdupq_n_s32(0)}; }
   static GATEDRNN_INLINE Factor set(const Word& x) {
