@@ -12,7 +12,9 @@ if BORROWED:
 
 
 def pytest_addoption(parser):
-    parser.addoption("--every", type=int, default=1, metavar="N", help="run every Nth test only (emulators are slow)")
+    parser.addoption(
+        "--every", type=int, default=1, metavar="N", help="run every Nth test only (emulators are slow)"
+    )
 
 
 def pytest_collection_modifyitems(config, items):

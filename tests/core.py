@@ -1,6 +1,8 @@
-"""Run the tests that need nothing but NumPy, safetensors, pytest and hypothesis: python tests/core.py [pytest's options].
+"""Run the tests that need nothing but NumPy, safetensors, pytest and hypothesis.
 
-What a wheel has to pass on every machine: where neither PyTorch nor ONNX can be had, and where only an emulator is.
+    python tests/core.py [pytest's options]
+
+It is what a wheel has to pass on every machine: where neither PyTorch nor ONNX can be had, and in emulation.
 """
 
 from __future__ import annotations

@@ -211,14 +211,16 @@ class KernelTest {
 }  // namespace test
 }  // namespace gatedrnn
 
-int main() {
+int main(int argc, char** argv) {
   using namespace gatedrnn;
+  const std::string only = argc > 1 ? argv[1] : "";
   const auto available = available_tables();
   for (const KernelTable* table : compiled_tables()) {
     const bool runs = std::find(available.begin(), available.end(), table) != available.end();
     std::printf("%s: %s\n", table->name, runs ? "tested" : "NOT TESTED, this machine does not support it");
   }
   for (const test::NamedCell& cell : test::all_cells()) {
+    if (std::string(cell.name).rfind(only, 0) != 0) continue;
     test::KernelTest<float>(cell).run();
     test::KernelTest<double>(cell).run();
   }
