@@ -243,9 +243,11 @@ def build_wheel(target: Target, environment: Environment, folder: Path) -> Path:
         SETUPTOOLS_EXT_SUFFIX=suffix,
         _PYTHON_HOST_PLATFORM=f"linux-{target.processor}",
     )
-    # It finds the tag that the extension deserves; only of its own machine does it know the names beforehand.
+    # It finds the tag that the extension deserves, whose name it takes on the machine itself alone.
+    # Musl's libc.so is not on this one; every musl loader takes itself for it.
     environment.run(
-        "auditwheel", "repair", "--wheel-dir", str(checked), str(_only(raw)), SOURCE_DATE_EPOCH=epoch
+        *("auditwheel", "repair", "--exclude", "libc.so", "--wheel-dir", str(checked), str(_only(raw))),
+        SOURCE_DATE_EPOCH=epoch,
     )
     wheel = _only(checked)
     if target.wheel not in wheel.stem.split("-")[-1].split("."):
