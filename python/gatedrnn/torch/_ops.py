@@ -2,8 +2,8 @@
 
 There are two ways to the same computation. Where torch looks at the program (`torch.compile`, `torch.export`,
 fake and meta tensors), the modules call the operators ``gatedrnn::run``, ``gatedrnn::forward`` and
-``gatedrnn::backward``. Elsewhere they call `run` and `forward` here, without the dispatcher: through it,
-forward and backward of a network cost 0.2 ms more (measured), which is as long as a small one takes.
+``gatedrnn::backward``. Elsewhere they call `run` and `forward` of `_eager`, without the dispatcher: through
+it, forward and backward of a network cost 0.2 ms more (measured), which is as long as a small one takes.
 
 Forward keeps a tape for backward, and what an operator gives must be tensors. So it gives one whose memory
 belongs to an array that holds the tape (`_Token`): whoever keeps the tensor, or one that shares its memory,
@@ -12,7 +12,6 @@ keeps the tape, and nobody else does. Its address is how backward finds it.
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
@@ -34,9 +33,6 @@ if TYPE_CHECKING:
     Places = npt.NDArray[np.intp]
 
 _BATCHED: Any = torch._C._parse_dispatch_key("Batched")
-# Whether a transform of torch.func is at work. (A torch without this name refuses on its own.)
-_transforming = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
-
 _Lengths = Any  # None, or integers as a list or array
 _Flags = Any  # None, or booleans as a list or array
 
@@ -246,82 +242,10 @@ def _backward_of_each(token: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     return tuple([torch.from_numpy(nothing if array is None else array) for array in (d_x, d_h, d_c, flat)])
 
 
-# ---- directly, for eager mode ----
-
-
-def run(call: Call, x: Tensor, h: Tensor | None, c: Tensor | None) -> tuple[Tensor, ...]:
-    """Compute output, h_n and, for LSTM, c_n, without gradients."""
-    if torch.autograd.profiler._is_profiler_enabled:
-        with torch.autograd.profiler.record_function(f"gatedrnn::{call.cached.stack.cell}"):
-            return _tensors(*_run(call, x, _state(h, c)))
-    return _tensors(*_run(call, x, _state(h, c)))
-
-
 def _tensors(output: Array, state_n: Any) -> tuple[Tensor, ...]:
     if type(state_n) is tuple:
         return torch.from_numpy(output), torch.from_numpy(state_n[0]), torch.from_numpy(state_n[1])
     return torch.from_numpy(output), torch.from_numpy(state_n)
-
-
-def forward(
-    call: Call, x: Tensor, h: Tensor | None, c: Tensor | None, weights: Sequence[Tensor]
-) -> tuple[Tensor, ...]:
-    """Compute the same with gradients. `weights` are those of ``call.cached``."""
-    results: tuple[Tensor, ...] = _function_of(call.cached.stack.cell).apply(call, x, h, c, *weights)
-    return results
-
-
-class _Recurrence(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, call: Call, x: Tensor, h: Tensor | None, c: Tensor | None, *weights: Tensor
-    ) -> tuple[Tensor, ...]:
-        output, state_n, token = _forward(call, x, _state(h, c))
-        ctx.set_materialize_grads(False)
-        # x is saved so that torch refuses a backward after a write into it. The weights need not be: the
-        # tape has those that it was made with.
-        ctx.save_for_backward(x, token)
-        ctx.call = call
-        ctx.others = h, c, *weights  # for `_with_graph` alone, until a backward that needs no graph
-        ctx.versions = _versions(h, c)
-        return _tensors(output, state_n)
-
-    @staticmethod
-    def backward(ctx: Any, *d_results: Tensor | None) -> tuple[Tensor | None, ...]:
-        x, token = ctx.saved_tensors
-        d_output, d_h_n, d_c_n = d_results if len(d_results) == 3 else (*d_results, None)
-        needed = ctx.needs_input_grad
-        if torch.is_grad_enabled() or _transforming():
-            return None, *_with_graph(ctx, token, d_output, d_h_n, d_c_n, x)
-        ctx.others = ctx.call = None  # or they would live as long as the results, also after this backward
-        found = gradients(token, d_output, d_h_n, d_c_n, needed[1])
-        return None, *[g if wanted else None for g, wanted in zip(found, needed[1:], strict=True)]
-
-
-@functools.cache
-def _function_of(cell: str) -> Any:
-    """Return `_Recurrence` under the name that profilers and graphs show."""
-    return type(f"gatedrnn::{cell}", (_Recurrence,), {})
-
-
-def _with_graph(ctx: Any, token: Tensor, *tensors: Tensor | None) -> tuple[Tensor | None, ...]:
-    """Compute the gradients with create_graph=True, or under a transform."""
-    from gatedrnn.torch import _formulas, _transforms
-
-    if ctx.others is None:
-        raise NotImplementedError(
-            "gatedrnn.torch: create_graph=True was asked for after a backward without it; ask both times"
-        )
-    if ctx.call.cached.is_written() or ctx.versions != _versions(*ctx.others[:2]):
-        raise RuntimeError(
-            "gatedrnn.torch: create_graph=True was asked for, but weights or states were written to since"
-        )
-    options = _formulas.Options.of(ctx.call)
-    return _transforms.gradients(options, ctx.needs_input_grad[1], token, *tensors, *ctx.others)
-
-
-def _versions(*states: Tensor | None) -> list[int]:
-    return [s._version for s in states if s is not None and not s.is_inference()]
 
 
 _NO_SECOND_DERIVATIVES = (

@@ -17,7 +17,7 @@ from gatedrnn._cell_options import engine_options
 from gatedrnn._merge import merged
 from gatedrnn._options import checked_precision
 from gatedrnn._parameters import fixed_start
-from gatedrnn.torch import _ops, _transforms
+from gatedrnn.torch import _eager, _ops, _transforms
 from gatedrnn.torch._cache import DTYPE_NAMES, DTYPES, LOW_PRECISIONS, NetworkCache, Stack, shapes_of
 from gatedrnn.torch._errors import DtypeError, ShapeError
 from gatedrnn.torch._formulas import Options
@@ -308,13 +308,13 @@ class _Recurrent(nn.Module):
         ):
             arguments = (x, h, c, weights, *steps.tensors(), batch_first, packed, *stack, self._cache.number)
             return self._through_operators(arguments, dropout, seed, keep)
-        if _ops._transforming():
+        if _eager.transforming():
             options = Options(stack, *steps.arrays(), batch_first, packed, dropout)
             return _transforms.transformed(self._cache, options, seed, x, h, c, weights)
         cached = self._cache.get(stack, weights, keep)
         dropout_seed = 0 if seed is None else int(seed)
         call = _ops.Call(cached, *steps.arrays(), batch_first, packed, dropout, dropout_seed)
-        return _ops.forward(call, x, h, c, weights) if keep else _ops.run(call, x, h, c)
+        return _eager.forward(call, x, h, c, weights) if keep else _eager.run(call, x, h, c)
 
     def _through_operators(
         self, arguments: tuple[Any, ...], dropout: float, seed: Tensor | None, keep: bool
