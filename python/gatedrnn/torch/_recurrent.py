@@ -1,4 +1,4 @@
-"""What all modules share: arguments, parameters and the forms of input; the computing is in `_ops`."""
+"""What all modules share: arguments, parameters and the forms of input; the computing is in `_eager` and `_ops`."""
 
 from __future__ import annotations
 
