@@ -1,4 +1,4 @@
-"""What all modules share: arguments, parameters and the forms of input; the computing is in `_eager` and `_ops`."""
+"""What all modules share: arguments, parameters, forms of input; `_eager` and `_ops` compute."""
 
 from __future__ import annotations
 
