@@ -53,7 +53,13 @@ def gradients(options: Options, by_x: bool, token: Tensor, *tensors: Tensor | No
     return results
 
 
-class _Forward(torch.autograd.Function):
+class _ReverseMode(torch.autograd.Function):
+    @staticmethod
+    def jvp(ctx: Any, *_: Any) -> Any:
+        raise NotImplementedError("gatedrnn.torch: forward-mode derivatives (jvp) are not implemented")
+
+
+class _Forward(_ReverseMode):
     @staticmethod
     def forward(
         cache: NetworkCache,
@@ -88,12 +94,8 @@ class _Forward(torch.autograd.Function):
         stacked, dims = _stacked(results)
         return (*stacked, _ops.joined_tokens(cast("tuple[Tensor, ...]", tokens))), (*dims, 0)
 
-    @staticmethod
-    def jvp(ctx: Any, *_: Any) -> Any:
-        raise NotImplementedError("gatedrnn.torch: forward-mode derivatives (jvp) are not implemented")
 
-
-class _Backward(torch.autograd.Function):
+class _Backward(_ReverseMode):
     @staticmethod
     def forward(
         options: Options,
@@ -132,10 +134,6 @@ class _Backward(torch.autograd.Function):
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[_Tensors, tuple[Any, ...]]:
         return _stacked(_each(_Backward.apply, info.batch_size, in_dims, arguments))
-
-    @staticmethod
-    def jvp(ctx: Any, *_: Any) -> Any:
-        raise NotImplementedError("gatedrnn.torch: forward-mode derivatives (jvp) are not implemented")
 
 
 # ---- over examples ----
