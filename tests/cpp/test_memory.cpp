@@ -58,22 +58,29 @@ void* __wrap_mmap(void* address, std::size_t size, int protection, int flags, in
 }
 }
 
-// The other forms of new all come to these two. Not inlined, or the compiler takes the pairs for mismatched.
+// The forms of new that the engine uses: a sanitizer has replacements of its own for those that are not here. Not inlined, or
+// the compiler takes the pairs for mismatched.
 [[gnu::noinline]] void* operator new(std::size_t size) {
   ++allocations;
   void* p = __real_malloc(size > 0 ? size : 1);
   if (!p) throw std::bad_alloc();
   return p;
 }
-[[gnu::noinline]] void* operator new(std::size_t size, std::align_val_t alignment) {
+[[gnu::noinline]] void* operator new(std::size_t size, std::align_val_t alignment, const std::nothrow_t&) noexcept {
   ++allocations;
   void* p = nullptr;
-  if (__real_posix_memalign(&p, static_cast<std::size_t>(alignment), size) != 0) throw std::bad_alloc();
+  return __real_posix_memalign(&p, static_cast<std::size_t>(alignment), size) == 0 ? p : nullptr;
+}
+[[gnu::noinline]] void* operator new(std::size_t size, std::align_val_t alignment) {
+  void* p = operator new(size, alignment, std::nothrow);
+  if (!p) throw std::bad_alloc();
   return p;
 }
 [[gnu::noinline]] void operator delete(void* p) noexcept { std::free(p); }
 [[gnu::noinline]] void operator delete(void* p, std::align_val_t) noexcept { std::free(p); }
+[[gnu::noinline]] void operator delete(void* p, std::align_val_t, const std::nothrow_t&) noexcept { std::free(p); }
 [[gnu::noinline]] void operator delete(void* p, std::size_t) noexcept { std::free(p); }
+[[gnu::noinline]] void operator delete(void* p, std::size_t, std::align_val_t) noexcept { std::free(p); }
 
 namespace gatedrnn::test {
 namespace {
