@@ -58,6 +58,8 @@ class Build:
 
 def serve(folder: Path) -> None:
     """Answer questions from standard input, one a line."""
+    # An editable install has a finder that is asked before the folder is.
+    sys.meta_path[:] = [finder for finder in sys.meta_path if "editable" not in type(finder).__module__]
     import numpy as np
 
     import gatedrnn as gr
