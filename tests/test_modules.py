@@ -408,15 +408,32 @@ def test_every_byte_of_large_parameters_counts_on_any_number_of_threads():
         _core.fingerprint([arrays[2].T])
 
 
-@pytest.mark.parametrize("apart", [256, 512, 1024])
-def test_a_change_does_not_hide_another(apart):
-    """A sign, and what a product and a shift make of it, in another word that may be of the same hash."""
-    for seed in range(200):
-        words = np.random.default_rng(seed).integers(2**32, size=1024, dtype=np.uint32)
-        before = _core.fingerprint([words])
-        words[3] ^= 1 << 31
-        words[3 + apart // 4] ^= 0x80010000
-        assert _core.fingerprint([words]) != before
+@pytest.mark.parametrize("apart", [4, 8, 64, 256, 512, 4096, 131_072])
+@pytest.mark.parametrize("content", ["zeros", "ones", "random"])
+def test_a_change_does_not_hide_another(apart, content):
+    """Two words change at once: in one product, one block, or one sum."""
+    numbers = {
+        "zeros": np.zeros(40_000, np.float32),
+        "ones": np.ones(40_000, np.float32),
+        "random": np.random.default_rng(1).standard_normal(40_000).astype(np.float32),
+    }[content]
+    before = _core.fingerprint([numbers])
+    for i in range(0, 200, 3):
+        places = [i, i + apart // 4]
+        words = numbers[places].view(np.uint32)
+        pairs = [words ^ np.uint32(1 << bit) for bit in range(32)]  # the last is the sign
+        pairs += [
+            words + np.array([1, 2**32 - 1], np.uint32),
+            words ^ words[0] ^ words[1],
+            ~words,
+            words[::-1],
+        ]
+        for pair in pairs:
+            if np.array_equal(pair, words):
+                continue
+            changed = numbers.copy()
+            changed[places] = np.ascontiguousarray(pair).view(np.float32)
+            assert _core.fingerprint([changed]) != before
 
 
 def test_parameters_with_a_mask_are_refused():

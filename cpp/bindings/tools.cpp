@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <chrono>
 #include <iterator>
-#include <numeric>
 #include <string>
 #include <vector>
 
@@ -92,18 +91,17 @@ std::uint64_t mixed(std::uint64_t hash, std::uint64_t value) {
 }
 
 std::uint64_t hash_of(const Bytes& bytes) {
-  std::uint32_t lanes[kHashBlock / sizeof(std::uint32_t)];
-  std::iota(std::begin(lanes), std::end(lanes), 0u);
-  active_table().whole().hash_blocks(bytes.data, bytes.size / kHashBlock, lanes);
+  Hash hash;
+  active_table().whole().hash_blocks(bytes.data, bytes.size / kHashBlock, hash);
   unsigned char rest[kHashBlock] = {};
   std::copy_n(bytes.data + bytes.size / kHashBlock * kHashBlock, bytes.size % kHashBlock, rest);
-  active_table().whole().hash_blocks(rest, 1, lanes);
+  active_table().whole().hash_blocks(rest, 1, hash);
   // Side by side, since each step of a chain waits for the one before.
-  std::uint64_t chains[8] = {static_cast<std::uint64_t>(bytes.size)};
-  for (std::size_t i = 0; i < std::size(lanes); ++i) chains[i % 8] = mixed(chains[i % 8], lanes[i]);
-  std::uint64_t hash = 0;
-  for (const std::uint64_t chain : chains) hash = mixed(hash, chain);
-  return hash;
+  std::uint64_t chains[4] = {static_cast<std::uint64_t>(bytes.size), hash.all};
+  for (std::size_t i = 0; i < std::size(hash.sums); ++i) chains[i % 4] = mixed(chains[i % 4], hash.sums[i]);
+  std::uint64_t result = 0;
+  for (const std::uint64_t chain : chains) result = mixed(result, chain);
+  return result;
 }
 
 template <class T>

@@ -80,7 +80,14 @@ struct Probes {
   void (*read)(const T* data, Index n, T* sink) noexcept;
 };
 
-constexpr int kHashBlock = 512;  // bytes
+constexpr int kHashBlock = 256;  // bytes
+
+// Of a piece of memory, so far.
+struct Hash {
+  std::uint64_t key = 0x9e3779b97f4a7c15u;  // of the next block
+  std::uint64_t all = 0;
+  std::uint64_t sums[kHashBlock / sizeof(std::uint64_t)] = {};
+};
 
 struct KernelTable {
   template <class T>
@@ -99,8 +106,8 @@ struct KernelTable {
   ByFormat<double> with_double;
   OfType<float> of_float;
   OfType<double> of_double;
-  // Goes on with the hashes of a block's 32-bit words; the same on every machine.
-  void (*hash_blocks)(const unsigned char* data, Index blocks, std::uint32_t* lanes) noexcept;
+  // Goes on with some blocks; the same on every machine.
+  void (*hash_blocks)(const unsigned char* data, Index blocks, Hash& hash) noexcept;
 
   // The table that has the kernels of a format: this one or one that it adds to. Null where none has.
   template <class T>
