@@ -6,15 +6,23 @@
 #include <cstring>
 
 #include "gatedrnn/kernel_table.h"
-#include "simd.h"
+#include "isa_namespace.h"
 
 namespace gatedrnn::GATEDRNN_ISA {
 
-typedef std::uint64_t HashWords __attribute__((vector_size(sizeof(Simd<float>::V))));
+// The machine's own, also where tests have another width (simd.h).
+#if defined(__AVX512F__)
+constexpr int kHashVector = 64;
+#elif defined(__AVX2__)
+constexpr int kHashVector = 32;
+#else
+constexpr int kHashVector = 16;
+#endif
+typedef std::uint64_t HashWords __attribute__((vector_size(kHashVector)));
 
 // Of the lower 32 bits of each word with the upper ones. Where a vector of 64-bit integers is multiplied, GCC 12 takes three
 // products, not one.
-inline HashWords product_of_halves(HashWords x) noexcept {
+GATEDRNN_INLINE HashWords product_of_halves(HashWords x) noexcept {
   const HashWords upper = x >> 32;
 #if defined(__AVX512F__)
   return HashWords(_mm512_mul_epu32(__m512i(x), __m512i(upper)));
