@@ -13,7 +13,7 @@
 #include <string>
 #include <utility>
 
-#include "gatedrnn/sizes.h"
+#include "gatedrnn/checked_bytes.h"
 #include "plan.h"
 
 namespace gatedrnn::cuda {

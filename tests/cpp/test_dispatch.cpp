@@ -185,6 +185,11 @@ void check_names() {
       CHECK_NOTHING_WRONG(contains(required, name) ? "" : "those who can do more do not ask for it", name);
 }
 
+// Older Clangs, such as 14, have names of their own for AMX.
+std::string as_gcc_has_it(const std::string& macro) {
+  return macro.rfind("__AMX", 0) == 0 && macro[5] != '_' ? "__AMX_" + macro.substr(5) : macro;
+}
+
 // What the compiler may use with a unit's flags is what we ask the processor for, neither less nor more.
 void check_against_the_compiler() {
   // They say nothing that another one does not: __CRC32__ is a part of SSE 4.2, those of Arm's of BF16.
@@ -194,7 +199,9 @@ void check_against_the_compiler() {
                                                 "__ARM_FEATURE_BF16",
                                                 "__ARM_FEATURE_BF16_SCALAR_ARITHMETIC",
                                                 "__ARM_BF16_FORMAT_ALTERNATIVE"};
-  for (const auto& [isa, macros] : kImpliedMacros) {
+  for (const auto& [isa, defined] : kImpliedMacros) {
+    std::vector<std::string> macros;
+    for (const std::string& macro : defined) macros.push_back(as_gcc_has_it(macro));
     const std::vector<std::string> required = required_features(isa);
     for (const CpuFeature& feature : cpu_features()) {
       if (!*feature.macro) continue;

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "gatedrnn/block_store.h"
+#include "gatedrnn/checked_bytes.h"
 
 namespace gatedrnn {
 

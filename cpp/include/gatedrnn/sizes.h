@@ -1,8 +1,7 @@
-// Sizes in memory: rounded up, aligned, and counted without overflow.
+// Sizes in memory, rounded up and aligned.
 #pragma once
 
-#include <limits>
-#include <new>
+#include <cstddef>
 
 #include "gatedrnn/spec.h"
 
@@ -19,14 +18,6 @@ template <class T>
 Index odd_lines(Index count) {
   constexpr Index line = static_cast<Index>(kAlignment / sizeof(T));
   return round_up(count, 2 * line) + line;
-}
-
-// Throws std::bad_alloc where that many bytes, with what alignment adds, could not be counted.
-template <class T>
-Index checked_bytes(Index count) {
-  constexpr Index most = std::numeric_limits<Index>::max() / 2 - 2 * static_cast<Index>(kAlignment);
-  if (count < 0 || count > most / static_cast<Index>(sizeof(T))) throw std::bad_alloc();
-  return count * static_cast<Index>(sizeof(T));
 }
 
 }  // namespace gatedrnn

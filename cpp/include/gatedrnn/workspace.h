@@ -4,6 +4,7 @@
 #include <new>
 
 #include "gatedrnn/buffer.h"
+#include "gatedrnn/checked_bytes.h"
 
 namespace gatedrnn {
 
