@@ -29,8 +29,9 @@ from gatedrnn.bench.placement import placement
 SIDES = ("torch", "gatedrnn")  # in the order in which they run
 RESULT = "result.json"
 # GNU's allocator gives large arrays back to the system or keeps them, as its heap happens to lie: with either
-# side a program took a fifth longer in one run of three. So it keeps them, on both sides.
-KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": "4000000000", "MALLOC_MMAP_THRESHOLD_": "4000000000"}
+# side a program took a fifth longer in one run of three. So it keeps them, on both sides. (Not by a threshold
+# for mmap: one above 32 MB is ignored, and any other ends what the allocator learns by itself.)
+KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": "4000000000", "MALLOC_MMAP_MAX_": "0"}
 
 
 @dataclass(frozen=True)
