@@ -30,6 +30,8 @@ GATEDRNN_INLINE HashWords product_of_halves(HashWords x) noexcept {
   return HashWords(_mm256_mul_epu32(__m256i(x), __m256i(upper)));
 #elif defined(__SSE2__)
   return HashWords(_mm_mul_epu32(__m128i(x), __m128i(upper)));
+#elif defined(__aarch64__)
+  return HashWords(vmull_u32(vmovn_u64(uint64x2_t(x)), vmovn_u64(uint64x2_t(upper))));
 #else
   return (x & 0xffffffffu) * upper;
 #endif
