@@ -141,12 +141,13 @@ exec {python} -m ziglang c++ -target {zig} {prefixes} "$@"
 TOOL = """#!/bin/sh
 exec {python} -m ziglang {name} "$@"
 """
-# -s, since the machine's own strip knows no other machine's files.
+# The linker strips (-s). This machine's own program knows no other machine's files, and leaves other bytes.
 TOOLCHAIN = """set(CMAKE_SYSTEM_NAME {system})
 set(CMAKE_SYSTEM_PROCESSOR {processor})
 set(CMAKE_CXX_COMPILER "{folder}/c++")
 set(CMAKE_AR "{folder}/ar")
 set(CMAKE_RANLIB "{folder}/ranlib")
+set(CMAKE_STRIP "")
 set(CMAKE_MODULE_LINKER_FLAGS_INIT -s)
 """
 
